@@ -1,0 +1,54 @@
+"""UNITE (arXiv:2603.22283) for PyTorch Lightning: one Generative Encoder tokenizes and generates.
+
+The names below are imported on first use, so that ``import unite`` and ``unite --help`` take no time.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unite.errors import UserError
+    from unite.flow import TimeDistribution
+    from unite.generative_encoder import GenerativeEncoder, Tokens
+    from unite.modalities.base import ModalityAdapter, Template
+    from unite.module import UniteModule
+    from unite.optimizer import OptimizerSettings
+    from unite.trainer import UniteTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GenerativeEncoder",
+    "ModalityAdapter",
+    "OptimizerSettings",
+    "Template",
+    "TimeDistribution",
+    "Tokens",
+    "UniteModule",
+    "UniteTrainer",
+    "UserError",
+    "__version__",
+]
+
+_HOMES = {
+    "GenerativeEncoder": "unite.generative_encoder",
+    "ModalityAdapter": "unite.modalities.base",
+    "OptimizerSettings": "unite.optimizer",
+    "Template": "unite.modalities.base",
+    "TimeDistribution": "unite.flow",
+    "Tokens": "unite.generative_encoder",
+    "UniteModule": "unite.module",
+    "UniteTrainer": "unite.trainer",
+    "UserError": "unite.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unite' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,247 @@
+"""Flow matching between noise and latents: path, times, losses, guidance and ODE solvers. No network inside.
+
+Conventions: time t in [0, 1], 0 is noise and 1 is data; the path is the straight line x_t = t x_1 + (1 - t) x_0 with
+x_0 standard normal; networks predict the data x_1. Letters: B batch, K latents of a sample, C channels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unite.errors import UserError
+
+Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
+MIN_NOISE = 0.05
+"""Smallest 1 - t that a velocity divides by (released code, ``models/unite.py``)."""
+
+
+@dataclass(frozen=True)
+class PathSample:
+    """A point on the path.
+
+    Attributes:
+        data: End x_1, shape (B, K, C).
+        noise: Start x_0, shape (B, K, C).
+        timesteps: Times t, shape (B,).
+        noisy_latents: The point x_t, shape (B, K, C).
+    """
+
+    data: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    noisy_latents: Tensor
+
+
+def path_sample(data: Tensor, noise: Tensor, timesteps: Tensor) -> PathSample:
+    """The point x_t = t x_1 + (1 - t) x_0 of each sample; arguments as in :class:`PathSample`."""
+    t = per_sample(timesteps)
+    return PathSample(data, noise, timesteps, t * data + (1 - t) * noise)
+
+
+def velocity_from_data(data: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+    """Velocity dx_t/dt = (x_1 - x_t) / (1 - t) towards predicted data, with 1 - t kept above ``MIN_NOISE``.
+
+    Args:
+        data: Clean latents x_1, shape (B, K, C).
+        noisy_latents: Point x_t, shape (B, K, C).
+        timesteps: Times, shape (B,).
+
+    Returns:
+        Velocity, shape (B, K, C).
+    """
+    return (data - noisy_latents) / per_sample(1 - timesteps).clamp(min=MIN_NOISE)
+
+
+def data_from_velocity(velocity: Tensor, noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+    """Inverse of :func:`velocity_from_data`: x_1 = x_t + (1 - t) v, with the same lower bound on 1 - t."""
+    return noisy_latents + per_sample(1 - timesteps).clamp(min=MIN_NOISE) * velocity
+
+
+def shift_time(timesteps: Tensor, alpha: float) -> Tensor:
+    """Move times towards noise (alpha < 1) or data (alpha > 1): alpha t / (1 + (alpha - 1) t)."""
+    return alpha * timesteps / (1 + (alpha - 1) * timesteps)
+
+
+@dataclass(frozen=True)
+class TimeDistribution:
+    """How the times of the flow loss are drawn.
+
+    Attributes:
+        kind: ``logit_normal`` (released code) or ``uniform`` (paper).
+        mean: Mean of the normal before the sigmoid.
+        std: Standard deviation of the normal before the sigmoid.
+        shift: Alpha of :func:`shift_time`, applied to the draws; the sampler's time grid uses it, too.
+    """
+
+    kind: Literal["logit_normal", "uniform"] = "logit_normal"
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.shift <= 0:
+            raise UserError(f"time.shift is {self.shift}; it must be above 0 (1 for no shift)")
+        if self.std <= 0:
+            raise UserError(f"time.std is {self.std}; it must be above 0")
+
+    def sample(self, num: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``num`` times, shape (num,)."""
+        if self.kind == "uniform":
+            timesteps = torch.rand(num, device=device, generator=generator)
+        else:
+            normal = torch.randn(num, device=device, generator=generator)
+            timesteps = torch.sigmoid(self.mean + self.std * normal)
+        return shift_time(timesteps, self.shift)
+
+    def grid(self, num_steps: int) -> list[float]:
+        """The ``num_steps + 1`` times from 0 to 1 at which a sampler stops."""
+        return [float(t) for t in shift_time(torch.linspace(0, 1, num_steps + 1, dtype=torch.float64), self.shift)]
+
+
+def flow_loss(
+    prediction: Tensor, path: PathSample, mask: Tensor | None, kind: Literal["velocity", "data"] = "velocity"
+) -> Tensor:
+    """Mean squared error of the predicted data, over all real latents and channels.
+
+    Args:
+        prediction: Predicted clean latents, shape (B, K, C).
+        path: Where the prediction was made.
+        mask: True where a latent is real, shape (B, K), or None if all are.
+        kind: ``data``: error of x_1 (paper). ``velocity``: error of the velocity that follows from it (released
+            code), which is the same divided by max(1 - t, 0.05) squared.
+    """
+    error = (prediction.float() - path.data.float()).square().mean(dim=-1)  # (B, K)
+    if kind == "velocity":
+        error = error / (1 - path.timesteps)[:, None].clamp(min=MIN_NOISE).square()
+    return error.mean() if mask is None else (error * mask).sum() / mask.sum()
+
+
+def reconstruction_noise(
+    latents: Tensor, probability: float, min_time: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Latents as the decoder sees them in training: some samples moved a little back towards noise.
+
+    With ``probability`` a sample z becomes t z + (1 - t) e with t from U[min_time, 1] and e standard normal
+    (released code); gradients flow through z.
+
+    Args:
+        latents: Clean latents z, shape (B, K, C).
+        probability: Share of the samples that are moved.
+        min_time: Smallest t.
+        generator: Source of all draws.
+    """
+    batch, device = len(latents), latents.device
+    moved = torch.rand(batch, device=device, generator=generator) < probability
+    timesteps = min_time + (1 - min_time) * torch.rand(batch, device=device, generator=generator)
+    timesteps = torch.where(moved, timesteps, torch.ones_like(timesteps))
+    noise = torch.randn(latents.shape, device=device, generator=generator)
+    return path_sample(latents, noise, timesteps).noisy_latents
+
+
+def guided_prediction(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    denoise_unconditionally: Callable[[Tensor, Tensor], Tensor],
+    scale: float,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Callable[[Tensor, float], Tensor]:
+    """Classifier-free guidance: u + scale (c - u) inside the interval, c outside.
+
+    The unconditional network is only called where its answer counts. Both ends are exclusive, except that a lower
+    end of 0 includes t = 0 (as in the released code).
+
+    Args:
+        denoise: Prediction c from latents (B, K, C) and times (B,).
+        denoise_unconditionally: Prediction u under the null condition.
+        scale: Guidance scale; 1 is no guidance.
+        interval: Times between which guidance acts.
+
+    Returns:
+        A function from latents (B, K, C) and one time to predicted data (B, K, C).
+    """
+    low, high = interval
+
+    def predict(latents: Tensor, time: float) -> Tensor:
+        timesteps = torch.full((len(latents),), time, device=latents.device, dtype=torch.float32)
+        conditional = denoise(latents, timesteps)
+        if scale == 1 or not (time < high and (low == 0 or time > low)):
+            return conditional
+        unconditional = denoise_unconditionally(latents, timesteps)
+        return torch.lerp(unconditional, conditional, scale)
+
+    return predict
+
+
+def integrate(
+    predict_data: Callable[[Tensor, float], Tensor],
+    noise: Tensor,
+    times: Sequence[float],
+    solver: Solver = "euler",
+    on_step: Callable[[int, float, Tensor], None] | None = None,
+) -> Tensor:
+    """Follow the probability-flow ODE dx/dt = (x_1(x, t) - x) / max(1 - t, 0.05) from noise to data.
+
+    Args:
+        predict_data: Predicted data x_1 for a state (B, K, C) at one time.
+        noise: Start, shape (B, K, C).
+        times: Increasing times; the first is the start, the last the end. For ``dopri5`` only these two matter.
+        solver: Fixed-step ``euler``, ``midpoint``, ``heun``, ``rk4`` (3/8 rule), or adaptive ``dopri5``
+            (torchdiffeq, absolute tolerance 1e-6, relative 1e-3, as in the paper's evaluation).
+        on_step: Called after every step with its number, time and state; not for ``dopri5``.
+
+    Returns:
+        Latents at the last time, shape (B, K, C).
+    """
+
+    def velocity(state: Tensor, time: float) -> Tensor:
+        return (predict_data(state, time) - state) / max(1 - time, MIN_NOISE)
+
+    if solver == "dopri5":
+        from torchdiffeq import odeint
+
+        ends = torch.tensor([times[0], times[-1]], device=noise.device, dtype=noise.dtype)
+        path = odeint(lambda t, x: velocity(x, float(t)), noise, ends, method="dopri5", atol=1e-6, rtol=1e-3)
+        return torch.as_tensor(path[-1])
+
+    step = _STEPS[solver]
+    state = noise
+    for index, (start, end) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        state = step(velocity, state, start, end - start)
+        if on_step is not None:
+            on_step(index, end, state)
+    return state
+
+
+_Velocity = Callable[[Tensor, float], Tensor]
+
+
+def _euler(velocity: _Velocity, x: Tensor, t: float, h: float) -> Tensor:
+    return x + h * velocity(x, t)
+
+
+def _midpoint(velocity: _Velocity, x: Tensor, t: float, h: float) -> Tensor:
+    return x + h * velocity(x + 0.5 * h * velocity(x, t), t + 0.5 * h)
+
+
+def _heun(velocity: _Velocity, x: Tensor, t: float, h: float) -> Tensor:
+    k1 = velocity(x, t)
+    k2 = velocity(x + h * k1, t + h)
+    return x + 0.5 * h * (k1 + k2)
+
+
+def _rk4(velocity: _Velocity, x: Tensor, t: float, h: float) -> Tensor:
+    k1 = velocity(x, t)
+    k2 = velocity(x + h * k1 / 3, t + h / 3)
+    k3 = velocity(x + h * (k2 - k1 / 3), t + 2 * h / 3)
+    k4 = velocity(x + h * (k1 - k2 + k3), t + h)
+    return x + h * (k1 + 3 * (k2 + k3) + k4) / 8
+
+
+_STEPS = {"euler": _euler, "midpoint": _midpoint, "heun": _heun, "rk4": _rk4}
+
+
+def per_sample(values: Tensor) -> Tensor:
+    """Shape (B,) to (B, 1, 1), to multiply latents with."""
+    return values[:, None, None]

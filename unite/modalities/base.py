@@ -1,0 +1,193 @@
+"""What a modality owes the rest of the package: an adapter (this file) and a Lightning datamodule.
+
+To add a modality, write one file with a subclass of :class:`ModalityAdapter` and a ``LightningDataModule`` whose
+batches are ``{name: samples}``, and one yaml that names the two by ``class_path``. Nothing else changes: no registry,
+no import. ``tests/toy_modality`` is a complete example.
+
+Letters: B samples, N data tokens, K registers, C latent channels, D width of the encoder.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from unite.configurable import Configurable
+from unite.errors import UserError
+from unite.generative_encoder import Tokens
+
+
+@dataclass(frozen=True)
+class Template:
+    """All that is known of samples before they exist.
+
+    Attributes:
+        sizes: Number of elements (atoms, patches) of each sample, shape (B,).
+        condition: Class of each sample, shape (B,), or None if all are unconditional.
+    """
+
+    sizes: Tensor
+    condition: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: Any) -> Self:
+        """The template of a part of the samples."""
+        return replace(
+            self, sizes=self.sizes[index], condition=None if self.condition is None else self.condition[index]
+        )
+
+    def to(self, device: torch.device) -> Self:
+        """The same template with its tensors on ``device``."""
+        condition = None if self.condition is None else self.condition.to(device)
+        return replace(self, sizes=self.sizes.to(device), condition=condition)
+
+    @property
+    def mask(self) -> Tensor:
+        """True where an element is real, shape (B, largest size)."""
+        return torch.arange(int(self.sizes.max()), device=self.sizes.device) < self.sizes[:, None]
+
+
+class ModalityAdapter(Configurable, nn.Module, ABC):
+    """Everything that is special to one modality: data to tokens, latents to data, loss, pictures, files.
+
+    Laws that the contract tests check for every adapter: padding never changes another sample; the order of samples
+    in a batch does not matter; ``decode`` and all losses have finite gradients; a drawn template serves as well as
+    one taken from data.
+
+    An adapter has two lives. Its constructor only notes the settings, so that a yaml can name it; :meth:`build` makes
+    the layers once the encoder's sizes are known. ``samples`` below are what the datamodule yields, on the module's
+    device; ``prepared`` is what :meth:`prepare` makes of them.
+    """
+
+    num_classes: int = 0
+    """Number of classes that samples can be conditioned on."""
+
+    condition_dropout: float = 0.1
+    """Share of training samples whose class is hidden, so that guidance has an unconditional prediction to use."""
+
+    adamw_parameters: ClassVar[tuple[str, ...]] = ()
+    """Parts of parameter names that Muon leaves to AdamW: embeddings of inputs, heads of a few outputs."""
+
+    def build(self, width: int, latent_channels: int) -> None:
+        """Make the layers. Subclasses extend this, and start with ``super().build(width, latent_channels)``.
+
+        Args:
+            width: Channels D of the encoder.
+            latent_channels: Channels C of a latent.
+        """
+        # The last row is the null condition, which an unconditional modality always uses.
+        self.condition_embedding = nn.Embedding(self.num_classes + 1, width)
+        nn.init.normal_(self.condition_embedding.weight, std=0.02)
+
+    def fit_statistics(self, datamodule: LightningDataModule) -> None:
+        """Note, in buffers, what generation needs to know of the training data. Called once before training."""
+
+    def prepare(self, samples: Any) -> Any:
+        """Samples in the form the other methods take; augmented if the adapter is in training mode."""
+        return samples
+
+    @abstractmethod
+    def tokens(self, prepared: Any) -> Tokens:
+        """Data tokens of the samples, values (B, N, D)."""
+
+    @abstractmethod
+    def template(self, prepared: Any) -> Template:
+        """Sizes and conditions of the samples."""
+
+    @abstractmethod
+    def draw_template(
+        self, num_samples: int, labels: Sequence[int] | None = None, generator: torch.Generator | None = None
+    ) -> Template:
+        """Sizes and conditions of samples to generate, drawn as in the training data.
+
+        Args:
+            num_samples: How many.
+            labels: Classes to generate, cycled; None draws them evenly.
+            generator: CPU generator of all draws.
+        """
+
+    @abstractmethod
+    def registers(self, template: Template) -> Tokens:
+        """The slots latents are read from: values (B, K, D) or (1, K, D), and a mask if sizes differ."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor, template: Template) -> Any:
+        """Prediction from latents (B, K, C)."""
+
+    @abstractmethod
+    def reconstruction_loss(self, prediction: Any, prepared: Any) -> dict[str, Tensor]:
+        """Terms of the reconstruction loss by name, each a scalar, before weighting."""
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each term of the loss; 1 where not named."""
+        return {}
+
+    @abstractmethod
+    def finish(self, prediction: Any, template: Template) -> list[Any]:
+        """Finished objects, one per sample, on the CPU: what a user wants to hold."""
+
+    @abstractmethod
+    def draw(self, objects: Sequence[Any]) -> Image.Image:
+        """A picture of some finished objects."""
+
+    @abstractmethod
+    def save(self, objects: Sequence[Any], folder: Path) -> list[Path]:
+        """Write finished objects into an existing folder, in files others can read; return what was written."""
+
+    def generation_metric(self, datamodule: LightningDataModule | None) -> Metric | None:
+        """Metric with ``update(objects)`` for generated objects, or None.
+
+        Args:
+            datamodule: Where references such as the training set's keys come from; metrics that need one leave
+                that out if it is None.
+        """
+        return None
+
+    def reconstruction_metric(self) -> Metric | None:
+        """Metric with ``update(prediction, prepared)`` for reconstructions, or None."""
+        return None
+
+    def null_condition(self) -> Tensor:
+        """Embedding of "no condition", shape (1, D)."""
+        return self.condition_embedding.weight[-1:]
+
+    def condition(self, template: Template) -> Tensor:
+        """Embedding (B, D) of the samples' classes, or (1, D) if there are none; in training some are hidden.
+
+        Raises:
+            UserError: A class is outside the range.
+        """
+        if template.condition is None or self.num_classes == 0:
+            return self.null_condition()
+        labels = template.condition
+        if self.training:
+            hidden = torch.rand(labels.shape, device=labels.device) < self.condition_dropout
+            labels = labels.masked_fill(hidden, self.num_classes)
+        embedded: Tensor = self.condition_embedding(labels)
+        return embedded
+
+    def cycle_labels(self, num_samples: int, labels: Sequence[int] | None) -> Tensor | None:
+        """Classes (num_samples,) of samples to generate: ``labels`` in turn, or all classes in turn.
+
+        Raises:
+            UserError: A label is outside the range, or the modality has no classes.
+        """
+        if self.num_classes == 0:
+            if labels:
+                raise UserError(f"labels {list(labels)} asked for, but this model was trained without classes")
+            return None
+        chosen = list(range(self.num_classes)) if labels is None else list(labels)
+        wrong = [label for label in chosen if not 0 <= label < self.num_classes]
+        if wrong:
+            raise UserError(f"label {wrong[0]} is outside 0 .. {self.num_classes - 1}")
+        return torch.tensor(chosen)[torch.arange(num_samples) % len(chosen)]

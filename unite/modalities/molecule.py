@@ -1,0 +1,350 @@
+"""Molecules as clouds of atoms: PyG ``Batch`` in, latents of one register per atom, types and positions out.
+
+The paper fixes explicit hydrogens, element and position, zero centre of mass and the latent width (arXiv:2603.22283,
+section 4.3); how registers relate to atoms and the losses are ours. Two readings of an atom:
+
+- ``hydrogens="explicit"``: every atom is a token; its type is its element.
+- ``hydrogens="counted"``: *united atoms*: only heavy atoms are tokens; the type is element and number of hydrogens.
+
+Letters: B molecules, A atoms of the largest one, K registers, D width, T atom types.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+from torchmetrics import Metric
+
+from unite.blocks import sinusoidal_embedding
+from unite.decoder import LatentDecoder
+from unite.errors import UserError
+from unite.generative_encoder import Tokens
+from unite.modalities.base import ModalityAdapter, Template
+from unite.modalities.molecule_perception import Molecule
+
+ATOMIC_NUMBERS = {"H": 1, "B": 5, "C": 6, "N": 7, "O": 8, "F": 9, "Si": 14, "P": 15, "S": 16, "Cl": 17, "Br": 35, "I": 53}
+MAX_HYDROGENS = {"B": 3, "C": 4, "N": 3, "O": 2, "F": 0, "Si": 4, "P": 3, "S": 2, "Cl": 0, "Br": 0, "I": 0}
+"""Most hydrogens that a united atom may carry: its usual valence, less the bond that ties a halogen to a molecule."""
+
+
+@dataclass(frozen=True)
+class PreparedMolecules:
+    """A padded batch of molecules, centred.
+
+    Attributes:
+        types: Indices into the type vocabulary, shape (B, A); 0 where padded.
+        positions: Positions in Å, shape (B, A, 3); 0 where padded.
+        mask: True where an atom is real, shape (B, A).
+    """
+
+    types: Tensor
+    positions: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class MoleculePrediction:
+    """What the decoder says of a batch of molecules.
+
+    Attributes:
+        type_logits: Scores of the atom types, shape (B, A, T).
+        positions: Positions in Å, shape (B, A, 3), centred over real atoms.
+        mask: True where an atom is real, shape (B, A).
+    """
+
+    type_logits: Tensor
+    positions: Tensor
+    mask: Tensor
+
+    @property
+    def types(self) -> Tensor:
+        """Most likely types, shape (B, A)."""
+        return self.type_logits.argmax(dim=-1)
+
+
+class MoleculeAdapter(ModalityAdapter):
+    """Molecular conformers: element (and hydrogen count) and position of every atom.
+
+    Args:
+        hydrogens: ``explicit``: hydrogens are atoms. ``counted``: united atoms; the datamodule must count, too.
+        elements: Symbols of the elements that occur.
+        max_atoms: Most tokens of a molecule; 29 atoms, 9 of them heavy, in QM9.
+        registers_per_molecule: Number of registers, or None for one per atom.
+        rotate: Turn each training molecule by a random rotation.
+        decoder_depth: Blocks of the decoder.
+        decoder_width: Channels of the decoder; None for those of the encoder.
+        decoder_heads: Attention heads of the decoder.
+        position_weight: Weight of the squared error of the centred positions (Å squared, summed over x, y, z).
+        distance_weight: Weight of the squared error of pair distances (Å squared).
+        distance_cutoff: Pairs farther apart than this (Å) are left out of the distance term.
+
+    Raises:
+        UserError: A setting is outside its range.
+    """
+
+    adamw_parameters: ClassVar[tuple[str, ...]] = ("type_embedding", "position_in", "register_embedding", "_head")
+    size_counts: Tensor
+
+    def __init__(
+        self,
+        hydrogens: Literal["explicit", "counted"] = "explicit",
+        elements: Sequence[str] = ("H", "C", "N", "O", "F"),
+        max_atoms: int = 29,
+        registers_per_molecule: int | None = None,
+        rotate: bool = True,
+        decoder_depth: int = 4,
+        decoder_width: int | None = None,
+        decoder_heads: int = 4,
+        position_weight: float = 1.0,
+        distance_weight: float = 10.0,
+        distance_cutoff: float = 3.0,
+    ) -> None:
+        super().__init__()
+        unknown = [symbol for symbol in elements if symbol not in ATOMIC_NUMBERS]
+        if unknown:
+            raise UserError(f"elements has {unknown[0]!r}; known are {', '.join(ATOMIC_NUMBERS)}")
+        if registers_per_molecule is not None and registers_per_molecule < 1:
+            raise UserError(f"registers_per_molecule is {registers_per_molecule}; it must be at least 1, or null")
+        if max_atoms < 1:
+            raise UserError(f"max_atoms is {max_atoms}; it must be at least 1")
+        self.hydrogens = hydrogens
+        self.max_atoms = max_atoms
+        self.registers_per_molecule = registers_per_molecule
+        self.rotate = rotate
+        self.decoder_depth = decoder_depth
+        self.decoder_width = decoder_width
+        self.decoder_heads = decoder_heads
+        self.position_weight = position_weight
+        self.distance_weight = distance_weight
+        self.distance_cutoff = distance_cutoff
+        self.vocabulary = _vocabulary(elements, hydrogens)
+        """Atomic number and hydrogen count of each type; the count is 0 where hydrogens are explicit."""
+
+    def build(self, width: int, latent_channels: int) -> None:
+        """Make the layers; see the base class."""
+        super().build(width, latent_channels)
+        decoder_width = self.decoder_width or width
+        num_registers = self.registers_per_molecule or self.max_atoms
+        self.type_embedding = nn.Embedding(len(self.vocabulary), width)
+        self.position_in = nn.Linear(3, width)
+        self.register_embedding = nn.Parameter(sinusoidal_embedding(torch.arange(num_registers), width))
+        self.decoder = LatentDecoder(latent_channels, decoder_width, self.decoder_depth, self.decoder_heads)
+        self.type_head = nn.Linear(decoder_width, len(self.vocabulary))
+        self.position_head = nn.Linear(decoder_width, 3)
+        nn.init.normal_(self.type_embedding.weight, std=1.0)
+
+        self.register_buffer("size_counts", torch.zeros(self.max_atoms + 1, dtype=torch.long))
+        table = torch.full((128, max(MAX_HYDROGENS.values()) + 2), -1)
+        for index, (atomic_number, num_hydrogens) in enumerate(self.vocabulary):
+            table[atomic_number, num_hydrogens] = index
+        self.register_buffer("type_table", table, persistent=False)
+        self.register_buffer("vocabulary_tensor", torch.tensor(self.vocabulary), persistent=False)
+
+    # ------------------------------------------------------------------ data in
+
+    def fit_statistics(self, datamodule: LightningDataModule) -> None:
+        """Keep the histogram of training sizes; generation draws the number of atoms from it."""
+        histogram = datamodule.size_histogram()  # type: ignore[attr-defined]
+        if len(histogram) > self.max_atoms + 1 and histogram[self.max_atoms + 1 :].any():
+            raise UserError(
+                f"the data has molecules of {len(histogram) - 1} atoms, but max_atoms is {self.max_atoms}: raise it"
+            )
+        self.size_counts.zero_()
+        self.size_counts[: len(histogram)] = histogram[: self.max_atoms + 1].to(self.size_counts)
+
+    def prepare(self, samples: Batch) -> PreparedMolecules:
+        """Pad, centre and, in training, rotate the molecules of a PyG batch.
+
+        Raises:
+            UserError: An atom type or a size that the model was not built for.
+        """
+        sizes = samples.ptr.diff()
+        num_atoms = int(sizes.max())
+        if num_atoms > self.max_atoms:
+            raise UserError(f"a molecule of {num_atoms} atoms, but max_atoms is {self.max_atoms}: raise it")
+        mask = torch.arange(num_atoms, device=sizes.device) < sizes[:, None]  # (B, A)
+        types = mask.new_zeros(mask.shape, dtype=torch.long)
+        types[mask] = self._types(samples)
+        positions = samples.pos.new_zeros(*mask.shape, 3)
+        positions[mask] = samples.pos
+        positions = centre(positions, mask)
+        if self.training and self.rotate:
+            positions = positions @ random_rotations(len(sizes), device=positions.device)
+        return PreparedMolecules(types, positions, mask)
+
+    def _types(self, samples: Batch) -> Tensor:
+        if self.hydrogens == "explicit":
+            counts = torch.zeros_like(samples.z)
+        elif "num_hydrogens" in samples:
+            counts = samples.num_hydrogens
+        else:
+            raise UserError(
+                "the adapter's hydrogens is 'counted' but the samples carry no num_hydrogens: "
+                "set data.init_args.hydrogens to 'counted', too"
+            )
+        types = self.type_table[samples.z, counts.clamp(max=self.type_table.shape[1] - 1)]
+        if bool((types < 0).any()):
+            first = int((types < 0).nonzero()[0])
+            kind = f"element {int(samples.z[first])}"
+            if self.hydrogens == "counted":
+                kind += f" with {int(counts[first])} hydrogens"
+            hint = " (hydrogens are atoms here: is data.init_args.hydrogens 'explicit'?)" if int(samples.z[first]) == 1 else ""
+            raise UserError(f"an atom of {kind} is not among the types this model was built for{hint}")
+        return types
+
+    def tokens(self, prepared: PreparedMolecules) -> Tokens:
+        """One token per atom: embedding of its type plus a linear map of its position."""
+        values = self.type_embedding(prepared.types) + self.position_in(prepared.positions)  # (B, A, D)
+        return Tokens(values, self._atom_positions(prepared.mask.shape[1]), prepared.mask)
+
+    def _atom_positions(self, num_atoms: int) -> Tensor:
+        # With one register per atom, an atom sits where its register sits; else atoms come after the registers.
+        start = self.registers_per_molecule or 0
+        return torch.arange(start, start + num_atoms, device=self.size_counts.device)
+
+    # ------------------------------------------------------------------ latents
+
+    def template(self, prepared: PreparedMolecules) -> Template:
+        """Numbers of atoms."""
+        return Template(sizes=prepared.mask.sum(dim=1))
+
+    def draw_template(
+        self, num_samples: int, labels: Sequence[int] | None = None, generator: torch.Generator | None = None
+    ) -> Template:
+        """Numbers of atoms drawn from the training histogram."""
+        self.cycle_labels(num_samples, labels)
+        counts = self.size_counts.cpu().float()
+        if counts.sum() == 0:
+            raise UserError("this model has seen no data, so sizes of molecules are unknown: train or load it first")
+        return Template(sizes=torch.multinomial(counts, num_samples, replacement=True, generator=generator))
+
+    def registers(self, template: Template) -> Tokens:
+        """One register per atom, or a fixed number that are all real."""
+        if self.registers_per_molecule is not None:
+            values = self.register_embedding[None]
+            return Tokens(values, torch.arange(values.shape[1], device=values.device))
+        mask = template.mask
+        num_atoms = mask.shape[1]
+        return Tokens(self.register_embedding[None, :num_atoms], self._atom_positions(num_atoms), mask)
+
+    # ------------------------------------------------------------------ data out
+
+    def decode(self, latents: Tensor, template: Template) -> MoleculePrediction:
+        """Types and centred positions of the atoms."""
+        mask = template.mask  # (B, A)
+        num_latents = latents.shape[1]
+        places = torch.arange(num_latents + mask.shape[1], device=latents.device)
+        embedding = sinusoidal_embedding(places, self.type_head.in_features)
+        if self.registers_per_molecule is None:
+            hidden = self.decoder(latents, embedding[:num_latents], mask)  # (B, A, decoder width)
+        else:
+            # Atoms without a latent of their own ask the registers: one query per atom, told apart by its place.
+            queries = embedding[num_latents:].expand(len(mask), -1, -1)
+            key_mask = F.pad(mask, (num_latents, 0), value=True)
+            hidden = self.decoder(latents, embedding[:num_latents], key_mask, queries)
+        hidden = hidden.float()
+        return MoleculePrediction(self.type_head(hidden), centre(self.position_head(hidden), mask), mask)
+
+    def reconstruction_loss(
+        self, prediction: MoleculePrediction, prepared: PreparedMolecules
+    ) -> dict[str, Tensor]:
+        """Cross-entropy of types, squared errors of positions and of the distances of near pairs."""
+        mask = prepared.mask
+        pairs = mask[:, :, None] & mask[:, None]
+        true_distances = pair_distances(prepared.positions)
+        pairs = pairs & (true_distances < self.distance_cutoff) & (true_distances > 0)
+        distance_error = (pair_distances(prediction.positions) - true_distances).square()
+        position_error = (prediction.positions - prepared.positions).square().sum(dim=-1)
+        types = torch.where(mask, prepared.types, -100)
+        return {
+            "types": F.cross_entropy(prediction.type_logits.transpose(1, 2), types, ignore_index=-100),
+            "positions": (position_error * mask).sum() / mask.sum(),
+            "distances": (distance_error * pairs).sum() / pairs.sum().clamp(min=1),
+        }
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the terms of :meth:`reconstruction_loss`."""
+        return {"types": 1.0, "positions": self.position_weight, "distances": self.distance_weight}
+
+    def finish(self, prediction: MoleculePrediction, template: Template) -> list[Molecule]:
+        """Molecules as atoms and positions, without padding."""
+        kinds = self.vocabulary_tensor[prediction.types].cpu().numpy()  # (B, A, 2)
+        positions = prediction.positions.double().cpu().numpy()
+        return [
+            Molecule(
+                atomic_numbers=kinds[i, :size, 0],
+                positions=positions[i, :size],
+                num_hydrogens=kinds[i, :size, 1] if self.hydrogens == "counted" else None,
+            )
+            for i, size in enumerate(template.sizes.tolist())
+        ]
+
+    def draw(self, objects: Sequence[Molecule]) -> Image.Image:
+        """A grid of perceived structures; invalid molecules are marked with the reason."""
+        from unite.modalities.molecule_files import draw_grid
+
+        return draw_grid(objects)
+
+    def save(self, objects: Sequence[Molecule], folder: Path) -> list[Path]:
+        """Write ``samples.sdf`` and ``samples.xyz``."""
+        from unite.modalities.molecule_files import write_sdf, write_xyz
+
+        sdf, xyz = folder / "samples.sdf", folder / "samples.xyz"
+        write_sdf(objects, sdf)
+        write_xyz(objects, xyz)
+        return [sdf, xyz]
+
+    def generation_metric(self, datamodule: LightningDataModule | None) -> Metric:
+        """Validity, uniqueness and the like; novelty if the datamodule knows its training molecules."""
+        from unite.modalities.molecule_metrics import MoleculeGenerationMetrics
+
+        keys = getattr(datamodule, "training_keys", None)
+        return MoleculeGenerationMetrics(None if keys is None else keys(self.hydrogens))
+
+    def reconstruction_metric(self) -> Metric:
+        """Match rates, RMSD and type accuracy."""
+        from unite.modalities.molecule_metrics import MoleculeReconstructionMetrics
+
+        return MoleculeReconstructionMetrics()
+
+
+def _vocabulary(elements: Sequence[str], hydrogens: str) -> list[tuple[int, int]]:
+    """Pairs of atomic number and hydrogen count."""
+    if hydrogens == "explicit":
+        return [(ATOMIC_NUMBERS[symbol], 0) for symbol in elements]
+    heavy = [symbol for symbol in elements if symbol != "H"]
+    return [(ATOMIC_NUMBERS[symbol], count) for symbol in heavy for count in range(MAX_HYDROGENS[symbol] + 1)]
+
+
+def centre(positions: Tensor, mask: Tensor) -> Tensor:
+    """Shift the mean of the real atoms to zero; padded atoms become zero. Shapes (B, A, 3) and (B, A)."""
+    weights = mask[..., None].to(positions.dtype)
+    mean = (positions * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
+    return (positions - mean) * weights
+
+
+def random_rotations(num: int, device: torch.device) -> Tensor:
+    """Rotation matrices (num, 3, 3), uniform over all rotations: unit quaternions with normal components."""
+    quaternions = F.normalize(torch.randn(num, 4, device=device), dim=-1)
+    w, x, y, z = quaternions.unbind(-1)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+        (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+        (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def pair_distances(positions: Tensor) -> Tensor:
+    """Distances (B, A, A) of all pairs, in Å; the gradient at zero distance is zero."""
+    squared = (positions[:, :, None] - positions[:, None]).square().sum(dim=-1)
+    is_zero = squared == 0
+    return squared.masked_fill(is_zero, 1.0).sqrt().masked_fill(is_zero, 0.0)

@@ -1,0 +1,182 @@
+"""Muon for matrices and AdamW for the rest, in one optimizer, with warmup and cosine decay in optimizer steps.
+
+One ``torch.optim.Optimizer`` lets Lightning's automatic optimization do clipping, accumulation and precision; two
+would force manual optimization.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.lr_scheduler import LambdaLR
+
+from unite.errors import UserError
+
+NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Optimizer and learning-rate schedule.
+
+    Attributes:
+        lr: Peak learning rate of both halves.
+        muon: Orthogonalise the updates of matrices (Muon); otherwise AdamW for everything.
+        betas: Decay rates of AdamW.
+        momentum: Momentum of Muon.
+        eps: Smallest denominator of both.
+        weight_decay: Decoupled weight decay of both.
+        warmup_steps: Optimizer steps over which the rate rises linearly from 0.
+        final_lr_ratio: Rate at the end of the cosine, as a share of the peak.
+    """
+
+    lr: float = 1e-4
+    muon: bool = True
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.95
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+    warmup_steps: int = 1000
+    final_lr_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise UserError(f"optimizer.lr is {self.lr}; it must be above 0")
+        if self.warmup_steps < 0:
+            raise UserError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be 0 or more")
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon on groups with ``algorithm="muon"``, AdamW on groups with ``algorithm="adamw"``.
+
+    Muon is ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"`` (the test compares them), except that
+    matrices of equal shape are orthogonalised together. AdamW is torch's own.
+
+    Args:
+        groups: Parameter groups, each with ``params`` and ``algorithm``.
+        settings: Rates and constants.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], settings: OptimizerSettings) -> None:
+        defaults = {
+            "lr": settings.lr,
+            "betas": settings.betas,
+            "momentum": settings.momentum,
+            "eps": settings.eps,
+            "weight_decay": settings.weight_decay,
+        }
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; ``closure`` computes the loss and the gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if group["algorithm"] == "muon":
+                self._muon(params, group)
+            else:
+                self._adamw(params, group)
+        return loss
+
+    def _muon(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        if not params:
+            return
+        gradients = [p.grad for p in params if p.grad is not None]
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov
+
+        by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+        for index, p in enumerate(params):
+            by_shape[p.shape].append(index)
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        for shape, indices in by_shape.items():
+            directions = orthogonalize(torch.stack([updates[i] for i in indices]), group["eps"])
+            step_size = group["lr"] * 0.2 * math.sqrt(max(shape))
+            for i, direction in zip(indices, directions.unbind(0), strict=True):
+                params[i].add_(direction, alpha=-step_size)
+
+    def _adamw(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["step"] = torch.tensor(0.0)
+                self.state[p]["exp_avg"] = torch.zeros_like(p)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+        state = [self.state[p] for p in params]
+        adamw(
+            params,
+            [p.grad for p in params],
+            [s["exp_avg"] for s in state],
+            [s["exp_avg_sq"] for s in state],
+            [],
+            [s["step"] for s in state],
+            foreach=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def orthogonalize(matrices: Tensor, eps: float = 1e-7) -> Tensor:
+    """Nearest semi-orthogonal matrices, roughly: five Newton-Schulz steps in bfloat16 (Muon, Keller Jordan 2024).
+
+    The singular values of the result lie between about 0.7 and 1.2, which is what the coefficients aim at.
+
+    Args:
+        matrices: Shape (batch, rows, columns).
+        eps: Smallest norm to divide by.
+    """
+    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.bfloat16()
+    if is_tall:
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        gram_update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, gram_update, x, beta=a)
+    return x.mT if is_tall else x
+
+
+def parameter_groups(module: nn.Module, adamw_names: Sequence[str], muon: bool) -> list[dict[str, Any]]:
+    """Group the trainable parameters as the released code does.
+
+    Matrices go to Muon, unless their name contains one of ``adamw_names``; everything else goes to AdamW.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"muon": [], "adamw": []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.ndim == 2 and not any(part in name for part in adamw_names)
+            groups["muon" if muon and is_matrix else "adamw"].append(parameter)
+    return [{"params": params, "algorithm": name} for name, params in groups.items() if params]
+
+
+def warmup_cosine(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, total_steps: int) -> LambdaLR:
+    """Linear warmup from 0, then a cosine down to ``final_lr_ratio`` at ``total_steps``, in optimizer steps."""
+    warmup = min(settings.warmup_steps, max(total_steps - 1, 0))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+        return settings.final_lr_ratio + (1 - settings.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
