@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unite.blocks import NORM_EPS, Block, RotaryAngles, TimeEmbedding, modulate
+from unite.blocks import Block, RMSNorm, RotaryAngles, TimeEmbedding
 from unite.configurable import Configurable
 from unite.errors import UserError
 
@@ -107,7 +107,7 @@ class GenerativeEncoder(Configurable, nn.Module):
         if context_start is not None:
             self.context_embedding = nn.Parameter(torch.empty(context_length, self.width))
         self.blocks = nn.ModuleList(Block(self.width, self.num_heads, qk_norm) for _ in range(self.depth))
-        self.stream_norm = nn.RMSNorm(self.width, eps=NORM_EPS)
+        self.stream_norm = RMSNorm(self.width)
         self.final_modulation = nn.Linear(self.width, 2 * self.width)
         self.final_out = nn.Linear(self.width, latent_channels)
         self.latent_norm: nn.Module = {
@@ -242,9 +242,9 @@ class GenerativeEncoder(Configurable, nn.Module):
             else:
                 hidden = block(hidden, activated, rotary, key_mask)
 
-        hidden = self.stream_norm(hidden[:, num_context : num_context + num_registers])  # (B, K, D)
         shift, scale = self.final_modulation(activated)[:, None].chunk(2, dim=-1)
-        out: Tensor = self.final_out(modulate(hidden, shift, scale))
+        hidden = hidden[:, num_context : num_context + num_registers]  # (B, K, D)
+        out: Tensor = self.final_out(self.stream_norm(hidden, shift, scale))
         return out
 
 

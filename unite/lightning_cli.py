@@ -1,56 +1,233 @@
 """The commands that run a model: LightningCLI with run folders, and mistakes told in one line."""
 
 import argparse
-import pickle
-import re
-import tempfile
-import warnings
-import zipfile
+import json
+import os
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from unite.errors import UserError
+from unite.messages import one_line, shown, silence_noise
 from unite.module import UniteModule
-from unite.trainer import LAST_CHECKPOINT, UniteTrainer
-
-CONFIG_FILE = "config.yaml"
-NEEDS_DATA = ("fit", "validate", "test")
+from unite.run_folder import (
+    CONFIG_FILE,
+    LAST_CHECKPOINT,
+    find_checkpoint,
+    find_run_config,
+    is_first_process,
+    read_checkpoint,
+    require_same_model,
+    require_writable,
+)
+from unite.trainer import UniteTrainer
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes config.yaml, in fit only, without what belongs to one call rather than to the run."""
+    """Writes config.yaml when training begins, without what belongs to the call rather than to the run."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save before the run begins. (As a validate or sample would add keys that fit then refuses.)"""
-        if stage != "fit":
-            return
-        for key in ("config", "ckpt_path", "weights_only"):
-            self.config.pop(key, None)
-        super().setup(trainer, pl_module, stage)
+        """Save in fit only: other commands would add keys that fit then refuses."""
+        if stage == "fit":
+            for key in ("config", "ckpt_path", "weights_only"):
+                self.config.pop(key, None)
+            super().setup(trainer, pl_module, stage)
 
 
 class UniteCLI(LightningCLI):
-    """LightningCLI whose ``--ckpt_path`` brings the configuration of its run along.
+    """LightningCLI in which a checkpoint brings the settings of its run along.
 
-    Precedence: defaults, then the run's config.yaml (or, if there is none, the settings of the model within the
-    checkpoint), then the command line. A ``--config`` replaces the run's.
+    Precedence: defaults, the config files, the command line. ``--ckpt_path X`` without ``--config`` takes the
+    config.yaml of the run of X or, where there is none, the model's settings within X.
+
+    Args:
+        args: The command and its options.
     """
 
     def __init__(self, args: list[str]) -> None:
-        self.ckpt_path, self.config_files, self.run_folder = None, [], None
-        super().__init__(
-            UniteModule,
-            trainer_class=UniteTrainer,
-            save_config_callback=SaveRunConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            args=args,
-        )
+        options = _early_options(args[1:])
+        self.ckpt_path = find_checkpoint(options.ckpt_path)
+        self.checkpoint = read_checkpoint(self.ckpt_path) if self.ckpt_path else {}
+        self.run_config = find_run_config(self.ckpt_path) if self.ckpt_path else None
+        self.options = options
+        self.claim: Path | None = None
+        try:
+            super().__init__(
+                UniteModule,
+                trainer_class=UniteTrainer,
+                save_config_callback=SaveRunConfig,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                args=[args[0], *self._with_run_config(options)],
+            )
+        finally:
+            self._withdraw_claim()
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Methods of the trainer that are commands, with the arguments that are not options."""
+        names = LightningCLI.subcommands()
+        return {name: names[name] for name in ("fit", "validate", "test")} | {
+            "sample": {"model", "datamodule"}
+        }
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that raises its errors."""
+        return super().init_parser(exit_on_error=False, allow_abbrev=False, **kwargs)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; settle what the checkpoint and the command together determine."""
+        try:
+            self.config = parser.parse_args(args)
+        except (ArgumentError, argparse.ArgumentError) as error:
+            if "arguments are required" in str(error) and not self.options.config:
+                raise UserError(f"unite {args[0]} needs --config FILE, or --ckpt_path of a run") from error
+            raise UserError(one_line(error, self._subcommand_parsers[args[0]])) from error
+        command = self.config.subcommand
+        settings = self.config[command]
+        if "ckpt_path" in settings and self.ckpt_path:
+            settings.ckpt_path = str(self.ckpt_path)
+        if command != "fit" and not self.ckpt_path:
+            raise UserError(
+                f"unite {command} needs --ckpt_path: a checkpoint, or a run folder with {LAST_CHECKPOINT}"
+            )
+        if command != "sample" and settings.get("data") is None:
+            raise UserError(
+                "no data: give --data with the class_path of a datamodule, or a --config that has it"
+            )
+        settings.trainer.default_root_dir = str(self._run_folder(command, settings.trainer.default_root_dir))
+        if command != "fit":
+            settings.trainer.logger = False
+            if command != "sample" and settings.output:
+                settings.trainer.default_root_dir = settings.output  # pictures go where metrics.json goes
+            require_writable(Path(settings.output or settings.trainer.default_root_dir))
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's own would let the checkpoint silently override the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """In fit, make the run folder; no two runs share one."""
+        if self.subcommand == "fit":
+            trainer = self.config.fit.trainer
+            if not trainer.fast_dev_run:
+                trainer.default_root_dir = str(self._claim(Path(trainer.default_root_dir)))
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; what their constructors refuse is the user's to mend."""
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except MisconfigurationException as error:
+            settings = self.config[self.config.subcommand].trainer
+            named = ", ".join(
+                f"{key} {settings[key]}" for key in ("accelerator", "devices", "strategy", "precision")
+            )
+            raise UserError(f"trainer ({named}): {one_line(error)}") from error
+        except (ValueError, OSError, ImportError) as error:
+            raise UserError(one_line(error)) from error
+        if self.checkpoint:
+            require_same_model(self.model, self.checkpoint, self.ckpt_path)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.checkpoint = {}  # the trainer reads it anew
+        try:
+            super()._run_subcommand(subcommand)
+        except MisconfigurationException as error:
+            raise UserError(one_line(error)) from error
+
+    def before_fit(self) -> None:
+        """Say where the run goes."""
+        if is_first_process() and not self.config.fit.trainer.fast_dev_run:
+            print(f"run folder: {shown(self.trainer.default_root_dir)}", flush=True)
+
+    def after_fit(self) -> None:
+        """Say what was written."""
+        if is_first_process() and not self.config.fit.trainer.fast_dev_run:
+            folder = self.trainer.default_root_dir
+            print(f"wrote {shown(folder)}: {', '.join(sorted(os.listdir(folder)))}")
+
+    def _with_run_config(self, options: argparse.Namespace) -> list[str]:
+        """The options in the order of precedence, beginning with config files."""
+        configs = list(options.config)
+        if self.ckpt_path and not configs:
+            hparams = {k: v for k, v in self.checkpoint["hyper_parameters"].items() if not k.startswith("_")}
+            configs = [str(self.run_config or json.dumps({"model": hparams}))]
+        args = [f"--config={config}" for config in configs]
+        if options.ckpt_path:
+            args.append(f"--ckpt_path={options.ckpt_path}")
+        if options.root:
+            args.append(f"--trainer.default_root_dir={options.root}")
+        if options.seed:
+            args.append(f"--seed_everything={options.seed}")
+        if options.labels:
+            args.append(f"--labels=[{','.join(options.labels)}]")
+        return [*args, *options.others]
+
+    def _run_folder(self, command: str, configured: str | None) -> Path:
+        """The folder asked for, else the checkpoint's, else one named after the config files."""
+        if self.options.root:
+            return Path(self.options.root)
+        if self.ckpt_path and (command != "fit" or not self.options.config):
+            return self.run_config.parent if self.run_config else self.ckpt_path.parent
+        return Path(configured or Path("runs", "-".join(Path(c).stem for c in self.options.config) or "run"))
+
+    def _claim(self, root: Path) -> Path:
+        """``root`` if no run is there or this one continues it, else a new folder ``root/version_N``."""
+        home = self.run_config.parent.resolve() if self.run_config else None
+        if home is not None and root.resolve() in (home, *home.parents):
+            require_writable(home)
+            return Path(os.path.relpath(home))
+        if not is_first_process():
+            return root
+        folder, number = root, 0
+        while True:
+            require_writable(folder)
+            claim = folder / CONFIG_FILE
+            if not any(folder.glob("*.ckpt")):
+                try:
+                    claim.touch(exist_ok=False)  # atomic: of two runs that start together only one gets it
+                except FileExistsError:
+                    pass
+                else:
+                    self.claim = claim
+                    break
+            number += 1
+            folder = root / f"version_{number}"
+        if number:
+            print(f"{shown(root)} holds a run already: it stays, this one goes to {shown(folder)}")
+        return folder
+
+    def _withdraw_claim(self) -> None:
+        """Leave no trace of a run that did not begin."""
+        if self.claim is not None and self.claim.is_file() and self.claim.stat().st_size == 0:
+            self.claim.unlink()
+            if not any(self.claim.parent.iterdir()):
+                self.claim.parent.rmdir()
+
+
+def run(args: list[str]) -> None:
+    """Run one of the commands of :class:`UniteCLI`."""
+    silence_noise()
+    UniteCLI(args)
+
+
+def _early_options(args: list[str]) -> argparse.Namespace:
+    """What must be known before the rest can be parsed, and short forms."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--trainer.default_root_dir", dest="root")
+    parser.add_argument("--seed", "--seed_everything")
+    parser.add_argument("--labels", nargs="+")
+    try:
+        options, options_others = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UserError(one_line(error)) from error
+    options.others = options_others
+    return options

@@ -144,7 +144,7 @@ class UniteModule(Configurable, LightningModule):
             terms = adapter.reconstruction_loss(prediction, prepared)
             terms["flow"] = self.flow_loss(adapter, latents, template, registers)
             self.log_terms(stage, modality, terms, len(template))
-            predictions[modality] = (prediction, prepared, template)
+            predictions[modality] = (prediction, prepared)
         return predictions
 
     def log_terms(self, stage: str, modality: str, terms: dict[str, Tensor], batch_size: int) -> None:

@@ -1,1 +1,1 @@
-"""One file per modality; each is found through the ``class_path`` that a yaml names, so nothing is listed here."""
+"""One file per modality; each is found through the ``class_path`` of a yaml, so nothing is listed here."""

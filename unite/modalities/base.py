@@ -145,7 +145,7 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         """Write finished objects into an existing folder, in files others can read; return what was written."""
 
     def generation_metric(self, datamodule: LightningDataModule | None) -> Metric | None:
-        """Metric with ``update(objects)`` for generated objects, or None.
+        """Metric for generated objects, or None: ``update(objects)``, and ``compute`` gives values by name.
 
         Args:
             datamodule: Where references such as the training set's keys come from; metrics that need one leave
@@ -154,8 +154,15 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         return None
 
     def reconstruction_metric(self) -> Metric | None:
-        """Metric with ``update(prediction, prepared)`` for reconstructions, or None."""
+        """Metric for reconstructions, or None: ``compute`` gives values by name.
+
+        Its ``update`` takes what :meth:`metric_arguments` returns.
+        """
         return None
+
+    def metric_arguments(self, prediction: Any, prepared: Any) -> tuple[Any, ...]:
+        """Arguments for ``update`` of the reconstruction metric: prediction and target, in the form it wants."""
+        return prediction, prepared
 
     def null_condition(self) -> Tensor:
         """Embedding of "no condition", shape (1, D)."""

@@ -27,6 +27,8 @@ from unite.decoder import LatentDecoder
 from unite.errors import UserError
 from unite.generative_encoder import Tokens
 from unite.modalities.base import ModalityAdapter, Template
+from unite.modalities.molecule_files import draw_grid, write_sdf, write_xyz
+from unite.modalities.molecule_metrics import MoleculeGenerationMetrics, MoleculeReconstructionMetrics
 from unite.modalities.molecule_perception import Molecule
 
 ATOMIC_NUMBERS = {"H": 1, "B": 5, "C": 6, "N": 7, "O": 8, "F": 9, "Si": 14, "P": 15, "S": 16, "Cl": 17, "Br": 35, "I": 53}
@@ -289,14 +291,10 @@ class MoleculeAdapter(ModalityAdapter):
 
     def draw(self, objects: Sequence[Molecule]) -> Image.Image:
         """A grid of perceived structures; invalid molecules are marked with the reason."""
-        from unite.modalities.molecule_files import draw_grid
-
         return draw_grid(objects)
 
     def save(self, objects: Sequence[Molecule], folder: Path) -> list[Path]:
         """Write ``samples.sdf`` and ``samples.xyz``."""
-        from unite.modalities.molecule_files import write_sdf, write_xyz
-
         sdf, xyz = folder / "samples.sdf", folder / "samples.xyz"
         write_sdf(objects, sdf)
         write_xyz(objects, xyz)
@@ -304,16 +302,16 @@ class MoleculeAdapter(ModalityAdapter):
 
     def generation_metric(self, datamodule: LightningDataModule | None) -> Metric:
         """Validity, uniqueness and the like; novelty if the datamodule knows its training molecules."""
-        from unite.modalities.molecule_metrics import MoleculeGenerationMetrics
-
         keys = getattr(datamodule, "training_keys", None)
         return MoleculeGenerationMetrics(None if keys is None else keys(self.hydrogens))
 
     def reconstruction_metric(self) -> Metric:
         """Match rates, RMSD and type accuracy."""
-        from unite.modalities.molecule_metrics import MoleculeReconstructionMetrics
-
         return MoleculeReconstructionMetrics()
+
+    def metric_arguments(self, prediction: MoleculePrediction, prepared: PreparedMolecules) -> tuple[Tensor, ...]:
+        """Predicted types and positions, true types and positions, mask."""
+        return prediction.types, prediction.positions, prepared.types, prepared.positions, prepared.mask
 
 
 def _vocabulary(elements: Sequence[str], hydrogens: str) -> list[tuple[int, int]]:

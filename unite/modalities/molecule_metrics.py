@@ -56,8 +56,10 @@ class MoleculeGenerationMetrics(Metric):
     Values with nothing to divide by (uniqueness of no valid molecules) are zero.
 
     Args:
-        train_keys: Sorted hashes of the keys of the training molecules, int64 of shape (T,): what
-            :func:`train_key_hashes` returns. None leaves novelty out.
+        train_keys: Hashed keys (:func:`~unite.modalities.molecule_perception.hash_key`) of the training
+            molecules, sorted, int64 of shape (T,). Make them by perceiving the coordinates: for 0.2 % of QM9
+            (charges placed differently) the SMILES of the data set are others, and these would count as
+            novel. None leaves novelty out.
 
     Raises:
         ValueError: If ``train_keys`` are not sorted int64.
@@ -83,8 +85,8 @@ class MoleculeGenerationMetrics(Metric):
             train_keys.dtype != torch.int64 or train_keys.ndim != 1 or bool((train_keys.diff() < 0).any())
         ):
             raise ValueError(
-                f"train_keys must be sorted int64 hashes of shape (T,), as train_key_hashes returns them; "
-                f"got {train_keys.dtype} of shape {tuple(train_keys.shape)}"
+                f"train_keys must be hashed keys in rising order, int64 of shape (T,); got "
+                f"{train_keys.dtype} of shape {tuple(train_keys.shape)}: sort them, as torch.sort does"
             )
         self.register_buffer("train_keys", train_keys, persistent=False)
         for name in _COUNTERS:
@@ -143,22 +145,6 @@ class MoleculeGenerationMetrics(Metric):
         for reason, num_rejected in zip(REJECT_REASONS, self.num_rejected, strict=True):
             metrics[f"reject/{reason}"] = _fraction(num_rejected, self.num_requested)
         return metrics
-
-
-def train_key_hashes(molecules: Sequence[Molecule]) -> Tensor:
-    """What novelty compares with: hashes of the keys of all valid molecules.
-
-    Run it on the coordinates of the training molecules, not on the SMILES of the data set: for 0.2 % of QM9
-    (charges placed differently) the two do not agree, and these would count as novel.
-
-    Args:
-        molecules: Training molecules.
-
-    Returns:
-        Sorted distinct hashes, int64 of shape (T,).
-    """
-    keys = {hash_key(molecule_key(found.mol)) for found in perceive_all(molecules) if found.mol is not None}
-    return torch.tensor(sorted(keys), dtype=torch.int64)
 
 
 class MoleculeReconstructionMetrics(Metric):
@@ -270,7 +256,7 @@ def kabsch_rmsd(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -
     sign = torch.linalg.det(covariance / largest[:, None, None]).sign()  # scaled, or it would underflow
     overlap = singular_values[:, 0] + singular_values[:, 1] + sign * singular_values[:, 2]
     squared = (points.square() + reference.square()).sum((1, 2)) - 2 * overlap
-    rmsd = (squared.clamp(min=0) / num_points[:, 0]).sqrt()
+    rmsd: Tensor = (squared.clamp(min=0) / num_points[:, 0]).sqrt()
     return rmsd.where(is_finite & rmsd.isfinite(), torch.inf).to(predicted.device)
 
 

@@ -1,10 +1,9 @@
-"""QM9: 130,831 small organic molecules with coordinates, as a Lightning datamodule that yields PyG batches."""
+"""QM9, 130,831 small organic molecules with coordinates, as a Lightning datamodule of PyG batches."""
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -12,35 +11,47 @@ from torch_geometric.data import Batch
 
 from unite.errors import UserError
 from unite.modalities import qm9_cache
-from unite.modalities.molecule_batches import GatheredMolecules, MoleculeBatchSampler
-from unite.modalities.qm9_cache import MoleculeTable
+from unite.modalities.molecule_batches import (
+    FixedBatches,
+    GatheredMolecules,
+    MoleculeBatchSampler,
+    ResumableDataLoader,
+)
+from unite.modalities.qm9_cache import MoleculeTable, Split
 
 Hydrogens = Literal["explicit", "counted"]
-Split = Literal["train", "val", "test"]
+Source = Literal["auto", "qm9pack", "pyg"]
 
 
 class QM9DataModule(LightningDataModule):
     """QM9, or data of your own in the same layout, as `{"molecule": Batch}` in each step.
 
-    A batch has `z` (A,) atomic numbers, `pos` (A, 3) in Å, `batch` (A,) and `ptr` (B + 1,) as PyG defines them,
-    `molecule_id` (B,) the number in the data set (42 for dsgdb9nsd_000042), and with counted hydrogens
+    A batch has `z` (A,) atomic numbers, `pos` (A, 3) in Å, `batch` (A,) and `ptr` (B + 1,) as PyG defines
+    them, `molecule_id` (B,) the number in the data set (42 for dsgdb9nsd_000042), and with counted hydrogens
     `num_hydrogens` (A,). Molecules are as the data set has them: neither centred nor rotated.
 
-    The split is 100,000 / 17,748 / 13,083 molecules, the same on every machine and for every `seed`; other data is
-    divided in the same proportions. Training batches are all of one size, and in each epoch other molecules are
-    left over; evaluation sees every molecule once, in one order. Under several processes each gets equally many
-    batches, disjoint from those of the others.
+    The split is 100,000 / 17,748 / 13,083 molecules, the same on every machine and for every `seed`; other
+    data is divided in the same proportions. Training batches are all of one size, and in each epoch other
+    molecules are left over; evaluation sees every molecule once, in one order. Under several processes each
+    gets equally many batches, disjoint from those of the others.
 
     Args:
         root: Folder for the cache, made on first use: 37 MB, ten seconds.
         batch_size: Molecules in a training batch of one process.
         eval_batch_size: Molecules in a batch of validation, test, and prediction; None for `batch_size`.
-        hydrogens: `explicit` for all atoms; `counted` for heavy atoms that each know how many hydrogens they carry.
-        source: Where QM9 is read from when no cache is there: `qm9pack` for the CSV files of that package, `pyg` for
-            the download of `torch_geometric.datasets.QM9`, `auto` for qm9pack if installed and else pyg.
-        csv_files: CSV files to read instead, in the layout of qm9pack: columns Index, SMILES, Elements, XYZ_Ang.
+        hydrogens: `explicit` for all atoms; `counted` for heavy atoms that each know how many hydrogens they
+            carry.
+        source: Where QM9 is read from when no cache is there: `qm9pack` for the CSV files of that package,
+            `pyg` for the download of `torch_geometric.datasets.QM9`, `auto` for qm9pack if installed and
+            else pyg.
+        csv_files: CSV files to read instead, in the layout of qm9pack: columns Index, SMILES, Elements,
+            XYZ_Ang.
         seed: Of the order of training molecules; it does not change the split.
-        bucket_by_size: Whether training batches hold molecules of like size, which saves padding.
+        bucket_by_size: Whether training batches hold molecules of like size. Of random batches of 256, 31 %
+            is padding with explicit hydrogens and 2 % with counted ones; sorted, 2 % and 0.4 %. The price is
+            that batches differ more from one another than random ones: the mean share of nitrogen, say, has
+            the variance that random batches of 3 molecules would have. None sorts explicit molecules and
+            leaves counted ones random.
         num_train: Use the first n training molecules only; None for all.
         num_val: Use the first n validation molecules only; None for all.
         num_test: Use the first n test molecules only; None for all.
@@ -55,10 +66,10 @@ class QM9DataModule(LightningDataModule):
         batch_size: int = 256,
         eval_batch_size: int | None = None,
         hydrogens: Hydrogens = "explicit",
-        source: Literal["auto", "qm9pack", "pyg"] = "auto",
+        source: Source = "auto",
         csv_files: list[str] | None = None,
         seed: int = 0,
-        bucket_by_size: bool = True,
+        bucket_by_size: bool | None = None,
         num_train: int | None = None,
         num_val: int | None = None,
         num_test: int | None = None,
@@ -74,6 +85,14 @@ class QM9DataModule(LightningDataModule):
         for name, value in {"seed": seed, "num_workers": num_workers}.items():
             if value < 0:
                 raise UserError(f"data.{name} is {value}; it must not be negative")
+        choices: dict[str, tuple[str, Any]] = {
+            "hydrogens": (hydrogens, Hydrogens),
+            "source": (source, Source),
+            "predict_split": (predict_split, Split),
+        }
+        for name, (choice, kind) in choices.items():
+            if choice not in get_args(kind):
+                raise UserError(f"data.{name} is {choice!r}; it must be one of {', '.join(get_args(kind))}")
         if csv_files is not None and not csv_files:
             raise UserError("data.csv_files is empty; name at least one file, or leave it out to use QM9")
         self.root = Path(root)
@@ -83,14 +102,14 @@ class QM9DataModule(LightningDataModule):
         self.source = source
         self.csv_files = [Path(file) for file in csv_files] if csv_files else None
         self.seed = seed
-        self.bucket_by_size = bucket_by_size
+        self.bucket_by_size = hydrogens == "explicit" if bucket_by_size is None else bucket_by_size
         self.limits = limits
         self.predict_split: Split = predict_split
         self.num_workers = num_workers
         self._tables: dict[Hydrogens, MoleculeTable] = {}
 
     def prepare_data(self) -> None:
-        """Builds the cache where it is missing or damaged; Lightning calls this in one process of each machine."""
+        """Builds the cache where it is missing or damaged; Lightning calls this once on each machine."""
         self._explicit_table()
 
     def setup(self, stage: str | None = None) -> None:
@@ -106,7 +125,7 @@ class QM9DataModule(LightningDataModule):
                 raise UserError(f"data.num_{split} is {limit}, but that split has {rows.numel()} molecules")
 
     def table(self, hydrogens: Hydrogens | None = None) -> MoleculeTable:
-        """All molecules as flat tensors, with explicit or counted hydrogens; None for the datamodule's own choice."""
+        """All molecules as flat tensors, by default with hydrogens as the datamodule has them."""
         hydrogens = hydrogens or self.hydrogens
         if hydrogens not in self._tables:
             explicit = self._explicit_table()
@@ -118,15 +137,31 @@ class QM9DataModule(LightningDataModule):
         return self.table().splits()[split][: self.limits[split]]
 
     def size_histogram(self) -> Tensor:
-        """How many training molecules have n atoms, at index n; shape (largest + 1,). Counted hydrogens are no atoms."""
+        """Training molecules by number of atoms, shape (largest + 1,); counted hydrogens are no atoms."""
         return self.table().num_atoms[self.rows("train")].bincount()
+
+    def training_keys(self, hydrogens: Hydrogens | None = None) -> Tensor:
+        """Sorted distinct hashes of the training molecules, by which novelty is judged; int64.
+
+        The molecules are perceived from their coordinates like generated ones. That takes half a minute for
+        all of QM9, once: the keys are kept in `root`.
+
+        Args:
+            hydrogens: How perception sees the molecules; None for the datamodule's own choice.
+        """
+        from unite.modalities import qm9_keys  # only metrics need it
+
+        hydrogens = hydrogens or self.hydrogens
+        return qm9_keys.training_keys(
+            self.table(hydrogens), self.rows("train"), hydrogens == "counted", self.root
+        )
 
     def train_dataloader(self) -> DataLoader[dict[str, Batch]]:
         """Shuffled batches of one size."""
         return self._dataloader("train", self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[dict[str, Batch]]:
-        """Every validation molecule once. Not ordered by size: any few batches are a fair sample of the split."""
+        """Every validation molecule once; not sorted by size, so that the first batches are a fair sample."""
         return self._dataloader("val", self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[dict[str, Batch]]:
@@ -137,7 +172,9 @@ class QM9DataModule(LightningDataModule):
         """Every molecule of `predict_split` once, in the order of the split."""
         return self._dataloader(self.predict_split, self.eval_batch_size)
 
-    def _dataloader(self, split: Split, batch_size: int, shuffle: bool = False) -> DataLoader[dict[str, Batch]]:
+    def _dataloader(
+        self, split: Split, batch_size: int, shuffle: bool = False
+    ) -> DataLoader[dict[str, Batch]]:
         rows = self.rows(split)
         distributed = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
         if (num_processes := distributed.get("num_replicas", 1)) > rows.numel():
@@ -146,6 +183,17 @@ class QM9DataModule(LightningDataModule):
                 f"raise data.num_{split} or lower trainer.devices"
             )
         table = self.table()
+        options: dict[str, Any] = {
+            "batch_size": None,  # the datasets below give whole batches
+            "collate_fn": unchanged,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+        }
+        molecules = GatheredMolecules(table, with_hydrogen_counts=self.hydrogens == "counted")
+        if self.trainer and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+            # Lightning then puts in a sampler of its own, which numbers the items of the dataset.
+            batches = [batch.tolist() for batch in rows.split(batch_size)]
+            return DataLoader(FixedBatches(molecules, batches), **options)
         sampler = MoleculeBatchSampler(
             rows,
             table.num_atoms,
@@ -155,14 +203,7 @@ class QM9DataModule(LightningDataModule):
             bucket_by_size=self.bucket_by_size,
             **distributed,
         )
-        return DataLoader(
-            GatheredMolecules(table, with_hydrogen_counts=self.hydrogens == "counted"),
-            batch_size=None,  # the sampler gives whole batches
-            sampler=sampler,
-            collate_fn=unchanged,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+        return ResumableDataLoader(molecules, sampler=sampler, **options)
 
     def _explicit_table(self) -> MoleculeTable:
         if "explicit" not in self._tables:
@@ -171,21 +212,24 @@ class QM9DataModule(LightningDataModule):
 
     def _load_table(self) -> MoleculeTable:
         if (files := self.csv_files) is not None:
+            for file in files:
+                if not file.is_file():
+                    raise UserError(
+                        f"{file} is not a file; set data.csv_files to files in the layout of qm9pack"
+                    )
             return qm9_cache.load_or_build(self._csv_cache(files), lambda: qm9_cache.read_csv_files(files))
-        cache = {source: self.root / f"{source}.safetensors" for source in ("qm9pack", "pyg")}
-        source = self.source
-        if source == "auto":
-            use_pyg = not cache["qm9pack"].exists() and (cache["pyg"].exists() or not qm9_cache.find_qm9pack())
-            source = "pyg" if use_pyg else "qm9pack"
-        if source == "pyg":
-            return qm9_cache.load_or_build(cache["pyg"], lambda: qm9_cache.read_pyg(self.root / "pyg"))
-        return qm9_cache.load_or_build(cache["qm9pack"], qm9_cache.read_qm9pack)
+        from_qm9pack, from_pyg = self.root / "qm9pack.safetensors", self.root / "pyg.safetensors"
+        use_qm9pack = self.source == "qm9pack"
+        if self.source == "auto":  # a cache that is there needs neither package nor network
+            use_qm9pack = from_qm9pack.exists() or (not from_pyg.exists() and bool(qm9_cache.find_qm9pack()))
+        if use_qm9pack:
+            return qm9_cache.load_or_build(from_qm9pack, qm9_cache.read_qm9pack)
+        return qm9_cache.load_or_build(from_pyg, lambda: qm9_cache.read_pyg(self.root / "pyg"))
 
     def _csv_cache(self, files: list[Path]) -> Path:
         """Cache of CSV files under a name that changes with them."""
-        stats = [file.stat() for file in files if file.is_file()]
-        described = str([(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=False)])
-        return self.root / f"csv-{hashlib.sha256(described.encode()).hexdigest()[:12]}.safetensors"
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return self.root / f"csv-{hashlib.sha256(str(stats).encode()).hexdigest()[:12]}.safetensors"
 
 
 def unchanged(batch: Any) -> Any:

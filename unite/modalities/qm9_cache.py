@@ -1,4 +1,4 @@
-"""QM9 as flat tensors in one checked file, so that every run after the first starts in a fraction of a second."""
+"""QM9 as flat tensors in one checked file, so that every run after the first starts at once."""
 
 import csv
 import hashlib
@@ -6,23 +6,30 @@ import importlib.util
 import logging
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
-from rdkit import Chem
+from rdkit import Chem, rdBase
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from unite.errors import UserError
 
+Split = Literal["train", "val", "test"]
+
 CACHE_VERSION = 1
 SPLIT_SEED = 0
 #: Molecules of the three splits of the full QM9; other data is divided in the same proportions.
-SPLIT_SIZES = {"train": 100_000, "val": 17_748, "test": 13_083}
+SPLIT_SIZES: dict[Split, int] = {"train": 100_000, "val": 17_748, "test": 13_083}
+#: With fewer, a split would be empty.
+MIN_MOLECULES = 7
 #: Longest distance (Å) at which a hydrogen counts as attached; the longest in QM9 is 1.25 Å.
 MAX_HYDROGEN_DISTANCE = 1.6
 #: Marks a hydrogen without a heavy atom near enough, in `MoleculeTable.num_hydrogens`.
@@ -32,17 +39,18 @@ INSTALL_HINT = 'install it with: pip install "unite[qm9]" (or: pip install qm9pa
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MoleculeTable:
     """Molecules one after another in flat tensors; molecule i has the atoms `ptr[i]` to `ptr[i + 1]`.
 
     Attributes:
         z: Atomic numbers, shape (A,), uint8.
         pos: Positions in Å, shape (A, 3), float32.
-        num_hydrogens: Hydrogens attached to each heavy atom, shape (A,), uint8; 0 on a hydrogen, or `UNATTACHED`
-            where no heavy atom is near.
+        num_hydrogens: Hydrogens attached to each heavy atom, shape (A,), uint8; 0 on a hydrogen, or
+            `UNATTACHED` where no heavy atom is near.
         ptr: First atom of each molecule, and the end, shape (N + 1,), int64.
-        molecule_id: Number of each molecule in the data set, ascending, shape (N,), int64; in QM9 it counts from 1.
+        molecule_id: Number of each molecule in the data set, ascending, shape (N,), int64; in QM9 it counts
+            from 1.
         permutation: Seeded order of the molecules from which the splits are cut, shape (N,), int64.
         smiles_text: SMILES strings as UTF-8 with newlines between, shape (characters,), uint8.
     """
@@ -68,12 +76,13 @@ class MoleculeTable:
         """SMILES of each molecule as the data set gives it."""
         return self.smiles_text.numpy().tobytes().decode().split("\n")
 
-    def splits(self) -> dict[str, Tensor]:
-        """Rows of the molecules of the disjoint splits `train`, `val`, and `test`, each in a fixed random order."""
+    def splits(self) -> dict[Split, Tensor]:
+        """Rows of the molecules of the disjoint splits, each in a fixed random order."""
         total = sum(SPLIT_SIZES.values())
-        num_train, num_val = (round(len(self) * SPLIT_SIZES[name] / total) for name in ("train", "val"))
-        parts = self.permutation.tensor_split([num_train, num_train + num_val])
-        return dict(zip(SPLIT_SIZES, parts, strict=True))
+        num_train = round(len(self) * SPLIT_SIZES["train"] / total)
+        num_val = round(len(self) * SPLIT_SIZES["val"] / total)
+        train, val, test = self.permutation.tensor_split([num_train, num_train + num_val])
+        return {"train": train, "val": val, "test": test}
 
     def united_atoms(self) -> "MoleculeTable":
         """The same molecules without hydrogens, which `num_hydrogens` of their heavy atoms then stands for.
@@ -85,8 +94,8 @@ class MoleculeTable:
         if unattached.numel():
             row = torch.searchsorted(self.ptr, unattached[0], right=True) - 1
             raise UserError(
-                f"molecule {self.molecule_id[row].item()} has a hydrogen farther than {MAX_HYDROGEN_DISTANCE} Å from "
-                "every heavy atom, so it cannot be counted; remove the molecule or use hydrogens=explicit"
+                f"molecule {self.molecule_id[row].item()} has a hydrogen with no heavy atom within "
+                f"{MAX_HYDROGEN_DISTANCE} Å to count it on; remove the molecule or set hydrogens to explicit"
             )
         heavy = self.z > 1
         heavy_before = torch.cat([heavy.new_zeros(1, dtype=torch.long), heavy.cumsum(0)])
@@ -103,7 +112,7 @@ class MoleculeTable:
 
 @dataclass(frozen=True)
 class RawMolecule:
-    """One molecule as a source gives it: number in the data set, SMILES, atomic numbers, flat positions in Å."""
+    """One molecule as a source gives it, with positions in Å one after another."""
 
     molecule_id: int
     smiles: str
@@ -112,7 +121,7 @@ class RawMolecule:
 
 
 def load_or_build(path: Path, read: Callable[[], Iterable[RawMolecule]]) -> MoleculeTable:
-    """The table in `path`, made from what `read` gives when the file is missing, damaged, or of another version.
+    """The table in `path`, made from what `read` gives if the file is missing, damaged, or outdated.
 
     Several processes may do this at once: each writes a file of its own and renames it into place.
 
@@ -121,21 +130,21 @@ def load_or_build(path: Path, read: Callable[[], Iterable[RawMolecule]]) -> Mole
     """
     if path.exists():
         try:
-            return load_table(path)
+            return MoleculeTable(**load_tensors(path))
         except DamagedCacheError as error:
             logger.warning("rebuilding %s: %s", path, error)
     require_writable(path.parent)
     table = build_table(read())
-    save_table(table, path)
+    save_tensors(vars(table), path)
     return table
 
 
 class DamagedCacheError(Exception):
-    """A cache file that cannot be used; the message tells why."""
+    """A file that cannot be used; the message tells why."""
 
 
-def load_table(path: Path) -> MoleculeTable:
-    """The table in `path`.
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors that `save_tensors` wrote.
 
     Raises:
         DamagedCacheError: If the file is incomplete, altered, or of another version.
@@ -143,28 +152,24 @@ def load_table(path: Path) -> MoleculeTable:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise DamagedCacheError(f"it cannot be read ({error})") from error
     if metadata.get("version") != str(CACHE_VERSION):
-        raise DamagedCacheError(f"it has version {metadata.get('version')}, this is version {CACHE_VERSION}")
+        raise DamagedCacheError(f"its version is {metadata.get('version')}, not {CACHE_VERSION}")
     if metadata.get("checksum") != checksum(tensors):
         raise DamagedCacheError("its checksum does not match")
-    return MoleculeTable(**tensors)
+    return tensors
 
 
-def save_table(table: MoleculeTable, path: Path) -> None:
-    """Writes the table under a temporary name in the same folder, then renames: readers never see half a file."""
-    tensors = {name: value.contiguous() for name, value in vars(table).items()}
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes a file under a temporary name in the same folder, then renames: nobody reads half a file."""
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
     metadata = {"version": str(CACHE_VERSION), "checksum": checksum(tensors)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a file of a temporary name beside `path`, then renames it to `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
+        # Not safetensors' save_file, which keeps all other users from reading the file.
+        temporary.write_bytes(save(tensors, metadata))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -175,7 +180,7 @@ def checksum(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().numpy())
+        digest.update(tensors[name].contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -199,29 +204,38 @@ def build_table(molecules: Iterable[RawMolecule]) -> MoleculeTable:
     """Flat tensors of all molecules, ordered by their number in the data set.
 
     Raises:
-        UserError: If there are too few molecules to split, or a number occurs twice.
+        UserError: If there are too few molecules to split, a number occurs twice, or a position is no
+            number.
     """
     rows = sorted(molecules, key=lambda molecule: molecule.molecule_id)
+    if len(rows) < MIN_MOLECULES:
+        raise UserError(
+            f"{len(rows)} molecules are too few for train, val, and test; give {MIN_MOLECULES} or more"
+        )
     molecule_id = torch.tensor([row.molecule_id for row in rows])
     if (repeated := molecule_id[1:][molecule_id.diff() == 0]).numel():
-        raise UserError(f"two molecules have the number {repeated[0].item()}; give every row an Index of its own")
+        raise UserError(
+            f"two molecules have the number {repeated[0].item()}; give every row an Index of its own"
+        )
     z = torch.tensor([number for row in rows for number in row.atomic_numbers], dtype=torch.uint8)
     pos = torch.tensor([value for row in rows for value in row.positions]).view(-1, 3)
     num_atoms = torch.tensor([len(row.atomic_numbers) for row in rows], dtype=torch.long)
     ptr = torch.cat([num_atoms.new_zeros(1), num_atoms.cumsum(0)])
+    if (bad := (~pos.isfinite()).any(-1).nonzero()).numel():
+        owner = molecule_id[torch.searchsorted(ptr, bad[0], right=True) - 1].item()
+        raise UserError(f"molecule {owner} has a position that is not finite; correct or remove it")
     generator = torch.Generator().manual_seed(SPLIT_SEED)
-    table = MoleculeTable(
+    return MoleculeTable(
         z=z,
         pos=pos,
         num_hydrogens=count_hydrogens(z, pos, ptr),
         ptr=ptr,
         molecule_id=molecule_id,
         permutation=torch.randperm(len(rows), generator=generator),
-        smiles_text=torch.frombuffer(bytearray("\n".join(row.smiles for row in rows), "utf8"), dtype=torch.uint8),
+        smiles_text=torch.frombuffer(
+            bytearray("\n".join(row.smiles for row in rows), "utf8"), dtype=torch.uint8
+        ),
     )
-    if any(part.numel() == 0 for part in table.splits().values()):
-        raise UserError(f"{len(rows)} molecules are too few to split in train, val, and test; give at least 7")
-    return table
 
 
 def count_hydrogens(z: Tensor, pos: Tensor, ptr: Tensor, molecules_at_once: int = 4096) -> Tensor:
@@ -247,7 +261,7 @@ def count_hydrogens(z: Tensor, pos: Tensor, ptr: Tensor, molecules_at_once: int 
         heavy = real & (padded_z > 1)
         # Distances by subtraction: the matrix product that cdist may use is good to 1e-3 Å only.
         distance = (padded_pos[:, :, None] - padded_pos[:, None]).square().sum(-1).sqrt()
-        nearest = distance.masked_fill(~heavy[:, None], torch.inf).min(dim=-1)  # over heavy atoms, (molecules, slots)
+        nearest = distance.masked_fill(~heavy[:, None], torch.inf).min(dim=-1)  # each (molecules, slots)
         hydrogen = real & (padded_z == 1)
         attached = hydrogen & (nearest.values <= MAX_HYDROGEN_DISTANCE)
         owner = atoms.gather(1, nearest.indices)[attached]
@@ -257,14 +271,12 @@ def count_hydrogens(z: Tensor, pos: Tensor, ptr: Tensor, molecules_at_once: int 
 
 
 def read_csv_files(paths: list[Path]) -> Iterator[RawMolecule]:
-    """Molecules of CSV files in the layout of qm9pack (columns Index, SMILES, Elements, XYZ_Ang), with a progress bar.
+    """Molecules of CSV files in the layout of qm9pack, with a progress bar.
 
     Raises:
-        UserError: If a file is missing, lacks a column, or holds a row that cannot be read.
+        UserError: If a file lacks one of the columns Index, SMILES, Elements, XYZ_Ang, or holds a row that
+            cannot be read.
     """
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path} is not a file; set data.csv_files to CSV files in the layout of qm9pack")
     num_rows = sum(count_lines(path) - 1 for path in paths)
     with tqdm(total=num_rows, desc="reading molecules", unit="mol", smoothing=0.1) as bar:
         for path in paths:
@@ -273,13 +285,17 @@ def read_csv_files(paths: list[Path]) -> Iterator[RawMolecule]:
                 header = next(reader, [])
                 columns = ["Index", "SMILES", "Elements", "XYZ_Ang"]
                 if missing := [name for name in columns if name not in header]:
-                    raise UserError(f"{path} has no column {', '.join(missing)}; qm9pack files have {columns}")
+                    raise UserError(
+                        f"{path} has no column {', '.join(missing)}; qm9pack files have {columns}"
+                    )
                 wanted = [header.index(name) for name in columns]
                 for row in reader:
                     try:
                         yield parse_row(*(row[column] for column in wanted))
                     except (ValueError, IndexError) as error:
-                        raise UserError(f"{path}, line {reader.line_num}: {error}; correct or remove it") from error
+                        raise UserError(
+                            f"{path}, line {reader.line_num}: {error}; correct or remove it"
+                        ) from error
                     bar.update()
 
 
@@ -293,25 +309,24 @@ def parse_row(molecule_id: str, smiles: str, elements: str, positions: str) -> R
     # Five rows of QM9 hold numbers like "0.", which JSON refuses and float() reads.
     values = [float(value) for value in positions.replace("[", "").replace("]", "").split(",")]
     if len(values) != 3 * len(atomic_numbers):
-        raise ValueError(f"{len(atomic_numbers)} elements but {len(values)} coordinates in molecule {molecule_id}")
+        raise ValueError(
+            f"{len(atomic_numbers)} elements but {len(values)} coordinates in molecule {molecule_id}"
+        )
     return RawMolecule(int(molecule_id), smiles, atomic_numbers, values)
 
 
-_atomic_numbers: dict[str, int] = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
-
-
+@cache
 def atomic_number(symbol: str) -> int:
     """Atomic number of an element symbol.
 
     Raises:
         ValueError: If there is no such element.
     """
-    if symbol not in _atomic_numbers:
-        try:
+    try:
+        with rdBase.BlockLogs():
             return int(Chem.GetPeriodicTable().GetAtomicNumber(symbol))
-        except RuntimeError:
-            raise ValueError(f"unknown element {symbol!r}") from None
-    return _atomic_numbers[symbol]
+    except RuntimeError:
+        raise ValueError(f"unknown element {symbol!r}") from None
 
 
 def count_lines(path: Path) -> int:
@@ -321,7 +336,7 @@ def count_lines(path: Path) -> int:
 
 
 def find_qm9pack() -> list[Path]:
-    """CSV files of the package qm9pack, empty where it is not installed; the package itself is never imported."""
+    """CSV files of the package qm9pack, none where it is not installed; the package is never imported."""
     spec = importlib.util.find_spec("qm9pack")
     folders = list(spec.submodule_search_locations or []) if spec else []
     return [path for folder in folders for path in sorted(Path(folder, "data").glob("qm9_part*.csv"))]
@@ -334,7 +349,7 @@ def read_qm9pack() -> Iterator[RawMolecule]:
         UserError: If the package is not installed.
     """
     if not (paths := find_qm9pack()):
-        raise UserError(f"data.source=qm9pack, but the package qm9pack is not installed; {INSTALL_HINT}")
+        raise UserError(f"QM9 is to be read from the package qm9pack, which is missing; {INSTALL_HINT}")
     yield from read_csv_files(paths)
 
 
@@ -348,7 +363,9 @@ def read_pyg(folder: Path) -> Iterator[RawMolecule]:
 
     try:
         dataset = QM9(str(folder))
-    except OSError as error:  # URLError and the like are kinds of it
-        raise UserError(f"cannot download QM9 for PyG ({error}); qm9pack has the same data, {INSTALL_HINT}") from error
+    except (OSError, zipfile.BadZipFile) as error:  # URLError is a kind of OSError
+        raise UserError(
+            f"cannot download QM9 for PyG ({error}); qm9pack has the same data, {INSTALL_HINT}"
+        ) from error
     for data in tqdm(dataset, desc="reading molecules", unit="mol"):
         yield RawMolecule(int(data.idx) + 1, data.smiles, data.z.tolist(), data.pos.flatten().tolist())

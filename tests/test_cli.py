@@ -1,0 +1,439 @@
+"""The command line as a user types it, on a modality that the package does not know (tests/toy_modality)."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import TESTS, RunCli
+from lightning.pytorch.cli import LightningCLI
+
+import unite
+from unite import UniteModule
+from unite.lightning_cli import UniteCLI
+from unite.messages import one_line
+from unite.run_folder import read_checkpoint, write_metrics
+
+REPOSITORY = TESTS.parent
+TOY = TESTS / "toy_modality"
+# A shell's `unite`: -P keeps the current folder off the import path, as for an installed script.
+UNITE = [sys.executable, "-P", "-c", "import sys; from unite.cli import main; sys.exit(main())"]
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+TINY_DATA = {
+    "unite.modalities.qm9.QM9DataModule": {
+        "csv_files": [str(TESTS / "data" / "qm9_tiny.csv")],
+        "batch_size": 4,
+        "eval_batch_size": 4,
+        "num_train": None,
+        "num_val": None,
+        "num_test": None,
+    }
+}
+
+
+def shell(*args: str | Path) -> subprocess.Popen[str]:
+    """A command in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment.pop("COVERAGE_PROCESS_START", None)
+    return subprocess.Popen(
+        [*UNITE, *map(str, args)],
+        cwd=TOY,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def steps(run_folder: Path) -> list[int]:
+    """Steps with a training loss in metrics.csv."""
+    with (run_folder / "metrics.csv").open(newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+@pytest.fixture(autouse=True)
+def _in_toy_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TOY)
+
+
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of the toy modality: one python file and one yaml, trained as a user would."""
+    folder = tmp_path_factory.mktemp("toy") / "run"
+    process = shell("fit", "--config", "curves.yaml", "--trainer.default_root_dir", folder)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "last.ckpt" in out
+    return folder
+
+
+# ---------------------------------------------------------------------- start-up
+
+
+def test_help_and_import_load_nothing_heavy() -> None:
+    code = (
+        "import sys, unite; from unite.cli import main; "
+        "assert main(['--help']) == 0; assert main(['version']) == 0; "
+        "heavy = {'torch', 'lightning', 'numpy', 'rdkit', 'jsonargparse'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for command in ("fit", "validate", "test", "sample"):
+        assert f"\n  {command} " in result.stdout
+    assert f"unite {unite.__version__}" in result.stdout
+
+
+def test_public_names_exist() -> None:
+    for name in unite.__all__:
+        assert getattr(unite, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        unite.Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "sample"])
+def test_help_of_a_command_lists_its_options(run_cli: RunCli, command: str) -> None:
+    result = run_cli(command, "--help")
+    assert result.code == 0
+    for option in ("--config", "--ckpt_path", "--model.encoder", "--data", "--trainer.max_steps", "--seed"):
+        assert option in result.out
+    assert ("--num_samples" in result.out) == (command == "sample")
+
+
+# ---------------------------------------------------------------------- run folders
+
+
+def test_fit_writes_a_run_folder(toy_run: Path) -> None:
+    names = {path.name.partition(".out.")[0] for path in toy_run.iterdir()}
+    assert names >= {"config.yaml", "last.ckpt", "metrics.csv", "events"}
+    assert "hparams.yaml" not in names
+    assert steps(toy_run) == list(range(8))
+    config = yaml.safe_load((toy_run / "config.yaml").read_text())
+    assert config["model"]["flow_steps"] == 2
+    assert not {"ckpt_path", "weights_only", "config"} & config.keys()
+
+
+def test_default_run_folder_is_named_after_the_config(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(TOY / "curves.yaml", tmp_path)
+    (tmp_path / "short.yaml").write_text("trainer: {max_epochs: 1}\n")
+    monkeypatch.chdir(tmp_path)
+    result = run_cli("fit", "--config", "curves.yaml", "--config", "short.yaml")
+    assert result.code == 0, result.err
+    assert "run folder: runs/curves-short" in result.out
+    assert steps(tmp_path / "runs" / "curves-short") == list(range(4))
+
+
+def test_second_run_leaves_the_first_alone(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(toy_run, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    args = ("--config", toy_run / "config.yaml", "--trainer.default_root_dir", folder)
+    result = run_cli("fit", *args, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0")
+    assert result.code == 0, result.err
+    assert "holds a run already" in result.out
+    assert steps(folder / "version_1") == [0]
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    saved = yaml.safe_load((folder / "version_1" / "config.yaml").read_text())
+    assert saved["trainer"]["default_root_dir"].endswith("version_1")
+
+
+def test_continued_run_stays_in_its_folder(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(toy_run, folder)
+    result = run_cli("fit", "--ckpt_path", folder, "--trainer.max_epochs", "3")
+    assert result.code == 0, result.err
+    assert steps(folder) == list(range(12))
+    assert not (folder / "version_1").exists()
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == 12
+
+
+def test_a_run_that_does_not_begin_leaves_no_folder(run_cli: RunCli, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    args = ("--config", "curves.yaml", "--trainer.default_root_dir", folder, "--model.flow_steps", "0")
+    assert run_cli("fit", *args).code == 2
+    assert not folder.exists()
+
+
+def test_last_checkpoint_is_the_last_step(run_cli: RunCli, tmp_path: Path) -> None:
+    # A run that ends within an epoch has no validation at its end, and Lightning's save_last does not save.
+    args = ("--trainer.default_root_dir", tmp_path, "--trainer.max_steps", "6", "--trainer.max_epochs", "-1")
+    assert run_cli("fit", "--config", "curves.yaml", *args).code == 0
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 6
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_fit_leaves_a_checkpoint_that_loads(tmp_path: Path, signum: int, code: int) -> None:
+    process = shell(
+        "fit",
+        "--config",
+        "curves.yaml",
+        "--trainer.default_root_dir",
+        tmp_path,
+        "--trainer.max_epochs",
+        "100000",
+    )
+    deadline = time.monotonic() + 60
+    while not ((tmp_path / "metrics.csv").is_file() and len(steps(tmp_path)) > 5):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"--ckpt_path {tmp_path / 'last.ckpt'}" in err
+    assert "Traceback" not in err
+    step = read_checkpoint(tmp_path / "last.ckpt")["global_step"]
+    assert step > 5
+    assert f"step {step};" in err
+    assert (
+        len(UniteModule.load_from_checkpoint(tmp_path / "last.ckpt", map_location="cpu").generate("curve", 2))
+        == 2
+    )
+
+
+# ---------------------------------------------------------------------- what a checkpoint brings along
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_evaluation_prints_a_table_and_writes_metrics(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, command: str
+) -> None:
+    result = run_cli(command, "--ckpt_path", toy_run / "last.ckpt", "--output", tmp_path / "new")
+    assert result.code == 0, result.err
+    metrics = json.loads((tmp_path / "new" / "metrics.json").read_text())
+    stage = {"validate": "val", "test": "test"}[command]
+    assert set(metrics) == {f"{stage}/curve/points", f"{stage}/curve/flow"}
+    for name, value in metrics.items():
+        assert isinstance(value, float)
+        assert f"{name}" in result.out
+    config = yaml.safe_load((toy_run / "config.yaml").read_text())
+    assert "verbose" not in config
+
+
+def test_evaluation_writes_into_the_run_folder(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(toy_run, folder)
+    assert run_cli("test", "--ckpt_path", folder).code == 0
+    assert (folder / "metrics.json").is_file()
+    assert (folder / "metrics.csv").read_text() == (toy_run / "metrics.csv").read_text()
+
+
+def test_sample_writes_files_and_is_reproducible(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
+    drawn = {}
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        args = ("--num_samples", "5", "--num_steps", "4", "--seed", seed, "--output", tmp_path / name)
+        result = run_cli("sample", "--ckpt_path", toy_run, *args)
+        assert result.code == 0, result.err
+        drawn[name] = (tmp_path / name / "curves.json").read_text()
+    assert len(json.loads(drawn["a"])) == 5
+    assert drawn["a"] == drawn["b"] != drawn["c"]
+    for file in ("curves.json", "grid.png", "metrics.json"):
+        assert (tmp_path / "c" / file).is_file()
+        assert f"{file}\n" in result.out
+    assert json.loads((tmp_path / "c" / "metrics.json").read_text()).keys() == {"mean_radius"}
+
+
+def test_sample_options_reach_the_model(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def generate(self: UniteModule, modality: str, num_samples: int, **options: Any) -> list[torch.Tensor]:
+        seen.update(options, modality=modality, num_samples=num_samples)
+        return [torch.zeros(8, 2)]
+
+    monkeypatch.setattr(UniteModule, "generate", generate)
+    options = {"num_samples": 7, "num_steps": 3, "solver": "heun", "guidance_scale": 2.0, "noise_scale": 0.9}
+    args = [f"--{name}={value}" for name, value in options.items()]
+    result = run_cli(
+        "sample",
+        "--ckpt_path",
+        toy_run,
+        *args,
+        "--labels",
+        "1",
+        "0",
+        "--batch_size",
+        "6",
+        "--output",
+        tmp_path,
+    )
+    assert result.code == 0, result.err
+    expected = {**options, "labels": [1, 0], "batch_size": 6, "modality": "curve", "seed": 0}
+    assert {name: seen[name] for name in expected} == expected
+
+
+def test_checkpoint_without_its_run_folder_can_sample(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
+    shutil.copy(toy_run / "last.ckpt", tmp_path / "alone.ckpt")
+    result = run_cli("sample", "--ckpt_path", tmp_path / "alone.ckpt", "--num_samples", "2")
+    assert result.code == 0, result.err
+    assert (tmp_path / "samples" / "curves.json").is_file()
+    result = run_cli("test", "--ckpt_path", tmp_path / "alone.ckpt")
+    assert result.code == 2
+    assert "--data" in result.err
+
+
+def test_command_line_beats_run_config_beats_defaults(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(UniteCLI, "_run_subcommand", lambda cli, _: seen.append(cli.model.flow_steps))
+    assert UniteModule.load_from_checkpoint(toy_run / "last.ckpt").flow_steps == 2  # the default is 3
+    run_cli("test", "--ckpt_path", toy_run)
+    run_cli("test", "--ckpt_path", toy_run, "--model.flow_steps", "1")
+    (tmp_path / "later.yaml").write_text("model: {flow_steps: 4}\n")
+    run_cli(
+        "test", "--ckpt_path", toy_run, "--config", TOY / "curves.yaml", "--config", tmp_path / "later.yaml"
+    )
+    assert seen == [2, 1, 4]
+
+
+def test_lightnings_own_handling_of_checkpoints_is_off() -> None:
+    # A private hook: if a later Lightning renames it, the checkpoint's settings beat the command line.
+    assert "_parse_ckpt_path" in vars(LightningCLI)
+    assert UniteCLI._parse_ckpt_path is not LightningCLI._parse_ckpt_path
+
+
+# ---------------------------------------------------------------------- wrong input
+
+FIT = ("fit", "--config", "curves.yaml", "--trainer.default_root_dir", "{tmp}/run")
+TEST = ("test", "--ckpt_path", "{toy}")
+SAMPLE = ("sample", "--output", "{tmp}/out", "--ckpt_path", "{toy}")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("fitt",), ["'fitt'", "did you mean fit"]),
+        (("fit",), ["--config"]),
+        (("fit", "--config", "no.yaml"), ["no.yaml", "not exist"]),
+        (("fit", "--config", "{tmp}/broken.yaml"), ["parsing"]),
+        (
+            ("fit", "--config", "{tmp}/misspelt.yaml"),
+            ["'modell.flow_steps'", "did you mean model.flow_steps"],
+        ),
+        ((*FIT, "--model.flow_stepz", "3"), ["--model.flow_stepz", "did you mean model.flow_steps"]),
+        ((*FIT, "--model.flow_step", "3"), ["--model.flow_step 3"]),  # no abbreviations
+        ((*FIT, "--model.flow_steps", "many"), ["model.flow_steps", "int", "many"]),
+        ((*FIT, "--model.flow_steps", "0"), ["model.flow_steps is 0", "at least 1"]),
+        ((*FIT, "--model.encoder.width", "97"), ["97", "num_heads"]),
+        ((*FIT, "--model.encoder.size", "Q"), ["size", "'XS', 'S'", "Q"]),
+        ((*FIT, "--model.encoder.widht", "8"), ["'widht'", "did you mean width"]),
+        ((*FIT, "--model.adapters", "{{}}"), ["model.adapters"]),
+        ((*FIT, "--model.adapters.curve.init_args.num_latents", "0"), ["num_latents is 0"]),
+        ((*FIT, "--model.adapters.curve", "curves.Nothing"), ["model.adapters", "'Nothing'"]),
+        ((*FIT, "--data", "no.such.Data"), ["data", "no.such.Data"]),
+        ((*FIT, "--data", "curves.CurveAdapter"), ["subclass of LightningDataModule", "curves.CurveAdapter"]),
+        ((*FIT, "--data.batch_sise", "2"), ["'batch_sise'", "did you mean batch_size"]),
+        ((*FIT, "--data.batch_size", "0"), ["data.batch_size is 0", "at least 1"]),
+        ((*FIT, "--trainer.accelerator", "abacus"), ["accelerator", "abacus"]),
+        (
+            (*FIT, "--trainer.callbacks+=unite.callbacks.Nothing"),
+            ["trainer.callbacks", "unite.callbacks.Nothing"],
+        ),
+        ((*FIT[:-1], "{tmp}/file/run"), ["cannot write to", "file/run", "--trainer.default_root_dir"]),
+        ((*FIT, "--ckpt_path", "{tmp}/no.ckpt"), ["no.ckpt", "no such checkpoint"]),
+        (("test", "--config", "curves.yaml"), ["--ckpt_path"]),
+        (("test", "--ckpt_path"), ["--ckpt_path", "expected one argument"]),
+        (("test", "--ckpt_path", "{tmp}"), ["no such checkpoint"]),
+        (("test", "--ckpt_path", "{tmp}/truncated.ckpt"), ["truncated.ckpt", "damaged"]),
+        (("test", "--ckpt_path", "{tmp}/text.ckpt"), ["not a unite checkpoint"]),
+        (("test", "--ckpt_path", "{tmp}/pickled.ckpt"), ["not a unite checkpoint"]),
+        (("test", "--ckpt_path", "{tmp}/foreign.ckpt"), ["not a unite checkpoint"]),
+        ((*TEST, "--model.encoder.width", "64"), ["another model", "encoder.", "64"]),
+        ((*TEST, "--output", "{tmp}/file/out"), ["cannot write to", "--output"]),
+        ((*SAMPLE, "--num_samples", "0"), ["num_samples is 0", "at least 1"]),
+        ((*SAMPLE, "--num_samples", "-3"), ["num_samples is -3"]),
+        ((*SAMPLE, "--num_samples", "few"), ["num_samples", "int", "few"]),
+        ((*SAMPLE, "--num_steps", "0"), ["num_steps is 0"]),
+        ((*SAMPLE, "--solver", "eul"), ["solver", "'euler'", "eul"]),
+        ((*SAMPLE, "--labels", "7"), ["label 7", "0 .. 1"]),
+        ((*SAMPLE, "--labels", "a"), ["labels", "int", "a"]),
+        ((*SAMPLE, "--modality", "sound"), ["'sound'", "curve"]),
+        ((*SAMPLE, "--seed", "x"), ["seed", "x"]),
+    ],
+    ids=lambda value: "-".join(value[-2:]).replace("--", "") if isinstance(value, tuple) else None,
+)
+def test_wrong_input_is_told_in_one_line(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, args: tuple[str, ...], words: list[str]
+) -> None:
+    (tmp_path / "file").write_text("a file, not a folder")
+    (tmp_path / "broken.yaml").write_text("model: [a\n b: 3")
+    (tmp_path / "misspelt.yaml").write_text("modell: {flow_steps: 1}")
+    (tmp_path / "truncated.ckpt").write_bytes((toy_run / "last.ckpt").read_bytes()[:2000])
+    (tmp_path / "text.ckpt").write_text("hello")
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "pickled.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": {"width": 3}}, tmp_path / "foreign.ckpt")
+    result = run_cli(*(arg.format(tmp=tmp_path, toy=toy_run) for arg in args))
+    lines = result.err.strip().splitlines()
+    assert result.code == 2
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("unite: error: ")
+    for word in words:
+        assert word in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_shows_where_a_mistake_was_found(run_cli: RunCli) -> None:
+    result = run_cli("fit", "--config", "no.yaml", "--debug")
+    assert result.code == 2
+    assert "Traceback" in result.err
+
+
+def test_a_failure_of_ours_is_exit_code_1(
+    run_cli: RunCli, toy_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: UniteModule, *args: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(UniteModule, "test_step", fail)
+    result = run_cli("test", "--ckpt_path", toy_run)
+    assert result.code == 1
+    assert "a bug" in result.err
+
+
+def test_no_command_shows_the_help(run_cli: RunCli) -> None:
+    result = run_cli()
+    assert result.code == 2
+    assert "usage: unite COMMAND" in result.err
+
+
+def test_multi_line_messages_become_one_line() -> None:
+    message = "Parser key \"a.b\":\n  Does not validate against\n  - Expected a <class 'int'>. Got value: x"
+    assert one_line(ValueError(message)) == "a.b: expected int, got x"
+
+
+def test_metrics_are_valid_json(tmp_path: Path) -> None:
+    path = write_metrics({"rmsd": float("nan"), "validity": 0.5}, tmp_path)
+    assert json.loads(path.read_text()) == {"rmsd": None, "validity": 0.5}
+
+
+# ---------------------------------------------------------------------- the configs that we ship
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_config_takes_a_step(run_cli: RunCli, config: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(config.read_text())
+    datamodule = settings["data"]["class_path"]
+    assert datamodule in TINY_DATA, f"name tiny data for {datamodule} in TINY_DATA"
+    data = {"class_path": datamodule, "init_args": {**TINY_DATA[datamodule], "root": str(tmp_path / "data")}}
+    callbacks = settings["trainer"]["callbacks"]
+    for callback in callbacks:
+        if callback["class_path"].endswith("GenerationMetrics"):
+            callback["init_args"].update(num_samples=4, num_steps=2)
+    trainer = {"accelerator": "cpu", "precision": "32-true", "fast_dev_run": 1, "callbacks": callbacks}
+    trainer["default_root_dir"] = str(tmp_path / "run")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"data": data, "trainer": trainer}))
+    result = run_cli("fit", "--config", config, "--config", tmp_path / "tiny.yaml")
+    assert result.code == 0, result.err

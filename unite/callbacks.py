@@ -1,0 +1,280 @@
+"""Callbacks: averaged weights for every evaluation, and metrics and pictures of what the model makes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from torch import Tensor
+from torchmetrics import Metric
+
+from unite.errors import UserError
+from unite.flow import Solver
+from unite.module import UniteModule
+
+
+class WeightAveraging(Callback):
+    """Exponential moving average of the weights, used for every evaluation and kept in checkpoints.
+
+    Own code because Lightning's ``EMAWeightAveraging`` updates parameter by parameter (a hundred times slower than
+    one ``foreach`` call), starts on the wrong device, and leaves the two sets of weights exchanged after an exception
+    in validation. The layout of the checkpoint is Lightning's: ``state_dict`` holds the averaged weights,
+    ``current_model_state`` the raw ones. After ``fit`` the module holds the averaged weights.
+
+    Args:
+        decay: Share of the old average that is kept per optimizer step (0.9978 in the paper).
+        warmup: Start with a smaller decay, min(decay, (1 + n) / (10 + n)) after n steps, so that short runs are not
+            averaged with their random start. The released code has none.
+    """
+
+    def __init__(self, decay: float = 0.9978, warmup: bool = True) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"WeightAveraging.decay is {decay}; it must lie in [0, 1)")
+        self.decay = decay
+        self.warmup = warmup
+        self.num_updates = 0
+        self._last_step = 0
+        # Weights that the module does not hold at the moment: the average, or the raw ones while they are swapped.
+        self._other: dict[str, Tensor] = {}
+        self._is_swapped = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the average as a copy of the weights, or take it from the checkpoint, on the module's device."""
+        self._swap_back(pl_module)
+        self._other = {
+            name: self._other.get(name, parameter.detach()).to(parameter.device, copy=True)
+            for name, parameter in _trainable(pl_module)
+        }
+        self._last_step = trainer.global_step
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the average if the batch ended with an optimizer step."""
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates)) if self.warmup else self.decay
+        parameters = dict(_trainable(pl_module))
+        torch._foreach_lerp_([self._other[name] for name in parameters], list(parameters.values()), 1 - decay)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate with the averaged weights."""
+        self._swap_in(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train on with the raw weights."""
+        if trainer.state.fn == "fit":
+            self._swap_back(pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the module with the averaged weights."""
+        self._swap_in(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Whatever happened, the raw weights are the module's again."""
+        self._swap_back(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the callback in a checkpoint, without the weights."""
+        return {"num_updates": self.num_updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.num_updates = state_dict["num_updates"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put averaged weights into ``state_dict`` and raw ones into ``current_model_state``."""
+        if not self._other:
+            return
+        held = checkpoint["state_dict"]
+        other = {name: self._other.get(name, value) for name, value in held.items()}
+        averaged, raw = (held, other) if self._is_swapped else (other, held)
+        checkpoint["state_dict"] = averaged
+        checkpoint["current_model_state"] = raw
+        checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.num_updates)}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Continue training from both sets of weights."""
+        if trainer.state.fn == "fit" and "current_model_state" in checkpoint:
+            self._is_swapped = False
+            self._other = {name: checkpoint["state_dict"][name] for name, _ in _trainable(pl_module)}
+            pl_module.load_state_dict(checkpoint["current_model_state"])
+
+    def _swap_in(self, pl_module: LightningModule) -> None:
+        if self._other and not self._is_swapped:
+            self._swap(pl_module)
+
+    def _swap_back(self, pl_module: LightningModule) -> None:
+        if self._is_swapped:
+            self._swap(pl_module)
+
+    @torch.no_grad()
+    def _swap(self, pl_module: LightningModule) -> None:
+        for name, parameter in _trainable(pl_module):
+            held = parameter.detach().clone()
+            parameter.copy_(self._other[name])
+            self._other[name] = held
+        self._is_swapped = not self._is_swapped
+
+
+def _trainable(module: LightningModule) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+class GenerationMetrics(Callback):
+    """After each validation or test epoch: metrics of reconstructions and of new samples, with pictures.
+
+    Logs ``stage/modality/metric``, shows the pictures in TensorBoard and writes them to ``pictures/`` in the run
+    folder. Put it after :class:`WeightAveraging` or before; either way it sees the averaged weights.
+
+    Args:
+        num_samples: Samples to generate in validation.
+        num_test_samples: Samples to generate in testing; None for as many as in validation.
+        num_steps: Steps of the solver.
+        solver: See :func:`unite.flow.integrate`.
+        guidance_scale: Classifier-free guidance; 1 is none.
+        noise_scale: Standard deviation of the initial noise.
+        batch_size: Samples at a time.
+        every_n_validations: Generate only in every n-th validation; reconstruction metrics come with each.
+        seed: Seed of the samples, the same in each epoch so that pictures can be compared.
+        num_drawn: Samples in a picture; 0 for none.
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 1000,
+        num_test_samples: int | None = None,
+        num_steps: int = 50,
+        solver: Solver = "euler",
+        guidance_scale: float = 1.0,
+        noise_scale: float = 1.0,
+        batch_size: int = 500,
+        every_n_validations: int = 1,
+        seed: int = 0,
+        num_drawn: int = 36,
+    ) -> None:
+        for name, value in (("num_samples", num_samples), ("every_n_validations", every_n_validations)):
+            if value < 1:
+                raise UserError(f"GenerationMetrics.{name} is {value}; it must be at least 1")
+        self.num_samples = num_samples
+        self.num_test_samples = num_samples if num_test_samples is None else num_test_samples
+        self.num_steps = num_steps
+        self.solver: Solver = solver
+        self.guidance_scale = guidance_scale
+        self.noise_scale = noise_scale
+        self.batch_size = batch_size
+        self.every_n_validations = every_n_validations
+        self.seed = seed
+        self.num_drawn = num_drawn
+        self._validations = 0
+        self._generation: dict[str, Metric | None] = {}
+        self._reconstruction: dict[str, Metric | None] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask the adapters for their metrics, held here so that they get into no checkpoint or optimizer."""
+        module = _as_unite(pl_module)
+        for name, adapter in module.adapters.items():
+            self._generation[name] = adapter.generation_metric(trainer.datamodule)  # type: ignore[attr-defined]
+            self._reconstruction[name] = adapter.reconstruction_metric()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the reconstructions of a batch."""
+        module = _as_unite(pl_module)
+        for modality, (prediction, prepared) in outputs.items():
+            metric = self._reconstruction[modality]
+            if metric is not None:
+                arguments = module.adapters[modality].metric_arguments(prediction, prepared)
+                metric.to(module.device).update(*arguments)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the metrics of reconstructions and, if it is time, of new samples."""
+        if trainer.sanity_checking:
+            self._reset()
+            return
+        is_time = self._validations % self.every_n_validations == 0
+        self._validations += trainer.state.fn == "fit"
+        self._report("val", trainer, pl_module, self.num_samples if is_time else 0)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the metrics of reconstructions and of new samples."""
+        self._report("test", trainer, pl_module, self.num_test_samples)
+
+    def _report(self, stage: str, trainer: Trainer, pl_module: LightningModule, num_samples: int) -> None:
+        module = _as_unite(pl_module)
+        for modality, adapter in module.adapters.items():
+            values: dict[str, Tensor] = {}
+            reconstruction = self._reconstruction[modality]
+            if reconstruction is not None:
+                values.update(reconstruction.compute())
+            if num_samples:
+                # Each process makes its share; the metric adds them up.
+                share = -(-num_samples // trainer.world_size)
+                objects = module.generate(
+                    modality,
+                    share,
+                    num_steps=self.num_steps,
+                    solver=self.solver,
+                    guidance_scale=self.guidance_scale,
+                    noise_scale=self.noise_scale,
+                    batch_size=self.batch_size,
+                    seed=self.seed + trainer.global_rank,
+                    show_progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
+                )
+                generation = self._generation[modality]
+                if generation is not None:
+                    generation.to(pl_module.device).update(objects)
+                    values.update(generation.compute())
+                if self.num_drawn and trainer.is_global_zero:
+                    picture = adapter.draw(objects[: self.num_drawn])
+                    show_picture(trainer, f"{stage}/{modality}/samples", picture)
+            module.log_dict({f"{stage}/{modality}/{name}": value for name, value in values.items()})
+        self._reset()
+
+    def _reset(self) -> None:
+        for metric in (*self._generation.values(), *self._reconstruction.values()):
+            if metric is not None:
+                metric.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the callback in a checkpoint."""
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self._validations = state_dict["validations"]
+
+
+def show_picture(trainer: Trainer, name: str, picture: Image.Image) -> Path:
+    """Add a picture to TensorBoard, and write it to ``pictures/`` in the run folder under its name and step."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            pixels = np.asarray(picture.convert("RGB"))
+            logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
+    folder = Path(trainer.default_root_dir) / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name.replace('/', '_')}_{trainer.global_step:07d}.png"
+    picture.save(path)
+    return path
+
+
+def _as_unite(module: LightningModule) -> UniteModule:
+    assert isinstance(module, UniteModule)
+    return module
+
+
