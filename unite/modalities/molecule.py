@@ -279,7 +279,7 @@ class MoleculeAdapter(ModalityAdapter):
     def finish(self, prediction: MoleculePrediction, template: Template) -> list[Molecule]:
         """Molecules as atoms and positions, without padding."""
         kinds = self.vocabulary_tensor[prediction.types].cpu().numpy()  # (B, A, 2)
-        positions = prediction.positions.double().cpu().numpy()
+        positions = prediction.positions.detach().double().cpu().numpy()
         return [
             Molecule(
                 atomic_numbers=kinds[i, :size, 0],

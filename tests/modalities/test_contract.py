@@ -1,0 +1,267 @@
+"""What every adapter owes, checked for every adapter: add yours to ``CASES``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor
+from torch_geometric.data import Batch
+
+from tests.toy_modality.curves import CurveAdapter, CurveDataModule
+from unite.callbacks import WeightAveraging
+from unite.generative_encoder import GenerativeEncoder
+from unite.modalities.base import ModalityAdapter
+from unite.modalities.molecule import MoleculeAdapter
+from unite.modalities.qm9 import QM9DataModule
+from unite.module import UniteModule
+from unite.optimizer import OptimizerSettings
+
+TINY_CSV = str(Path(__file__).parents[1] / "data" / "qm9_tiny.csv")
+
+
+@dataclass(frozen=True)
+class Case:
+    """An adapter, its data, and how to take some samples out of a batch."""
+
+    make_adapter: Callable[[], ModalityAdapter]
+    make_data: Callable[[Path], LightningDataModule]
+    select: Callable[[Any, list[int]], Any]
+    modality: str
+
+
+def molecules(hydrogens: str) -> Callable[[Path], LightningDataModule]:
+    return lambda root: QM9DataModule(
+        str(root),
+        batch_size=8,
+        hydrogens=hydrogens,  # type: ignore[arg-type]
+        csv_files=[TINY_CSV],
+    )
+
+
+def select_molecules(batch: Batch, chosen: list[int]) -> Batch:
+    return Batch.from_data_list([batch[i] for i in chosen])
+
+
+def select_tensors(batch: dict[str, Tensor], chosen: list[int]) -> dict[str, Tensor]:
+    return {name: value[chosen] for name, value in batch.items()}
+
+
+CASES = {
+    "explicit": Case(
+        lambda: MoleculeAdapter(decoder_depth=1), molecules("explicit"), select_molecules, "molecule"
+    ),
+    "counted": Case(
+        lambda: MoleculeAdapter(hydrogens="counted", max_atoms=9, decoder_depth=1),
+        molecules("counted"),
+        select_molecules,
+        "molecule",
+    ),
+    "fixed registers": Case(
+        lambda: MoleculeAdapter(hydrogens="counted", max_atoms=9, decoder_depth=1, registers_per_molecule=5),
+        molecules("counted"),
+        select_molecules,
+        "molecule",
+    ),
+    "toy": Case(CurveAdapter, lambda root: CurveDataModule(batch_size=8), select_tensors, "curve"),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture
+def data(case: Case, tmp_path: Path) -> LightningDataModule:
+    data = case.make_data(tmp_path)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+@pytest.fixture
+def samples(case: Case, data: LightningDataModule) -> Any:
+    batch = next(iter(data.train_dataloader()))
+    assert list(batch) == [case.modality]
+    return batch[case.modality]
+
+
+def make_module(case: Case, **settings: Any) -> UniteModule:
+    encoder = GenerativeEncoder("XS", latent_channels=4, depth=2, width=32, num_heads=2)
+    module = UniteModule(encoder, {case.modality: case.make_adapter()}, **settings)
+    with torch.no_grad():  # at its zero initialisation the encoder would ignore its input
+        for block in encoder.blocks:
+            block.modulation.weight.normal_(std=0.1)
+        encoder.final_out.weight.normal_(std=0.3)
+    return module.eval()
+
+
+@pytest.fixture
+def module(case: Case, data: LightningDataModule) -> UniteModule:
+    module = make_module(case)
+    module.adapters[case.modality].fit_statistics(data)
+    return module
+
+
+def encode_and_decode(module: UniteModule, modality: str, samples: Any, noise: Tensor) -> list[Any]:
+    """Reconstruction with given registers' noise."""
+    adapter = module.adapters[modality]
+    prepared = adapter.prepare(samples)
+    template = adapter.template(prepared)
+    registers = adapter.registers(template)
+    with torch.no_grad():
+        latents = module.encoder.tokenize(
+            adapter.tokens(prepared),
+            registers,
+            adapter.null_condition(),
+            noise=noise[:, : registers.values.shape[1]],
+            timesteps=torch.zeros(len(template)),
+        )
+        return adapter.finish(adapter.decode(latents, template), template)
+
+
+def numbers_of(finished: Any) -> np.ndarray:
+    """Finished object as numbers."""
+    return np.asarray(getattr(finished, "positions", finished), dtype=np.float64)
+
+
+def test_batch_mates_and_their_padding_change_nothing(case: Case, module: UniteModule, samples: Any) -> None:
+    noise = torch.randn(8, 29, 4)
+    together = encode_and_decode(module, case.modality, samples, noise)
+    for i in range(3):
+        (alone,) = encode_and_decode(module, case.modality, case.select(samples, [i]), noise[[i]])
+        np.testing.assert_allclose(numbers_of(alone), numbers_of(together[i]), atol=1e-4)
+
+
+def test_order_in_the_batch_does_not_matter(case: Case, module: UniteModule, samples: Any) -> None:
+    noise = torch.randn(8, 29, 4)
+    order = [3, 1, 0, 2]
+    forward = encode_and_decode(module, case.modality, case.select(samples, [0, 1, 2, 3]), noise[:4])
+    permuted = encode_and_decode(module, case.modality, case.select(samples, order), noise[order])
+    for i, source in enumerate(order):
+        np.testing.assert_allclose(numbers_of(permuted[i]), numbers_of(forward[source]), atol=1e-4)
+
+
+def test_different_samples_have_different_latents(case: Case, module: UniteModule, samples: Any) -> None:
+    latents = [
+        module.tokenize(case.modality, case.select(samples, [i]), torch.Generator().manual_seed(0))[0, 0]
+        for i in range(4)
+    ]
+    assert len({tuple(z.tolist()) for z in latents}) == 4
+
+
+def test_registers_template_and_tokens_agree(case: Case, module: UniteModule, samples: Any) -> None:
+    adapter = module.adapters[case.modality]
+    prepared = adapter.prepare(samples)
+    template, tokens = adapter.template(prepared), adapter.tokens(prepared)
+    registers = adapter.registers(template)
+    assert len(template) == len(tokens.values) == 8
+    assert registers.values.shape[0] in (1, 8)
+    for part in (tokens, registers):
+        assert part.values.shape[2] == module.encoder.width
+        assert len(part.positions) == part.values.shape[1]
+        assert part.mask is None or part.mask.shape == (8, part.values.shape[1])
+    drawn = adapter.draw_template(5, generator=torch.Generator().manual_seed(0))
+    assert len(drawn) == 5
+    assert len(adapter.finish(adapter.decode(torch.randn(5, *latent_shape(adapter, drawn)), drawn), drawn)) == 5
+
+
+def latent_shape(adapter: ModalityAdapter, template: Any) -> tuple[int, int]:
+    return adapter.registers(template).values.shape[1], 4
+
+
+def test_losses_and_gradients_are_finite_and_reach_every_parameter(
+    case: Case, module: UniteModule, samples: Any
+) -> None:
+    module.train()
+    logged: dict[str, Tensor] = {}
+    module.log_terms = lambda stage, modality, terms, size: logged.update(terms)  # type: ignore[method-assign]
+    module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    loss = module.training_step({case.modality: samples}, 0)
+    loss.backward()
+    assert {"flow"} < set(logged)
+    assert all(term.isfinite() for term in logged.values())
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_generation_is_reproducible_and_can_be_drawn_and_saved(
+    case: Case, module: UniteModule, tmp_path: Path
+) -> None:
+    first = module.generate(case.modality, 5, num_steps=2, seed=3, batch_size=2)
+    again = module.generate(case.modality, 5, num_steps=2, seed=3, batch_size=2)
+    other = module.generate(case.modality, 5, num_steps=2, seed=4, batch_size=2)
+    assert len(first) == 5
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(numbers_of(a), numbers_of(b))
+    assert any(
+        numbers_of(a).shape != numbers_of(b).shape or not np.allclose(numbers_of(a), numbers_of(b))
+        for a, b in zip(first, other, strict=True)
+    )
+    adapter = module.adapters[case.modality]
+    assert adapter.draw(first).size[0] > 10
+    written = adapter.save(first, tmp_path)
+    assert written
+    assert all(path.stat().st_size > 0 for path in written)
+    metric = adapter.generation_metric(None)
+    if metric is not None:
+        metric.update(first)
+        assert isinstance(metric.compute(), dict)
+
+
+def test_overfits_one_batch(case: Case, samples: Any) -> None:
+    module = make_module(case, optimizer=OptimizerSettings(lr=5e-3), noise_probability=0.0)
+    module.log_terms = lambda *args: None  # type: ignore[method-assign]
+    adapter = module.adapters[case.modality]
+    optimizer = torch.optim.Adam(module.parameters(), lr=5e-3)
+    prepared = adapter.prepare(samples)
+    template = adapter.template(prepared)
+
+    def loss() -> Tensor:
+        latents = module.encoder.tokenize(
+            adapter.tokens(prepared), adapter.registers(template), adapter.null_condition()
+        )
+        terms = adapter.reconstruction_loss(adapter.decode(latents, template), prepared)
+        return torch.stack(list(terms.values())).sum()
+
+    before = loss().item()
+    for _ in range(150):
+        optimizer.zero_grad()
+        step_loss = loss()
+        step_loss.backward()
+        optimizer.step()
+    assert loss().item() < 0.1 * before
+
+
+def test_checkpoint_from_plain_python_loads_without_arguments(
+    case: Case, data: LightningDataModule, samples: Any, tmp_path: Path
+) -> None:
+    module = make_module(case)
+    trainer = Trainer(
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        limit_val_batches=0,
+        callbacks=[WeightAveraging(0.5)],
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, datamodule=data)
+    path = tmp_path / "model.ckpt"
+    trainer.save_checkpoint(path)
+    torch.load(path, weights_only=True)  # no pickled code
+    loaded = UniteModule.load_from_checkpoint(path, weights_only=True)
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, msg=name)
+    first = module.generate(case.modality, 3, num_steps=2, seed=0)
+    second = loaded.generate(case.modality, 3, num_steps=2, seed=0)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(numbers_of(a), numbers_of(b))

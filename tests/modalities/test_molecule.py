@@ -1,0 +1,185 @@
+"""The molecule adapter: geometry, types, sizes, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch_geometric.data import Batch, Data
+
+from unite.errors import UserError
+from unite.modalities.base import Template
+from unite.modalities.molecule import (
+    MoleculeAdapter,
+    MoleculePrediction,
+    PreparedMolecules,
+    centre,
+    pair_distances,
+    random_rotations,
+)
+from unite.modalities.qm9 import QM9DataModule
+
+WATER = Data(z=torch.tensor([8, 1, 1]), pos=torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.8, 0.7], [0.0, -0.8, 0.7]]))
+METHANOL = Data(
+    z=torch.tensor([6, 8]), pos=torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 4.4]]), num_hydrogens=torch.tensor([3, 1])
+)
+
+
+def built(**settings: object) -> MoleculeAdapter:
+    adapter = MoleculeAdapter(**settings)  # type: ignore[arg-type]
+    adapter.build(width=32, latent_channels=4)
+    return adapter
+
+
+@given(st.integers(0, 1000))
+def test_rotations_are_proper(seed: int) -> None:
+    torch.manual_seed(seed)
+    rotations = random_rotations(4, torch.device("cpu"))
+    identity = torch.eye(3).expand(4, 3, 3)
+    torch.testing.assert_close(rotations @ rotations.mT, identity, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(rotations), torch.ones(4), atol=1e-5, rtol=0)
+
+
+def test_rotations_cover_the_sphere_evenly() -> None:
+    pole = random_rotations(20_000, torch.device("cpu"))[:, 2]
+    assert pole.mean(0).abs().max() < 0.02
+    torch.testing.assert_close(pole.T @ pole / len(pole), torch.eye(3) / 3, atol=0.02, rtol=0)
+
+
+@given(st.integers(0, 1000))
+def test_centring_moves_the_mean_of_real_atoms_to_zero(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.randn(2, 4, 3, generator=generator)
+    mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
+    centred = centre(positions, mask)
+    torch.testing.assert_close(centred.sum(1), torch.zeros(2, 3), atol=1e-5, rtol=0)
+    assert not centred[~mask].any()
+    torch.testing.assert_close(
+        pair_distances(centred)[0, 0, 1], (positions[0, 0] - positions[0, 1]).norm(), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_pair_distances_have_a_finite_gradient_at_zero() -> None:
+    positions = torch.zeros(1, 3, 3, requires_grad=True)
+    pair_distances(positions).sum().backward()
+    assert positions.grad is not None
+    assert positions.grad.isfinite().all()
+
+
+def test_vocabulary_of_united_atoms_has_the_13_classes_of_qm9() -> None:
+    assert len(MoleculeAdapter(hydrogens="counted").vocabulary) == 13
+    assert MoleculeAdapter(hydrogens="explicit").vocabulary == [(1, 0), (6, 0), (7, 0), (8, 0), (9, 0)]
+
+
+@pytest.mark.parametrize(("hydrogens", "molecule"), [("explicit", WATER), ("counted", METHANOL)])
+def test_types_survive_the_way_in_and_out(hydrogens: str, molecule: Data) -> None:
+    adapter = built(hydrogens=hydrogens).eval()
+    prepared = adapter.prepare(Batch.from_data_list([molecule]))
+    logits = torch.nn.functional.one_hot(prepared.types, len(adapter.vocabulary)).float()
+    prediction = MoleculePrediction(logits, prepared.positions, prepared.mask)
+    (finished,) = adapter.finish(prediction, adapter.template(prepared))
+    assert finished.atomic_numbers.tolist() == molecule.z.tolist()
+    if hydrogens == "counted":
+        assert finished.num_hydrogens is not None
+        assert finished.num_hydrogens.tolist() == molecule.num_hydrogens.tolist()
+    else:
+        assert finished.num_hydrogens is None
+
+
+def test_molecules_are_rotated_in_training_only() -> None:
+    adapter = built()
+    batch = Batch.from_data_list([WATER])
+    adapter.eval()
+    still = adapter.prepare(batch).positions
+    torch.testing.assert_close(adapter.prepare(batch).positions, still)
+    adapter.train()
+    turned = adapter.prepare(batch).positions
+    assert not torch.allclose(turned, still)
+    torch.testing.assert_close(pair_distances(turned), pair_distances(still), atol=1e-5, rtol=1e-5)
+
+
+def test_loss_of_a_perfect_prediction_is_zero_and_ignores_padding() -> None:
+    adapter = built().eval()
+    prepared = adapter.prepare(Batch.from_data_list([WATER, Data(z=torch.tensor([8]), pos=torch.zeros(1, 3))]))
+    logits = 100 * torch.nn.functional.one_hot(prepared.types, 5).float()
+    positions = torch.where(prepared.mask[..., None], prepared.positions, torch.tensor(1e3))
+    logits[1, 1:] = 1e3 * torch.randn(2, 5)
+    terms = adapter.reconstruction_loss(MoleculePrediction(logits, positions, prepared.mask), prepared)
+    for name, term in terms.items():
+        assert term < 1e-6, name
+
+
+def test_distance_term_is_the_mean_squared_error_of_near_pairs() -> None:
+    adapter = built(distance_cutoff=1.5)
+    true = torch.tensor([[[0.0, 0, 0], [1.0, 0, 0], [3.0, 0, 0]]])
+    predicted = torch.tensor([[[0.0, 0, 0], [1.2, 0, 0], [9.0, 0, 0]]])
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    terms = adapter.reconstruction_loss(
+        MoleculePrediction(torch.zeros(1, 3, 5), predicted, mask),
+        PreparedMolecules(torch.zeros(1, 3, dtype=torch.long), true, mask),
+    )
+    assert terms["distances"] == pytest.approx(0.04, abs=1e-5)
+
+
+def test_sizes_are_drawn_from_the_training_histogram(tiny_csv: Path, tmp_path: Path) -> None:
+    data = QM9DataModule(str(tmp_path), batch_size=4, csv_files=[str(tiny_csv)])
+    data.setup("fit")
+    adapter = built()
+    adapter.fit_statistics(data)
+    sizes = adapter.draw_template(4000, generator=torch.Generator().manual_seed(0)).sizes
+    expected = data.size_histogram().float()
+    drawn = torch.bincount(sizes, minlength=len(expected)).float()
+    torch.testing.assert_close(drawn / drawn.sum(), expected / expected.sum(), atol=0.03, rtol=0)
+
+
+def test_fixed_registers_are_all_real_whatever_the_size() -> None:
+    adapter = built(registers_per_molecule=3)
+    registers = adapter.registers(Template(torch.tensor([2, 9])))
+    assert registers.values.shape == (1, 3, 32)
+    assert registers.mask is None
+    prediction = adapter.decode(torch.randn(2, 3, 4), Template(torch.tensor([2, 9])))
+    assert prediction.positions.shape == (2, 9, 3)
+
+
+def refuse(adapter: MoleculeAdapter, molecule: Data, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        adapter.prepare(Batch.from_data_list([molecule]))
+
+
+def test_unknown_atoms_and_sizes_are_refused_by_name() -> None:
+    sulfur = Data(z=torch.tensor([16]), pos=torch.zeros(1, 3))
+    refuse(built(), sulfur, "element 16")
+    refuse(built(max_atoms=2), WATER, "3 atoms, but max_atoms is 2")
+    refuse(built(hydrogens="counted"), WATER, "num_hydrogens")
+    crowded = Data(z=torch.tensor([6]), pos=torch.zeros(1, 3), num_hydrogens=torch.tensor([5]))
+    refuse(built(hydrogens="counted"), crowded, "element 6 with 5 hydrogens")
+    many = Data(z=torch.tensor([6]), pos=torch.zeros(1, 3), num_hydrogens=torch.tensor([50]))
+    refuse(built(hydrogens="counted"), many, "element 6 with 50 hydrogens")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"elements": ["C", "Xx"]}, "'Xx'; known are"),
+        ({"registers_per_molecule": 0}, "registers_per_molecule is 0"),
+        ({"max_atoms": 0}, "max_atoms is 0"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        MoleculeAdapter(**settings)  # type: ignore[arg-type]
+
+
+def test_an_untrained_model_does_not_guess_sizes() -> None:
+    with pytest.raises(UserError, match="has seen no data"):
+        built().draw_template(3)
+
+
+def test_labels_are_refused_without_classes(tmp_path: Path) -> None:
+    adapter = built()
+    adapter.size_counts[3] = 1
+    with pytest.raises(UserError, match="without classes"):
+        adapter.draw_template(3, labels=[1])
+
+

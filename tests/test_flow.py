@@ -1,0 +1,209 @@
+"""Laws of the flow, and the authors' numbers for its losses and time grid."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unite.errors import UserError
+from unite.flow import (
+    Solver,
+    TimeDistribution,
+    data_from_velocity,
+    flow_loss,
+    guided_prediction,
+    integrate,
+    path_sample,
+    reconstruction_noise,
+    shift_time,
+    velocity_from_data,
+)
+
+times = st.floats(0, 1)
+alphas = st.floats(0.1, 10)
+seeds = st.integers(0, 10_000)
+SOLVER_ORDERS: dict[Solver, int] = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Tensor]:
+    return load_file(Path(__file__).parent / "data" / "parity_tiny.safetensors")
+
+
+def draw(seed: int) -> Tensor:
+    return torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@given(times, seeds)
+def test_path_runs_from_noise_to_data(t: float, seed: int) -> None:
+    data, noise = draw(seed), draw(seed + 1)
+    path = path_sample(data, noise, torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(path.noisy_latents, torch.stack((noise[0], data[1])))
+    middle = path_sample(data, noise, torch.full((2,), t)).noisy_latents
+    torch.testing.assert_close(middle, noise + t * (data - noise), atol=1e-5, rtol=1e-5)
+
+
+@given(times, seeds)
+def test_velocity_and_data_predictions_convert_back_and_forth(t: float, seed: int) -> None:
+    data, noisy, timesteps = draw(seed), draw(seed + 1), torch.full((2,), t)
+    velocity = velocity_from_data(data, noisy, timesteps)
+    torch.testing.assert_close(data_from_velocity(velocity, noisy, timesteps), data, atol=1e-4, rtol=1e-4)
+
+
+@given(st.floats(0, 0.9), seeds)
+def test_true_velocity_is_data_minus_noise(t: float, seed: int) -> None:
+    data, noise, timesteps = draw(seed), draw(seed + 1), torch.full((2,), t)
+    path = path_sample(data, noise, timesteps)
+    velocity = velocity_from_data(data, path.noisy_latents, timesteps)
+    torch.testing.assert_close(velocity, data - noise, atol=1e-4, rtol=1e-4)
+
+
+@given(times, alphas)
+def test_time_shift_keeps_the_ends_and_is_undone_by_its_inverse(t: float, alpha: float) -> None:
+    ends = shift_time(torch.tensor([0.0, 1.0]), alpha)
+    torch.testing.assert_close(ends, torch.tensor([0.0, 1.0]))
+    there = shift_time(torch.tensor([t], dtype=torch.float64), alpha)
+    torch.testing.assert_close(shift_time(there, 1 / alpha), torch.tensor([t], dtype=torch.float64))
+    assert (there <= t + 1e-12).all() if alpha <= 1 else (there >= t - 1e-12).all()
+
+
+@given(st.integers(1, 60), alphas)
+def test_time_grid_rises_from_0_to_1(num_steps: int, alpha: float) -> None:
+    grid = TimeDistribution(shift=alpha).grid(num_steps)
+    assert len(grid) == num_steps + 1
+    assert grid[0] == 0
+    assert grid[-1] == pytest.approx(1)
+    assert all(a < b for a, b in zip(grid, grid[1:], strict=False))
+
+
+def test_time_grid_equals_the_released_code(reference: dict[str, Tensor]) -> None:
+    for alpha, name in ((0.5, "0p5"), (2.0, "2")):
+        grid = torch.tensor(TimeDistribution(shift=alpha).grid(49))
+        torch.testing.assert_close(grid, reference[f"io/shift_grid_alpha{name}"].float(), atol=1e-6, rtol=1e-5)
+
+
+def test_flow_loss_equals_the_released_code(reference: dict[str, Tensor]) -> None:
+    timesteps = reference["io/flow_t"]
+    path = path_sample(reference["io/flow_x1"], reference["io/flow_x0"], timesteps)
+    torch.testing.assert_close(path.noisy_latents, reference["io/flow_xt"], atol=1e-6, rtol=1e-6)
+    loss = flow_loss(reference["io/flow_xpred_normed"], path, mask=None)
+    torch.testing.assert_close(loss, reference["io/flow_loss_mean"], atol=0, rtol=1e-5)
+
+
+@given(seeds)
+def test_velocity_loss_is_the_error_of_the_velocity(seed: int) -> None:
+    data, noise, prediction = draw(seed), draw(seed + 1), draw(seed + 2)
+    timesteps = torch.tensor([0.3, 0.99])
+    path = path_sample(data, noise, timesteps)
+    error = velocity_from_data(prediction, path.noisy_latents, timesteps) - velocity_from_data(
+        data, path.noisy_latents, timesteps
+    )
+    torch.testing.assert_close(flow_loss(prediction, path, None), error.square().mean(), atol=1e-4, rtol=1e-4)
+
+
+@given(seeds)
+def test_masked_latents_do_not_count(seed: int) -> None:
+    data, noise, prediction = draw(seed), draw(seed + 1), draw(seed + 2)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    garbage = torch.where(mask[..., None], prediction, torch.full_like(prediction, 1e6))
+    path = path_sample(data, noise, torch.tensor([0.1, 0.5]))
+    loss = flow_loss(garbage, path, mask, kind="data")
+    torch.testing.assert_close(loss, (prediction - data).square()[mask].mean())
+
+
+def test_time_distributions_have_their_moments() -> None:
+    device, generator = torch.device("cpu"), torch.Generator().manual_seed(0)
+    uniform = TimeDistribution(kind="uniform", shift=1).sample(100_000, device, generator)
+    assert uniform.mean() == pytest.approx(0.5, abs=0.01)
+    assert uniform.std() == pytest.approx(1 / math.sqrt(12), abs=0.01)
+    logit_normal = TimeDistribution(mean=0.4, std=0.7, shift=1).sample(100_000, device, generator).logit()
+    assert logit_normal.mean() == pytest.approx(0.4, abs=0.01)
+    assert logit_normal.std() == pytest.approx(0.7, abs=0.01)
+    shifted = TimeDistribution(shift=0.5).sample(100_000, device, generator)
+    assert shifted.median() == pytest.approx(1 / 3, abs=0.01)  # 0.5 * 0.5 / (1 - 0.5 * 0.5)
+
+
+def test_reconstruction_noise_moves_the_asked_share_and_keeps_gradients() -> None:
+    latents = torch.randn(4000, 2, 3, requires_grad=True)
+    seen = reconstruction_noise(latents, probability=0.5, min_time=0.7, generator=torch.Generator().manual_seed(0))
+    moved = (seen != latents).flatten(1).any(1)
+    assert moved.float().mean() == pytest.approx(0.5, abs=0.03)
+    seen.sum().backward()
+    assert latents.grad is not None
+    assert (latents.grad[~moved] == 1).all()
+    assert latents.grad[moved].min() >= 0.7
+    torch.testing.assert_close(reconstruction_noise(latents, 0.0, 0.7), latents)
+
+
+@pytest.mark.parametrize("solver", list(SOLVER_ORDERS))
+def test_solvers_converge_at_their_order(solver: Solver) -> None:
+    """dx/dt = (x_1 - x) / (1 - t) with x_1 = x + (1 - t) cos(3 t) x, so that x = x_0 exp(sin(3 t) / 3)."""
+
+    def predict(x: Tensor, t: float) -> Tensor:
+        return x + (1 - t) * math.cos(3 * t) * x
+
+    noise = torch.randn(1, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    end = 0.9  # away from t = 1, where 1 - t is bounded
+    exact = noise * math.exp(math.sin(3 * end) / 3)
+
+    def error(num_steps: int) -> float:
+        grid = [end * i / num_steps for i in range(num_steps + 1)]
+        return float((integrate(predict, noise, grid, solver) - exact).abs().max())
+
+    order = math.log2(error(64) / error(128))
+    assert order == pytest.approx(SOLVER_ORDERS[solver], abs=0.25)
+
+
+@pytest.mark.parametrize("solver", [*SOLVER_ORDERS, "dopri5"])
+def test_a_perfect_prediction_is_reached(solver: Solver) -> None:
+    """If the network always predicts the same data, all solvers end there, but for the bound on 1 - t."""
+    data, noise = draw(0), draw(1)
+    end = integrate(lambda x, t: data, noise, TimeDistribution().grid(20), solver)
+    assert (end - data).abs().max() < 0.35 * (noise - data).abs().max()
+    assert (end - data).abs().mean() < 0.2 * (noise - data).abs().mean()
+
+
+def test_every_step_is_reported() -> None:
+    seen: list[tuple[int, float]] = []
+    grid = TimeDistribution().grid(5)
+    integrate(lambda x, t: x, draw(0), grid, "euler", lambda index, t, x: seen.append((index, t)))
+    assert seen == list(enumerate(grid[1:]))
+
+
+class Counter:
+    def __init__(self, value: float) -> None:
+        self.value, self.calls = value, 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.full_like(x, self.value)
+
+
+@pytest.mark.parametrize(
+    ("time", "low", "is_guided"),
+    [(0.0, 0.0, True), (0.0, 0.1, False), (0.1, 0.1, False), (0.11, 0.1, True), (0.99, 0.1, True), (1.0, 0.0, False)],
+)
+def test_guidance_acts_inside_its_interval_only(time: float, low: float, is_guided: bool) -> None:
+    conditional, unconditional = Counter(2.0), Counter(1.0)
+    predict = guided_prediction(conditional, unconditional, scale=3.0, interval=(low, 1.0))
+    assert float(predict(torch.zeros(1, 1, 1), time)) == (4.0 if is_guided else 2.0)
+    assert unconditional.calls == int(is_guided)
+
+
+def test_guidance_of_scale_1_asks_the_network_once() -> None:
+    conditional, unconditional = Counter(2.0), Counter(1.0)
+    predict = guided_prediction(conditional, unconditional, scale=1.0)
+    assert float(predict(torch.zeros(1, 1, 1), 0.5)) == 2.0
+    assert unconditional.calls == 0
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="shift is 0"):
+        TimeDistribution(shift=0)
+    with pytest.raises(UserError, match="std is -1"):
+        TimeDistribution(std=-1)

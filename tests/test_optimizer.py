@@ -1,0 +1,112 @@
+"""Muon and AdamW against PyTorch's own, and the schedule against its formula."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from unite.errors import UserError
+from unite.optimizer import MuonAdamW, OptimizerSettings, orthogonalize, parameter_groups, warmup_cosine
+
+SETTINGS = OptimizerSettings(lr=0.02, weight_decay=0.1)
+
+
+def make_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+
+
+def train(model: nn.Module, optimizers: list[torch.optim.Optimizer], num_steps: int = 5) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    for _ in range(num_steps):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        model(torch.randn(16, 6)).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return [p.detach() for p in model.parameters()]
+
+
+def test_both_halves_equal_torchs_optimizers() -> None:
+    ours_model, their_model = make_model(), make_model()
+    ours = train(ours_model, [MuonAdamW(parameter_groups(ours_model, [], muon=True), SETTINGS)])
+    matrices = [p for p in their_model.parameters() if p.ndim == 2]
+    vectors = [p for p in their_model.parameters() if p.ndim != 2]
+    common = {"lr": SETTINGS.lr, "weight_decay": SETTINGS.weight_decay, "eps": SETTINGS.eps}
+    theirs = train(
+        their_model,
+        [
+            torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw", **common),
+            torch.optim.AdamW(vectors, betas=SETTINGS.betas, **common),
+        ],
+    )
+    for mine, other in zip(ours, theirs, strict=True):
+        # Orthogonalisation runs in bfloat16; the rest is exact.
+        torch.testing.assert_close(mine, other, atol=1e-5 if mine.ndim != 2 else 3e-3, rtol=0)
+
+
+def test_orthogonalize_flattens_the_singular_values() -> None:
+    matrices = torch.randn(3, 12, 40, generator=torch.Generator().manual_seed(0))
+    for result in (orthogonalize(matrices), orthogonalize(matrices.mT)):
+        singular = torch.linalg.svdvals(result.float())
+        assert singular.min() > 0.5
+        assert singular.max() < 1.4
+
+
+def test_groups_follow_shape_and_name() -> None:
+    model = nn.ModuleDict({"body": nn.Linear(3, 3), "embedding": nn.Embedding(3, 3), "frozen": nn.Linear(3, 3)})
+    model["frozen"].requires_grad_(False)
+    groups = {g["algorithm"]: g["params"] for g in parameter_groups(model, ["embedding"], muon=True)}
+    assert [tuple(p.shape) for p in groups["muon"]] == [(3, 3)]
+    assert len(groups["adamw"]) == 2
+    (only,) = parameter_groups(model, [], muon=False)
+    assert only["algorithm"] == "adamw"
+    assert len(only["params"]) == 3
+
+
+def test_state_survives_saving() -> None:
+    straight_model, resumed_model = make_model(), make_model()
+
+    def make(model: nn.Module) -> MuonAdamW:
+        return MuonAdamW(parameter_groups(model, [], muon=True), SETTINGS)
+
+    straight_optimizer, first_half = make(straight_model), make(resumed_model)
+    train(straight_model, [straight_optimizer])
+    straight = train(straight_model, [straight_optimizer])
+    train(resumed_model, [first_half])
+    second_half = make(resumed_model)
+    second_half.load_state_dict(first_half.state_dict())
+    resumed = train(resumed_model, [second_half])
+    for a, b in zip(straight, resumed, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, lambda: 0.0),
+        (5, lambda: 0.5),
+        (10, lambda: 1.0),
+        (55, lambda: 0.1 + 0.9 * 0.5),
+        (100, lambda: 0.1),
+        (200, lambda: 0.1),
+        (32, lambda: 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 22 / 90))),
+    ],
+)
+def test_schedule_warms_up_and_follows_a_cosine(step: int, expected: Callable[[], float]) -> None:
+    settings = OptimizerSettings(lr=1.0, warmup_steps=10, final_lr_ratio=0.1)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = warmup_cosine(optimizer, settings, total_steps=100)
+    for _ in range(step):
+        optimizer.step()
+        schedule.step()
+    assert schedule.get_last_lr()[0] == pytest.approx(expected())
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="lr is 0"):
+        OptimizerSettings(lr=0)
+    with pytest.raises(UserError, match="warmup_steps is -1"):
+        OptimizerSettings(warmup_steps=-1)
