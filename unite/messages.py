@@ -48,7 +48,7 @@ def _is_signal(record: logging.LogRecord) -> bool:
 def one_line(error: BaseException, parser: LightningArgumentParser | None = None) -> str:
     """The message of an error in one line: no restated types, and the closest spelling that is allowed."""
     redundant = re.compile(
-        r"Does not validate|Subtypes: |Errors:|Given value type|Given value: (Namespace|NestedArg)\("
+        r"Does not validate|Subtypes: |Errors:|Given value type|Given value: (Namespace\(|NestedArg\(|\{)"
         r"|Expected a <class 'NoneType'>|Expected a path but"
     )
     message = ""

@@ -160,9 +160,8 @@ def test_bonds_to_hydrogen_end_at_1_30_times_the_sum_of_radii() -> None:
 
 
 def test_hydrogens_that_come_close_are_not_bonded() -> None:
-    bent_water = molecule(
-        [8, 1, 1], [[0, 0, 0], [0.9, 0.3, 0], [0.9, -0.3, 0]]
-    )  # 0.6 Å between the hydrogens
+    # 0.6 Å between the hydrogens
+    bent_water = molecule([8, 1, 1], [[0, 0, 0], [0.9, 0.3, 0], [0.9, -0.3, 0]])
     assert short_pairs(bent_water) == [(0, 1), (0, 2)]
     assert key(bent_water) == "O"
 
@@ -364,6 +363,14 @@ def test_edm_agrees_with_a_reference_bond_by_bond(noise: float) -> None:
     assert stability.is_stable.tolist() == [
         stable == number for (stable, _), number in zip(expected, num_atoms, strict=True)
     ]
+
+
+def test_edm_table_is_free_of_typing_errors() -> None:
+    for order, (first, second) in itertools.product((1, 2, 3), itertools.product(range(5), repeat=2)):
+        name = "".join(sorted("HCNOF"[element] for element in sorted((first, second))))
+        lengths = {"".join(sorted(pair)): length for pair, length in EDM_LENGTHS[order].items()}
+        expected = (lengths[name] + EDM_MARGINS[order]) / 100 if name in lengths else 0.0
+        assert molecule_perception._EDM_CUTOFFS[order - 1, first, second] == pytest.approx(expected)
 
 
 def test_edm_counts_hydrogens_of_united_atoms() -> None:

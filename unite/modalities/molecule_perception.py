@@ -270,9 +270,7 @@ def molecule_key(mol: Chem.Mol) -> str:
         The key by which uniqueness and novelty count molecules.
     """
     flat = Chem.Mol(mol)
-    Chem.RemoveStereochemistry(
-        flat
-    )  # first, for RemoveHs keeps hydrogens that mark the sides of a double bond
+    Chem.RemoveStereochemistry(flat)  # first: RemoveHs keeps hydrogens that mark the sides of a double bond
     return str(Chem.MolToSmiles(Chem.RemoveHs(flat), isomericSmiles=False))
 
 

@@ -1,0 +1,143 @@
+"""Averaged weights and the metrics callback."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+
+from tests.test_module import make_module, make_trainer
+from tests.toy_modality.curves import CurveDataModule
+from unite.callbacks import GenerationMetrics, WeightAveraging
+from unite.errors import UserError
+from unite.module import UniteModule
+from unite.optimizer import OptimizerSettings
+
+FAST = OptimizerSettings(lr=1e-2, warmup_steps=1)
+
+
+class Recorder(Callback):
+    """Keeps a parameter as it is after each step, in validation, and after it."""
+
+    def __init__(self, fail_in_validation: bool = False) -> None:
+        self.after_step: list[Tensor] = []
+        self.in_validation: list[Tensor] = []
+        self.after_validation: list[Tensor] = []
+        self.fail_in_validation = fail_in_validation
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.after_step.append(weight(pl_module))
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.in_validation.append(weight(pl_module))
+        if self.fail_in_validation:
+            raise RuntimeError("on purpose")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.after_validation.append(weight(pl_module))
+
+
+def weight(module: LightningModule) -> Tensor:
+    assert isinstance(module, UniteModule)
+    return module.encoder.latent_in.weight.detach().clone()
+
+
+def fit(folder: Path, *callbacks: Callback, **settings: Any) -> tuple[UniteModule, Trainer]:
+    module = make_module(optimizer=FAST)
+    trainer = make_trainer(
+        folder, callbacks=list(callbacks), **{"max_steps": 4, "num_sanity_val_steps": 0, **settings}
+    )
+    trainer.fit(module, datamodule=CurveDataModule(num_curves=64, batch_size=16))
+    return module, trainer
+
+
+def test_average_follows_its_formula(tmp_path: Path) -> None:
+    averaging, recorder = WeightAveraging(decay=0.6, warmup=False), Recorder()
+    torch.manual_seed(0)
+    start = weight(make_module(optimizer=FAST))
+    torch.manual_seed(0)
+    module, _ = fit(tmp_path, averaging, recorder)
+    expected = start
+    for after_step in recorder.after_step:
+        expected = 0.6 * expected + 0.4 * after_step
+    torch.testing.assert_close(weight(module), expected)
+
+
+def test_warmup_forgets_the_random_start_sooner(tmp_path: Path) -> None:
+    averaging, recorder = WeightAveraging(decay=0.9999), Recorder()
+    module, _ = fit(tmp_path, averaging, recorder)
+    assert (weight(module) - recorder.after_step[-1]).abs().mean() < 0.02
+
+
+def test_accumulated_batches_count_as_one_update(tmp_path: Path) -> None:
+    averaging = WeightAveraging()
+    fit(tmp_path, averaging, accumulate_grad_batches=2, max_steps=2)
+    assert averaging.num_updates == 2
+
+
+def test_validation_sees_averaged_weights_and_training_raw_ones(tmp_path: Path) -> None:
+    averaging, recorder = WeightAveraging(decay=0.9, warmup=False), Recorder()
+    fit(tmp_path, averaging, recorder, max_epochs=1, max_steps=-1)
+    assert not torch.allclose(recorder.in_validation[0], recorder.after_step[-1])
+    torch.testing.assert_close(recorder.after_validation[0], recorder.after_step[-1], atol=0, rtol=0)
+
+
+def test_checkpoint_holds_both_and_resumes_with_both(tmp_path: Path) -> None:
+    averaging, recorder = WeightAveraging(decay=0.9, warmup=False), Recorder()
+    _, trainer = fit(tmp_path, averaging, recorder)
+    path = tmp_path / "x.ckpt"
+    trainer.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    raw = checkpoint["current_model_state"]["encoder.latent_in.weight"]
+    torch.testing.assert_close(raw, recorder.after_step[-1], atol=0, rtol=0)
+    averaged = checkpoint["state_dict"]["encoder.latent_in.weight"]
+    torch.testing.assert_close(weight(UniteModule.load_from_checkpoint(path)), averaged, atol=0, rtol=0)
+    assert not torch.allclose(raw, averaged)
+
+    class Resumed(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            torch.testing.assert_close(weight(pl_module), raw, atol=0, rtol=0)
+            assert trainer.global_step == 4
+
+    again = WeightAveraging(decay=0.9, warmup=False)
+    trainer = make_trainer(tmp_path, callbacks=[again, Resumed()], max_steps=4, num_sanity_val_steps=0)
+    module = make_module(optimizer=FAST)
+    trainer.fit(module, datamodule=CurveDataModule(num_curves=64, batch_size=16), ckpt_path=path)
+    torch.testing.assert_close(weight(module), averaged, atol=0, rtol=0)
+    assert again.num_updates == 4
+
+
+def test_an_exception_in_validation_leaves_the_raw_weights(tmp_path: Path) -> None:
+    averaging, recorder = WeightAveraging(decay=0.9, warmup=False), Recorder(fail_in_validation=True)
+    module = make_module(optimizer=FAST)
+    trainer = make_trainer(tmp_path, callbacks=[averaging, recorder], max_epochs=1, num_sanity_val_steps=0)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        trainer.fit(module, datamodule=CurveDataModule(num_curves=64, batch_size=16))
+    torch.testing.assert_close(weight(module), recorder.after_step[-1], atol=0, rtol=0)
+
+
+def test_metrics_and_pictures_are_logged(tmp_path: Path) -> None:
+    metrics = GenerationMetrics(num_samples=6, num_steps=2, num_drawn=4)
+    loggers = [CSVLogger(tmp_path, name="", version=""), TensorBoardLogger(tmp_path, name="", version="")]
+    _, trainer = fit(tmp_path, metrics, max_epochs=2, max_steps=-1, logger=loggers)
+    assert "val/curve/mean_radius" in trainer.callback_metrics
+    pictures = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert pictures == ["val_curve_samples_0000004.png", "val_curve_samples_0000008.png"]
+    assert "val/curve/mean_radius" in (tmp_path / "metrics.csv").read_text()
+    assert list(tmp_path.glob("events.out.*"))
+
+
+def test_generation_can_be_rarer_than_validation(tmp_path: Path) -> None:
+    metrics = GenerationMetrics(num_samples=6, num_steps=2, num_drawn=4, every_n_validations=2)
+    fit(tmp_path, metrics, max_epochs=3, max_steps=-1)
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="decay is 1"):
+        WeightAveraging(decay=1.0)
+    with pytest.raises(UserError, match="num_samples is 0"):
+        GenerationMetrics(num_samples=0)

@@ -1,0 +1,175 @@
+"""The step of the paper, its switches, and generation."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from tests.toy_modality.curves import CurveAdapter, CurveDataModule
+from unite.errors import UserError
+from unite.flow import TimeDistribution
+from unite.generative_encoder import GenerativeEncoder, Tokens
+from unite.modalities.base import Template
+from unite.module import UniteModule
+from unite.optimizer import OptimizerSettings
+
+
+def make_module(**settings: Any) -> UniteModule:
+    encoder = GenerativeEncoder("XS", latent_channels=4, depth=2, width=32, num_heads=2)
+    return UniteModule(encoder, {"curve": CurveAdapter()}, **settings)
+
+
+def make_trainer(folder: Path, **settings: Any) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(accelerator="cpu", default_root_dir=folder, **{**quiet, "enable_checkpointing": False, **settings})
+
+
+def curves() -> dict[str, Tensor]:
+    data = CurveDataModule(batch_size=8)
+    samples: dict[str, Tensor] = next(iter(data.train_dataloader()))["curve"]
+    return samples
+
+
+def flow_inputs(module: UniteModule) -> tuple[CurveAdapter, Tensor, Template, Tokens]:
+    adapter = module.adapters["curve"]
+    assert isinstance(adapter, CurveAdapter)
+    template = adapter.template(adapter.prepare(curves()))
+    return adapter, torch.randn(8, 2, 4, requires_grad=True), template, adapter.registers(template)
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_stop_gradient_keeps_the_flow_loss_out_of_the_latents(stop_gradient: bool) -> None:
+    module = make_module(stop_gradient=stop_gradient)
+    adapter, latents, template, registers = flow_inputs(module)
+    module.flow_loss(adapter, latents, template, registers).backward()
+    assert (latents.grad is None) == stop_gradient
+
+
+def test_flow_losses_are_summed_over_the_flow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step gives the same loss here, since its time and noise are held fixed and nothing is dropped."""
+    losses = {}
+    for flow_steps in (1, 4):
+        module = make_module(flow_steps=flow_steps).eval()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.fill_(0.1)
+        adapter, latents, template, registers = flow_inputs(module)
+        latents = torch.ones_like(latents)
+        monkeypatch.setattr(TimeDistribution, "sample", lambda self, num, device: torch.full((num,), 0.4))
+        monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+        losses[flow_steps] = module.flow_loss(adapter, latents, template, registers)
+    torch.testing.assert_close(losses[4], 4 * losses[1])
+
+
+def test_velocity_weighting_can_be_switched_off() -> None:
+    velocity, data = make_module(flow_loss="velocity"), make_module(flow_loss="data")
+    data.load_state_dict(velocity.state_dict())
+    values = []
+    for module in (velocity, data):
+        torch.manual_seed(0)
+        values.append(float(module.flow_loss(*flow_inputs(module)).detach()))
+    assert values[0] > values[1]
+
+
+def test_without_weight_sharing_the_denoiser_is_another_network_of_the_same_size() -> None:
+    shared, separate = make_module(), make_module(weight_sharing=False)
+    assert shared.denoiser is shared.encoder
+    encoder_size = sum(p.numel() for p in shared.encoder.parameters())
+    assert sum(p.numel() for p in separate.parameters()) - sum(p.numel() for p in shared.parameters()) == encoder_size
+    separate.log_terms = lambda *args: None  # type: ignore[method-assign]
+    separate.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    separate.training_step({"curve": curves()}, 0).backward()
+    weights = {id(p) for p in separate.encoder.parameters()} & {id(p) for p in separate.denoiser.parameters()}
+    assert not weights
+    assert all(p.grad is not None for p in separate.denoiser.parameters())
+
+
+def test_flow_and_reconstruction_meet_in_the_same_weights() -> None:
+    """The idea of the paper: both losses reach the encoder, only reconstruction reaches the decoder."""
+    module = make_module()
+    module.flow_loss(*flow_inputs(module)).backward()
+    adapter = module.adapters["curve"]
+    assert isinstance(adapter, CurveAdapter)
+    assert module.encoder.latent_norm.weight.grad is not None
+    assert adapter.head.weight.grad is None
+    assert adapter.embed.weight.grad is None
+
+
+def test_several_modalities_share_one_encoder() -> None:
+    encoder = GenerativeEncoder("XS", latent_channels=4, depth=2, width=32, num_heads=2)
+    module = UniteModule(encoder, {"a": CurveAdapter(), "b": CurveAdapter(num_latents=3)})
+    logged: list[str] = []
+    module.log_terms = lambda stage, modality, terms, size: logged.append(modality)  # type: ignore[method-assign]
+    module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    module.training_step({"a": curves(), "b": curves()}, 0).backward()
+    assert logged == ["a", "b"]
+    assert len(module.generate("b", 3, num_steps=1)) == 3
+    with pytest.raises(UserError, match="modality 'c' is not in this model; it has a, b"):
+        module.generate("c", 3)
+
+
+def test_guidance_moves_samples_and_scale_1_is_no_guidance() -> None:
+    module = make_module()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+
+    def sample(**settings: Any) -> Tensor:
+        return torch.stack(module.generate("curve", 4, num_steps=4, seed=0, **settings))
+
+    plain = sample()
+    torch.testing.assert_close(sample(guidance_scale=1.0), plain, atol=0, rtol=0)
+    assert not torch.allclose(sample(guidance_scale=3.0), plain)
+    torch.testing.assert_close(sample(guidance_scale=3.0, guidance_interval=(0.5, 0.5)), plain, atol=0, rtol=0)
+
+
+def test_generation_in_batches_covers_every_sample_and_leaves_the_mode_alone() -> None:
+    module = make_module().train()
+    assert len(module.generate("curve", 7, num_steps=1, batch_size=3)) == 7
+    assert module.training
+
+
+@pytest.mark.parametrize("name", ["num_samples", "num_steps", "batch_size"])
+def test_zero_of_anything_is_refused(name: str) -> None:
+    settings = {"num_samples": 2, "num_steps": 2, "batch_size": 2, name: 0}
+    with pytest.raises(UserError, match=f"{name} is 0"):
+        make_module().generate("curve", **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"flow_steps": 0}, "flow_steps is 0"),
+        ({"noise_probability": 1.5}, "noise_probability is 1.5"),
+        ({"noise_min_time": -0.1}, "noise_min_time is -0.1"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_module(**settings)
+
+
+def test_a_module_needs_a_modality() -> None:
+    with pytest.raises(UserError, match="adapters is empty"):
+        UniteModule(GenerativeEncoder("XS"), {})
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_learns_curves(precision: str, tmp_path: Path) -> None:
+    """Reconstruction improves, and samples take on the sizes of the data (radii 0.5 to 1.5, or flatter)."""
+    module = make_module(optimizer=OptimizerSettings(lr=3e-3, warmup_steps=10))
+    data = CurveDataModule(num_curves=256, batch_size=64)
+    make_trainer(
+        tmp_path, max_steps=150, gradient_clip_val=3.0, limit_val_batches=0, precision=precision
+    ).fit(module, datamodule=data)
+    samples = curves()
+    errors = [
+        (a - b).norm(dim=-1).mean()
+        for a, b in zip(module.eval().reconstruct("curve", samples), samples["points"], strict=True)
+    ]
+    assert torch.stack(errors).mean() < 0.2
+    radii = torch.stack(module.generate("curve", 64, num_steps=20, seed=0)).norm(dim=-1).mean(-1)
+    assert 0.6 < radii.mean() < 1.1
