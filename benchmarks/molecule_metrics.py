@@ -49,8 +49,7 @@ def cases(reals: Sequence[Molecule]) -> dict[str, list[Molecule]]:
         "box 5 Å": moved(lambda positions: generator.uniform(0, 5, size=positions.shape)),
         "box 20 Å": moved(lambda positions: generator.uniform(0, 20, size=positions.shape)),
         "random types": [
-            Molecule(generator.choice(ELEMENTS, size=len(real.atomic_numbers)), real.positions)
-            for real in reals
+            Molecule(generator.choice(ELEMENTS, size=len(real.atomic_numbers)), real.positions) for real in reals
         ],
         "nan": moved(lambda positions: positions * np.nan),
         "chains of 29 N": [chain([7] * 29)] * MAX_CHAINS,
@@ -60,8 +59,8 @@ def cases(reals: Sequence[Molecule]) -> dict[str, list[Molecule]]:
 
 
 def read_reals(number: int) -> list[Molecule]:
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "modalities"))
-    from qm9_rows import random_molecules
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.modalities.qm9_rows import random_molecules
 
     return [molecule for molecule, _ in random_molecules(number)]
 
@@ -91,9 +90,7 @@ def time_reconstruction(number: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_molecules", type=int, default=10_000)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--num_threads", type=int, default=1)

@@ -58,18 +58,14 @@ def measure(root: str) -> None:
 
     for hydrogens in ("explicit", "counted"):
         bucketed, random = (
-            padding_share(
-                QM9DataModule(root, hydrogens=hydrogens, batch_size=BATCH_SIZE, bucket_by_size=is_bucketed)
-            )
+            padding_share(QM9DataModule(root, hydrogens=hydrogens, batch_size=BATCH_SIZE, bucket_by_size=is_bucketed))
             for is_bucketed in (True, False)
         )
         print(f"padding, {hydrogens} hydrogens            {bucketed:9.1%} bucketed, {random:.1%} random")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of a QM9 cache; default: a temporary one")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -47,9 +47,7 @@ def weight(module: LightningModule) -> Tensor:
 
 def fit(folder: Path, *callbacks: Callback, **settings: Any) -> tuple[UniteModule, Trainer]:
     module = make_module(optimizer=FAST)
-    trainer = make_trainer(
-        folder, callbacks=list(callbacks), **{"max_steps": 4, "num_sanity_val_steps": 0, **settings}
-    )
+    trainer = make_trainer(folder, callbacks=list(callbacks), **{"max_steps": 4, "num_sanity_val_steps": 0, **settings})
     trainer.fit(module, datamodule=CurveDataModule(num_curves=64, batch_size=16))
     return module, trainer
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import TESTS, RunCli
 from lightning.pytorch.cli import LightningCLI
 
 import unite
+from tests.conftest import TESTS, RunCli
 from unite import UniteModule
 from unite.lightning_cli import UniteCLI
 from unite.messages import one_line
@@ -196,10 +196,7 @@ def test_interrupted_fit_leaves_a_checkpoint_that_loads(tmp_path: Path, signum: 
     step = read_checkpoint(tmp_path / "last.ckpt")["global_step"]
     assert step > 5
     assert f"step {step};" in err
-    assert (
-        len(UniteModule.load_from_checkpoint(tmp_path / "last.ckpt", map_location="cpu").generate("curve", 2))
-        == 2
-    )
+    assert len(UniteModule.load_from_checkpoint(tmp_path / "last.ckpt", map_location="cpu").generate("curve", 2)) == 2
 
 
 # ---------------------------------------------------------------------- what a checkpoint brings along
@@ -293,9 +290,7 @@ def test_command_line_beats_run_config_beats_defaults(
     run_cli("test", "--ckpt_path", toy_run)
     run_cli("test", "--ckpt_path", toy_run, "--model.flow_steps", "1")
     (tmp_path / "later.yaml").write_text("model: {flow_steps: 4}\n")
-    run_cli(
-        "test", "--ckpt_path", toy_run, "--config", TOY / "curves.yaml", "--config", tmp_path / "later.yaml"
-    )
+    run_cli("test", "--ckpt_path", toy_run, "--config", TOY / "curves.yaml", "--config", tmp_path / "later.yaml")
     assert seen == [2, 1, 4]
 
 
@@ -391,9 +386,7 @@ def test_debug_shows_where_a_mistake_was_found(run_cli: RunCli) -> None:
     assert "Traceback" in result.err
 
 
-def test_a_failure_of_ours_is_exit_code_1(
-    run_cli: RunCli, toy_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_of_ours_is_exit_code_1(run_cli: RunCli, toy_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: UniteModule, *args: Any) -> None:
         raise RuntimeError("a bug")
 

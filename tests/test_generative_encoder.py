@@ -78,14 +78,10 @@ def test_denoising_block_equals_the_released_code(
 ) -> None:
     condition = reference["state/encoder.y_embedder.embedding_table.weight"][reference["io/den_y"].long()]
     timesteps = reference["io/den_t"]
-    torch.testing.assert_close(
-        one_block_encoder.time_embedding(timesteps), reference["io/den_temb"], atol=2e-5, rtol=0
-    )
+    torch.testing.assert_close(one_block_encoder.time_embedding(timesteps), reference["io/den_temb"], atol=2e-5, rtol=0)
     out = block_output(
         one_block_encoder,
-        lambda: one_block_encoder.denoise(
-            reference["io/den_x"], timesteps, condition, official_registers(reference)
-        ),
+        lambda: one_block_encoder.denoise(reference["io/den_x"], timesteps, condition, official_registers(reference)),
     )
     torch.testing.assert_close(out[0, ::8], reference["io/den_block0_out"], atol=2e-5, rtol=0)
 
@@ -151,7 +147,7 @@ def reference_forward(
     encoder: GenerativeEncoder, z: Tensor, t: Tensor, condition: Tensor, registers: Tensor, patches: Tensor | None
 ) -> Tensor:
     """The Generative Encoder written from the formulas of the released code, sample by sample, without masks."""
-    w = dict(encoder.state_dict())
+    w: dict[str, Tensor] = dict(encoder.state_dict())
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
@@ -235,9 +231,7 @@ def test_masked_tokens_and_registers_change_nothing() -> None:
     z, t, condition = torch.randn(1, 4, 6), torch.rand(1), torch.randn(1, 32)
     registers, patches = torch.randn(1, 4, 32), torch.randn(1, 3, 32)
     with torch.no_grad():
-        alone = encoder(
-            z, t, condition, Tokens(registers, torch.arange(4)), Tokens(patches, torch.arange(4, 7))
-        )
+        alone = encoder(z, t, condition, Tokens(registers, torch.arange(4)), Tokens(patches, torch.arange(4, 7)))
         padded = encoder(
             F.pad(z, (0, 0, 0, 2), value=9.0),
             t,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_both_halves_equal_torchs_optimizers() -> None:
     ours = train(ours_model, [MuonAdamW(parameter_groups(ours_model, [], muon=True), SETTINGS)])
     matrices = [p for p in their_model.parameters() if p.ndim == 2]
     vectors = [p for p in their_model.parameters() if p.ndim != 2]
-    common = {"lr": SETTINGS.lr, "weight_decay": SETTINGS.weight_decay, "eps": SETTINGS.eps}
+    common: dict[str, Any] = {"lr": SETTINGS.lr, "weight_decay": SETTINGS.weight_decay, "eps": SETTINGS.eps}
     theirs = train(
         their_model,
         [

@@ -276,5 +276,3 @@ def show_picture(trainer: Trainer, name: str, picture: Image.Image) -> Path:
 def _as_unite(module: LightningModule) -> UniteModule:
     assert isinstance(module, UniteModule)
     return module
-
-

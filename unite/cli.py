@@ -22,9 +22,7 @@ COMMANDS = {
     "fit": Command("unite.lightning_cli", "train: unite fit --config configs/qm9_small.yaml"),
     "validate": Command("unite.lightning_cli", "metrics of a checkpoint on the validation split"),
     "test": Command("unite.lightning_cli", "metrics of a checkpoint on the test split"),
-    "sample": Command(
-        "unite.lightning_cli", "generate: unite sample --ckpt_path runs/qm9_small --num_samples 100"
-    ),
+    "sample": Command("unite.lightning_cli", "generate: unite sample --ckpt_path runs/qm9_small --num_samples 100"),
 }
 
 HELP = f"""usage: unite COMMAND [options]

@@ -33,8 +33,8 @@ class DecoderBlock(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, E)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         x = x + self.attention_out(attended.transpose(1, 2).reshape(batch, num_tokens, width))
-        x = x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
-        return x
+        out: Tensor = x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+        return out
 
 
 class LatentDecoder(nn.Module):

@@ -4,6 +4,7 @@ Conventions: time t in [0, 1], 0 is noise and 1 is data; the path is the straigh
 x_0 standard normal; networks predict the data x_1. Letters: B batch, K latents of a sample, C channels.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -207,7 +208,7 @@ def integrate(
 
     step = _STEPS[solver]
     state = noise
-    for index, (start, end) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for index, (start, end) in enumerate(itertools.pairwise(times)):
         state = step(velocity, state, start, end - start)
         if on_step is not None:
             on_step(index, end, state)

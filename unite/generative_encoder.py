@@ -141,8 +141,9 @@ class GenerativeEncoder(Configurable, nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in (self.time_embedding.mlp[0], self.time_embedding.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for layer in self.time_embedding.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
         if self.context_start is not None:
             nn.init.normal_(self.context_embedding, std=0.02)
         modulations = [block.modulation for block in self.blocks if isinstance(block, Block)]
@@ -178,7 +179,7 @@ class GenerativeEncoder(Configurable, nn.Module):
             noise = torch.randn(batch, num_registers, self.latent_channels, device=device, generator=generator)
         if timesteps is None:
             timesteps = torch.rand(batch, device=device, generator=generator) * self.max_tokenize_time
-        return self(noise, timesteps, null_condition, registers, tokens)
+        return self.forward(noise, timesteps, null_condition, registers, tokens)
 
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, condition: Tensor, registers: Tokens) -> Tensor:
         """Predict the clean latents from noisy ones.
@@ -192,7 +193,7 @@ class GenerativeEncoder(Configurable, nn.Module):
         Returns:
             Predicted clean latents, shape (B, K, C).
         """
-        return self(noisy_latents, timesteps, condition, registers)
+        return self.forward(noisy_latents, timesteps, condition, registers)
 
     def forward(
         self,
@@ -233,8 +234,9 @@ class GenerativeEncoder(Configurable, nn.Module):
                 num_context = context.shape[1]
                 hidden = torch.cat((context.expand(batch, -1, -1).to(hidden.dtype), hidden), dim=1)
                 # Condition tokens have no place: position 0 rotates by nothing.
-                rotary = RotaryAngles(torch.cat((positions.new_zeros(num_context, *positions.shape[1:]), positions)),
-                                      head_channels)
+                rotary = RotaryAngles(
+                    torch.cat((positions.new_zeros(num_context, *positions.shape[1:]), positions)), head_channels
+                )
                 if key_mask is not None:
                     key_mask = F.pad(key_mask, (num_context, 0), value=True)
             if self.gradient_checkpointing and torch.is_grad_enabled():

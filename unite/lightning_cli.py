@@ -72,9 +72,7 @@ class UniteCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Methods of the trainer that are commands, with the arguments that are not options."""
         names = LightningCLI.subcommands()
-        return {name: names[name] for name in ("fit", "validate", "test")} | {
-            "sample": {"model", "datamodule"}
-        }
+        return {name: names[name] for name in ("fit", "validate", "test")} | {"sample": {"model", "datamodule"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises its errors."""
@@ -93,13 +91,9 @@ class UniteCLI(LightningCLI):
         if "ckpt_path" in settings and self.ckpt_path:
             settings.ckpt_path = str(self.ckpt_path)
         if command != "fit" and not self.ckpt_path:
-            raise UserError(
-                f"unite {command} needs --ckpt_path: a checkpoint, or a run folder with {LAST_CHECKPOINT}"
-            )
+            raise UserError(f"unite {command} needs --ckpt_path: a checkpoint, or a run folder with {LAST_CHECKPOINT}")
         if command != "sample" and settings.get("data") is None:
-            raise UserError(
-                "no data: give --data with the class_path of a datamodule, or a --config that has it"
-            )
+            raise UserError("no data: give --data with the class_path of a datamodule, or a --config that has it")
         settings.trainer.default_root_dir = str(self._run_folder(command, settings.trainer.default_root_dir))
         if command != "fit":
             settings.trainer.logger = False
@@ -125,9 +119,7 @@ class UniteCLI(LightningCLI):
             raise
         except MisconfigurationException as error:
             settings = self.config[self.config.subcommand].trainer
-            named = ", ".join(
-                f"{key} {settings[key]}" for key in ("accelerator", "devices", "strategy", "precision")
-            )
+            named = ", ".join(f"{key} {settings[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
             raise UserError(f"trainer ({named}): {one_line(error)}") from error
         except (ValueError, OSError, ImportError) as error:
             raise UserError(one_line(error)) from error

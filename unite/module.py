@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -158,7 +159,7 @@ class UniteModule(Configurable, LightningModule):
             for adapter in self.adapters.values():
                 adapter.fit_statistics(self.trainer.datamodule)  # type: ignore[attr-defined]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Muon and AdamW in one optimizer; the schedule counts optimizer steps."""
         adamw_names = [*self.encoder.adamw_parameters]
         for adapter in self.adapters.values():
@@ -183,9 +184,7 @@ class UniteModule(Configurable, LightningModule):
         adapter = self.adapters[modality]
         prepared = adapter.prepare(samples)
         registers = adapter.registers(adapter.template(prepared))
-        return self.encoder.tokenize(
-            adapter.tokens(prepared), registers, adapter.null_condition(), generator=generator
-        )
+        return self.encoder.tokenize(adapter.tokens(prepared), registers, adapter.null_condition(), generator=generator)
 
     @torch.no_grad()
     def reconstruct(self, modality: str, samples: Any) -> list[Any]:
@@ -234,7 +233,9 @@ class UniteModule(Configurable, LightningModule):
         if modality not in self.adapters:
             raise UserError(f"modality {modality!r} is not in this model; it has {', '.join(self.adapters)}")
         adapter = self.adapters[modality]
-        generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))  # from the global generator, which seed_everything sets
+        generator = torch.Generator().manual_seed(seed)
         template = adapter.draw_template(num_samples, labels, generator)
         # Samples of like size together: no time is spent on padding.
         order = torch.argsort(template.sizes, stable=True)

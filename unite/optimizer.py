@@ -81,14 +81,14 @@ class MuonAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if group["algorithm"] == "muon":
                 self._muon(params, group)
             else:
                 self._adamw(params, group)
         return loss
 
-    def _muon(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
         if not params:
             return
         gradients = [p.grad for p in params if p.grad is not None]
@@ -109,7 +109,7 @@ class MuonAdamW(torch.optim.Optimizer):
             for i, direction in zip(indices, directions.unbind(0), strict=True):
                 params[i].add_(direction, alpha=-step_size)
 
-    def _adamw(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for p in params:
             if not self.state[p]:
                 self.state[p]["step"] = torch.tensor(0.0)
@@ -118,7 +118,7 @@ class MuonAdamW(torch.optim.Optimizer):
         state = [self.state[p] for p in params]
         adamw(
             params,
-            [p.grad for p in params],
+            [p.grad for p in params if p.grad is not None],
             [s["exp_avg"] for s in state],
             [s["exp_avg_sq"] for s in state],
             [],

@@ -68,9 +68,7 @@ class LastCheckpoint(Checkpoint):
         """Count steps from where the run starts or continues."""
         self.saved_step = trainer.global_step
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note that weights are about to change."""
         self.is_in_step = True
 
@@ -94,9 +92,7 @@ class LastCheckpoint(Checkpoint):
         Not in ``on_train_end``, where weight averaging has replaced the raw weights already.
         """
         is_out_of_steps = 0 <= trainer.max_steps <= trainer.global_step
-        is_out_of_epochs = (
-            trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
-        )
+        is_out_of_epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
         if is_out_of_steps or is_out_of_epochs or trainer.should_stop:
             self.save(trainer)
 
@@ -161,9 +157,7 @@ def write_metrics(values: Mapping[str, float], folder: Path) -> Path:
     """Write ``metrics.json``, metric name -> number or null, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / METRICS_FILE
-    numbers = {
-        name: value if math.isfinite(value) else None for name, value in values.items()
-    }  # JSON has no NaN
+    numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
     path.write_text(json.dumps(numbers, indent=2) + "\n")
     return path
 
@@ -178,9 +172,7 @@ def find_checkpoint(path: str | None) -> Path | None:
         return None
     found = Path(path) / LAST_CHECKPOINT if Path(path).is_dir() else Path(path)
     if not found.is_file():
-        raise UserError(
-            f"--ckpt_path {path}: no such checkpoint; give a .ckpt file, or a run folder with one"
-        )
+        raise UserError(f"--ckpt_path {path}: no such checkpoint; give a .ckpt file, or a run folder with one")
     return found
 
 
@@ -200,15 +192,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise UserError(
-            f"{path} is not a unite checkpoint, or is damaged: torch.load cannot read it"
-        ) from error
+        raise UserError(f"{path} is not a unite checkpoint, or is damaged: torch.load cannot read it") from error
     hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    if (
-        not isinstance(hparams, dict)
-        or not {"encoder", "adapters"} <= hparams.keys()
-        or "state_dict" not in checkpoint
-    ):
+    if not isinstance(hparams, dict) or not {"encoder", "adapters"} <= hparams.keys() or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a unite checkpoint: it has no settings of encoder and adapters")
     return dict(checkpoint)
 

@@ -182,9 +182,7 @@ class UniteTrainer(Trainer):
         if not isinstance(model, UniteModule):
             raise TypeError(f"sample needs a UniteModule, not a {type(model).__name__}")
         if modality is None and len(model.adapters) > 1:
-            raise UserError(
-                f"this model has several modalities; choose with --modality: {', '.join(model.adapters)}"
-            )
+            raise UserError(f"this model has several modalities; choose with --modality: {', '.join(model.adapters)}")
         modality = modality or next(iter(model.adapters))
         folder = Path(output or Path(self.default_root_dir) / "samples")
         require_writable(folder)
@@ -218,9 +216,7 @@ class UniteTrainer(Trainer):
         for path in written:
             print(f"wrote {shown(path)}")
 
-    def _generation_metric(
-        self, adapter: ModalityAdapter, datamodule: LightningDataModule | None
-    ) -> Metric | None:
+    def _generation_metric(self, adapter: ModalityAdapter, datamodule: LightningDataModule | None) -> Metric | None:
         """The adapter's metric; without comparison to the training data where that is not at hand."""
         try:
             return adapter.generation_metric(datamodule)

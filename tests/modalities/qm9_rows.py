@@ -47,8 +47,6 @@ def random_molecules(number: int, seed: int = 0) -> tuple[tuple[Molecule, str], 
 def parse(lines: Iterable[str]) -> Iterable[tuple[Molecule, str]]:
     for row in csv.DictReader(lines):
         elements = json.loads(row["Elements"].replace("'", '"'))
-        positions = json.loads(
-            re.sub(r"\.(?=[,\]])", ".0", row["XYZ_Ang"])
-        )  # five rows have numbers like "0."
+        positions = json.loads(re.sub(r"\.(?=[,\]])", ".0", row["XYZ_Ang"]))  # five rows have numbers like "0."
         atomic_numbers = np.array([ATOMIC_NUMBERS[element] for element in elements], dtype=np.int64)
         yield Molecule(atomic_numbers, np.array(positions)), row["SMILES"]

@@ -52,9 +52,7 @@ def select_tensors(batch: dict[str, Tensor], chosen: list[int]) -> dict[str, Ten
 
 
 CASES = {
-    "explicit": Case(
-        lambda: MoleculeAdapter(decoder_depth=1), molecules("explicit"), select_molecules, "molecule"
-    ),
+    "explicit": Case(lambda: MoleculeAdapter(decoder_depth=1), molecules("explicit"), select_molecules, "molecule"),
     "counted": Case(
         lambda: MoleculeAdapter(hydrogens="counted", max_atoms=9, decoder_depth=1),
         molecules("counted"),
@@ -95,8 +93,9 @@ def make_module(case: Case, **settings: Any) -> UniteModule:
     encoder = GenerativeEncoder("XS", latent_channels=4, depth=2, width=32, num_heads=2)
     module = UniteModule(encoder, {case.modality: case.make_adapter()}, **settings)
     with torch.no_grad():  # at its zero initialisation the encoder would ignore its input
-        for block in encoder.blocks:
-            block.modulation.weight.normal_(std=0.1)
+        for name, parameter in encoder.named_parameters():
+            if name.endswith("modulation.weight"):
+                parameter.normal_(std=0.1)
         encoder.final_out.weight.normal_(std=0.3)
     return module.eval()
 
@@ -180,7 +179,7 @@ def test_losses_and_gradients_are_finite_and_reach_every_parameter(
 ) -> None:
     module.train()
     logged: dict[str, Tensor] = {}
-    module.log_terms = lambda stage, modality, terms, size: logged.update(terms)  # type: ignore[method-assign]
+    module.log_terms = lambda stage, modality, terms, batch_size: logged.update(terms)  # type: ignore[method-assign]
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     loss = module.training_step({case.modality: samples}, 0)
     loss.backward()
@@ -191,9 +190,7 @@ def test_losses_and_gradients_are_finite_and_reach_every_parameter(
         assert parameter.grad.isfinite().all(), name
 
 
-def test_generation_is_reproducible_and_can_be_drawn_and_saved(
-    case: Case, module: UniteModule, tmp_path: Path
-) -> None:
+def test_generation_is_reproducible_and_can_be_drawn_and_saved(case: Case, module: UniteModule, tmp_path: Path) -> None:
     first = module.generate(case.modality, 5, num_steps=2, seed=3, batch_size=2)
     again = module.generate(case.modality, 5, num_steps=2, seed=3, batch_size=2)
     other = module.generate(case.modality, 5, num_steps=2, seed=4, batch_size=2)

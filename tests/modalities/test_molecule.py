@@ -181,5 +181,3 @@ def test_labels_are_refused_without_classes(tmp_path: Path) -> None:
     adapter.size_counts[3] = 1
     with pytest.raises(UserError, match="without classes"):
         adapter.draw_template(3, labels=[1])
-
-

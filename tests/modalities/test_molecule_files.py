@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qm9_rows import tiny_molecules
 from rdkit import Chem, rdBase
 
+from tests.modalities.qm9_rows import tiny_molecules
 from unite.modalities import molecule_files
 from unite.modalities.molecule_files import draw_grid, write_sdf, write_xyz
 from unite.modalities.molecule_perception import Molecule, molecule_key, perceive, unite_hydrogens
@@ -107,9 +107,7 @@ def test_xyz_is_exactly_what_was_generated(tmp_path: Path) -> None:
         positions = np.array([row[1:4] for row in rows], dtype=float).reshape(-1, 3)
         np.testing.assert_allclose(positions, molecule.positions, atol=1e-8)
         symbols = {1: "H", 6: "C", 7: "N", 8: "O", 9: "F", 26: "Fe"}
-        assert [row[0] for row in rows] == [
-            symbols.get(number, "X") for number in molecule.atomic_numbers.tolist()
-        ]
+        assert [row[0] for row in rows] == [symbols.get(number, "X") for number in molecule.atomic_numbers.tolist()]
         found = perceive(molecule)
         smiles = "" if found.mol is None else molecule_key(found.mol)
         assert f"valid={'F' if found.mol is None else 'T'} " in comment
@@ -131,9 +129,7 @@ def test_no_molecules_give_an_empty_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [write_sdf, write_xyz])
-def test_interrupted_writing_leaves_the_old_file(
-    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_writing_leaves_the_old_file(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "samples"
     write(REALS[:2], path)
     before = path.read_text()
@@ -169,9 +165,7 @@ def count_red(image: Any) -> int:
         (REALS, 8, (8, 5)),
     ],
 )
-def test_grid_has_a_cell_for_each_molecule(
-    molecules: list[Molecule], columns: int, cells: tuple[int, int]
-) -> None:
+def test_grid_has_a_cell_for_each_molecule(molecules: list[Molecule], columns: int, cells: tuple[int, int]) -> None:
     image = draw_grid(molecules, columns=columns, max_molecules=40)
     assert image.mode == "RGB"
     width, height = draw_grid([]).size

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qm9_rows import random_molecules, tiny_molecules
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from tests.modalities.qm9_rows import random_molecules, tiny_molecules
 from unite.modalities.molecule_metrics import (
     MoleculeGenerationMetrics,
     MoleculeReconstructionMetrics,
@@ -48,9 +48,7 @@ def noisy_reals() -> list[Molecule]:
     generator = np.random.default_rng(0)
     reals = [real for real, _ in tiny_molecules()]
     noisy = [
-        Molecule(
-            real.atomic_numbers, real.positions + generator.normal(scale=0.08, size=real.positions.shape)
-        )
+        Molecule(real.atomic_numbers, real.positions + generator.normal(scale=0.08, size=real.positions.shape))
         for real in reals
     ]
     return [*MIXTURE, *reals[:20], *noisy, *reals[:10]]
@@ -276,9 +274,7 @@ def test_kabsch_ignores_rotation_and_shift(seed: int, num_points: int, scale: fl
 def test_kabsch_of_two_points_is_known() -> None:
     bond = torch.tensor([[[0.0, 0, 0], [1, 0, 0]]])
     longer = torch.tensor([[[5.0, 0, 0], [5, 0, 1.4]]])
-    torch.testing.assert_close(
-        kabsch_rmsd(longer, bond), torch.tensor([0.2], dtype=torch.float64), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(kabsch_rmsd(longer, bond), torch.tensor([0.2], dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 def test_kabsch_does_not_match_mirror_images() -> None:
@@ -348,9 +344,7 @@ def test_reconstruction_counted_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("noise", "low", "high"), [(0.01, 1, 1), (0.05, 0.95, 1), (0.08, 0, 0.2), (0.1, 0, 0.02)]
-)
+@pytest.mark.parametrize(("noise", "low", "high"), [(0.01, 1, 1), (0.05, 0.95, 1), (0.08, 0, 0.2), (0.1, 0, 0.02)])
 def test_match_rate_falls_with_noise_as_documented(noise: float, low: float, high: float) -> None:
     _, _, types, positions, mask = reconstructions()
     large = mask.sum(1) >= 15

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qm9_rows import random_molecules, tiny_molecules
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDetermineBonds
 
+from tests.modalities.qm9_rows import random_molecules, tiny_molecules
 from unite.modalities import molecule_perception
 from unite.modalities.molecule_perception import (
     ELEMENTS,
@@ -134,9 +134,7 @@ def test_first_failed_check_is_the_reason(given_molecule: Molecule, reason: str,
 @pytest.mark.parametrize(
     ("atomic_number", "num_hydrogens", "smiles"), [(6, 4, "C"), (7, 3, "N"), (8, 2, "O"), (9, 1, "F")]
 )
-def test_single_heavy_atom_with_its_hydrogens_is_valid(
-    atomic_number: int, num_hydrogens: int, smiles: str
-) -> None:
+def test_single_heavy_atom_with_its_hydrogens_is_valid(atomic_number: int, num_hydrogens: int, smiles: str) -> None:
     assert key(molecule([atomic_number], [[0, 0, 0]], [num_hydrogens])) == smiles
 
 
@@ -144,9 +142,7 @@ def test_single_heavy_atom_with_its_hydrogens_is_valid(
     ("first", "second", "hydrogens"),
     [(6, 6, (3, 3)), (6, 7, (3, 2)), (6, 8, (3, 1)), (6, 9, (3, 0)), (7, 8, (2, 1)), (7, 7, (2, 2))],
 )
-def test_heavy_bonds_end_at_1_15_times_the_sum_of_radii(
-    first: int, second: int, hydrogens: tuple[int, int]
-) -> None:
+def test_heavy_bonds_end_at_1_15_times_the_sum_of_radii(first: int, second: int, hydrogens: tuple[int, int]) -> None:
     radii = {6: 0.76, 7: 0.71, 8: 0.66, 9: 0.57}
     cutoff = 1.15 * (radii[first] + radii[second])
     assert key(molecule([first, second], [[0, 0, 0], [cutoff - 1e-6, 0, 0]], hydrogens)) is not None
@@ -225,9 +221,7 @@ def test_batch_gives_the_same_as_one_by_one() -> None:
     molecules.append(chain([6] * 400, [3, *[2] * 398, 3]))  # much larger than the others
     found = perceive_all(molecules)
     assert [perception.reason for perception in found] == [perceive(m).reason for m in molecules]
-    assert [perception.mol and molecule_key(perception.mol) for perception in found] == [
-        key(m) for m in molecules
-    ]
+    assert [perception.mol and molecule_key(perception.mol) for perception in found] == [key(m) for m in molecules]
     assert found[-1].mol is not None
     stability = edm_stability(molecules)
     alone = [edm_stability([given_molecule]) for given_molecule in molecules]
@@ -257,9 +251,7 @@ def test_rotation_and_shift_change_nothing(
     moved = Molecule(real.atomic_numbers, real.positions @ rotation.T + np.array(shift))
     assert key(moved) == key(real)
     assert key(unite_hydrogens(moved)) == key(real)
-    np.testing.assert_array_equal(
-        edm_stability([moved]).num_stable_atoms, edm_stability([real]).num_stable_atoms
-    )
+    np.testing.assert_array_equal(edm_stability([moved]).num_stable_atoms, edm_stability([real]).num_stable_atoms)
 
 
 @settings(max_examples=60, deadline=None)
@@ -331,8 +323,7 @@ def reference_edm(given_molecule: Molecule) -> tuple[int, bool]:
             valences[first] += order
             valences[second] += order
     stable = sum(
-        valence == EDM_VALENCES[atomic_number]
-        for valence, atomic_number in zip(valences, atomic_numbers, strict=True)
+        valence == EDM_VALENCES[atomic_number] for valence, atomic_number in zip(valences, atomic_numbers, strict=True)
     )
     with rdBase.BlockLogs():
         return stable, Chem.SanitizeMol(mol, catchErrors=True) == Chem.SanitizeFlags.SANITIZE_NONE
@@ -343,16 +334,13 @@ def test_edm_agrees_with_a_reference_bond_by_bond(noise: float) -> None:
     generator = np.random.default_rng(0)
     molecules = [real for real, _ in (*tiny_molecules(), *random_molecules(10_000)[:200])]
     molecules = [
-        Molecule(
-            real.atomic_numbers, real.positions + generator.normal(scale=noise, size=real.positions.shape)
-        )
+        Molecule(real.atomic_numbers, real.positions + generator.normal(scale=noise, size=real.positions.shape))
         for real in molecules
     ]
     # Nitrogen of valence five, which RDKit may turn into nitro groups and azides.
     molecules += [chain([8, 7, 8]), chain([6, 7, 7]), chain([6, 7, 8]), chain([7, 7, 7, 6]), methane()]
     molecules += [
-        Molecule(generator.choice([6, 7, 8], size=4), generator.normal(scale=0.9, size=(4, 3)))
-        for _ in range(300)
+        Molecule(generator.choice([6, 7, 8], size=4), generator.normal(scale=0.9, size=(4, 3))) for _ in range(300)
     ]
     stability = edm_stability(molecules)
     expected = [reference_edm(given_molecule) for given_molecule in molecules]

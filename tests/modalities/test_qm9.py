@@ -88,9 +88,7 @@ def assert_same_attributes(actual: Data, expected: Data) -> None:
 
 @pytest.mark.parametrize("hydrogens", ["explicit", "counted"])
 @pytest.mark.parametrize("rows", [[5, 63, 0, 5], [7]])
-def test_gathered_batch_equals_collated_batch(
-    tiny: MakeDataModule, hydrogens: Hydrogens, rows: list[int]
-) -> None:
+def test_gathered_batch_equals_collated_batch(tiny: MakeDataModule, hydrogens: Hydrogens, rows: list[int]) -> None:
     table, is_counted = tiny().table(hydrogens), hydrogens == "counted"
     batch = GatheredMolecules(table, is_counted)[rows]["molecule"]
     molecules = [reference_data(table, row, is_counted) for row in rows]
@@ -119,9 +117,7 @@ def test_molecules_are_those_of_the_file(tiny: MakeDataModule) -> None:
     assert table.z[methane].tolist() == [6, 1, 1, 1, 1]
     torch.testing.assert_close(
         table.pos[methane][:2],
-        torch.tensor(
-            [[-0.0126981359, 1.0858041578, 0.0080009958], [0.002150416, -0.0060313176, 0.0019761204]]
-        ),
+        torch.tensor([[-0.0126981359, 1.0858041578, 0.0080009958], [0.002150416, -0.0060313176, 0.0019761204]]),
         atol=1e-6,
         rtol=0,
     )
@@ -153,9 +149,7 @@ def test_counted_batches_hold_heavy_atoms_at_their_places(tiny: MakeDataModule) 
     [([1, 1], [0.0, 0.0, 0.0, 0.0, 0.0, 0.7]), ([6, 1], [0.0, 0.0, 0.0, 0.0, 0.0, 1.7])],
     ids=["hydrogen gas", "hydrogen far away"],
 )
-def test_hydrogen_that_belongs_to_no_atom_is_refused_by_number(
-    elements: list[int], positions: list[float]
-) -> None:
+def test_hydrogen_that_belongs_to_no_atom_is_refused_by_number(elements: list[int], positions: list[float]) -> None:
     good = [RawMolecule(i, "C", [6, 1], [0.0, 0.0, 0.0, 0.0, 0.0, 1.1]) for i in range(MIN_MOLECULES)]
     table = build_table([*good, RawMolecule(4711, "?", elements, positions)])
     with pytest.raises(UserError, match=r"molecule 4711 .*hydrogens to explicit"):
@@ -203,10 +197,7 @@ def test_full_split_is_the_published_one(qm9_root: str) -> None:
     assert sizes == [100_000, 17_748, 13_083]
     # Results are comparable only between runs on one split: change CACHE_VERSION and the changelog with this.
     split = table.molecule_id[table.permutation].numpy().tobytes()
-    assert (
-        hashlib.sha256(split).hexdigest()
-        == "b304005f8a42dff218082a9fb68687adb81ca0d6ed3d9b3ccfefc3ffb69c3a7e"
-    )
+    assert hashlib.sha256(split).hexdigest() == "b304005f8a42dff218082a9fb68687adb81ca0d6ed3d9b3ccfefc3ffb69c3a7e"
 
 
 def test_limits_take_the_first_molecules_of_a_split(tiny: MakeDataModule) -> None:
@@ -258,9 +249,7 @@ def test_training_ranks_share_molecules_without_overlap(
 
 @given(num_molecules=st.integers(1, 400), batch_size=st.integers(1, 20), num_replicas=st.integers(1, 4))
 @settings(max_examples=200, deadline=None)
-def test_evaluation_ranks_see_every_molecule_once(
-    num_molecules: int, batch_size: int, num_replicas: int
-) -> None:
+def test_evaluation_ranks_see_every_molecule_once(num_molecules: int, batch_size: int, num_replicas: int) -> None:
     num_molecules = max(num_molecules, num_replicas)
     ranks = sampler_of_ranks(num_molecules, num_replicas, batch_size=batch_size, shuffle=False)
     batches = [list(sampler) for sampler in ranks]
@@ -308,9 +297,7 @@ def test_ranks_get_molecules_of_like_size_in_the_same_step() -> None:
     assert max(spread) <= 2  # of 3 to 13 atoms
 
 
-@pytest.mark.parametrize(
-    ("hydrogens", "bucketed", "random"), [("explicit", 0.03, 0.3), ("counted", 0.006, 0.02)]
-)
+@pytest.mark.parametrize(("hydrogens", "bucketed", "random"), [("explicit", 0.03, 0.3), ("counted", 0.006, 0.02)])
 def test_bucketing_saves_padding(qm9_root: str, hydrogens: Hydrogens, bucketed: float, random: float) -> None:
     assert padding_share(QM9DataModule(qm9_root, hydrogens=hydrogens, bucket_by_size=True)) < bucketed
     assert padding_share(QM9DataModule(qm9_root, hydrogens=hydrogens, bucket_by_size=False)) > random
@@ -499,9 +486,7 @@ def test_other_users_can_read_the_cache(tiny: MakeDataModule) -> None:
     assert file.stat().st_mode == beside.stat().st_mode
 
 
-def test_interrupted_build_leaves_nothing_behind(
-    tiny: MakeDataModule, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_build_leaves_nothing_behind(tiny: MakeDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(source: str, target: str) -> None:
         raise KeyboardInterrupt
 
@@ -603,9 +588,7 @@ def test_wrong_files_are_refused_with_the_place(tmp_path: Path, text: str, messa
         ({"csv_files": ["missing.csv"]}, r"missing\.csv is not a file"),
     ],
 )
-def test_wrong_settings_are_refused_by_name(
-    tiny: MakeDataModule, arguments: dict[str, Any], message: str
-) -> None:
+def test_wrong_settings_are_refused_by_name(tiny: MakeDataModule, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         tiny(**arguments).setup()
 
@@ -622,9 +605,7 @@ def test_size_histogram_counts_training_molecules(tiny: MakeDataModule, hydrogen
 
 
 @pytest.mark.parametrize("hydrogens", ["explicit", "counted"])
-def test_training_keys_are_those_of_the_training_molecules(
-    tiny: MakeDataModule, hydrogens: Hydrogens
-) -> None:
+def test_training_keys_are_those_of_the_training_molecules(tiny: MakeDataModule, hydrogens: Hydrogens) -> None:
     datamodule = tiny(hydrogens=hydrogens)
     keys = datamodule.training_keys()
     assert keys.dtype == torch.int64

@@ -60,9 +60,7 @@ class CurveAdapter(ModalityAdapter):
 
     def registers(self, template: Template) -> Tokens:
         """Learned registers, the same for all curves."""
-        return Tokens(
-            self.register_values, torch.arange(self.num_latents, device=self.register_values.device)
-        )
+        return Tokens(self.register_values, torch.arange(self.num_latents, device=self.register_values.device))
 
     def decode(self, latents: Tensor, template: Template) -> Tensor:
         """Points (B, P, 2)."""

@@ -12,7 +12,7 @@ Letters: B molecules, A atoms of the largest one, K registers, D width, T atom t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +31,8 @@ from unite.modalities.molecule_files import draw_grid, write_sdf, write_xyz
 from unite.modalities.molecule_metrics import MoleculeGenerationMetrics, MoleculeReconstructionMetrics
 from unite.modalities.molecule_perception import Molecule
 
-ATOMIC_NUMBERS = {"H": 1, "B": 5, "C": 6, "N": 7, "O": 8, "F": 9, "Si": 14, "P": 15, "S": 16, "Cl": 17, "Br": 35, "I": 53}
-MAX_HYDROGENS = {"B": 3, "C": 4, "N": 3, "O": 2, "F": 0, "Si": 4, "P": 3, "S": 2, "Cl": 0, "Br": 0, "I": 0}
+ATOMIC_NUMBERS = {"H": 1, "B": 5, "C": 6, "N": 7, "O": 8, "F": 9, "Si": 14, "P": 15, "S": 16, "Cl": 17, "Br": 35}
+MAX_HYDROGENS = {"B": 3, "C": 4, "N": 3, "O": 2, "F": 0, "Si": 4, "P": 3, "S": 2, "Cl": 0, "Br": 0}
 """Most hydrogens that a united atom may carry: its usual valence, less the bond that ties a halogen to a molecule."""
 
 
@@ -95,6 +95,8 @@ class MoleculeAdapter(ModalityAdapter):
 
     adamw_parameters: ClassVar[tuple[str, ...]] = ("type_embedding", "position_in", "register_embedding", "_head")
     size_counts: Tensor
+    type_table: Tensor
+    vocabulary_tensor: Tensor
 
     def __init__(
         self,
@@ -203,8 +205,9 @@ class MoleculeAdapter(ModalityAdapter):
             kind = f"element {int(samples.z[first])}"
             if self.hydrogens == "counted":
                 kind += f" with {int(counts[first])} hydrogens"
-            hint = " (hydrogens are atoms here: is data.init_args.hydrogens 'explicit'?)" if int(samples.z[first]) == 1 else ""
-            raise UserError(f"an atom of {kind} is not among the types this model was built for{hint}")
+            raise UserError(
+                f"an atom of {kind} is not among the types this model was built for: see elements, hydrogens"
+            )
         return types
 
     def tokens(self, prepared: PreparedMolecules) -> Tokens:
@@ -260,9 +263,7 @@ class MoleculeAdapter(ModalityAdapter):
         hidden = hidden.float()
         return MoleculePrediction(self.type_head(hidden), centre(self.position_head(hidden), mask), mask)
 
-    def reconstruction_loss(
-        self, prediction: MoleculePrediction, prepared: PreparedMolecules
-    ) -> dict[str, Tensor]:
+    def reconstruction_loss(self, prediction: MoleculePrediction, prepared: PreparedMolecules) -> dict[str, Tensor]:
         """Cross-entropy of types, squared errors of positions and of the distances of near pairs."""
         mask = prepared.mask
         pairs = mask[:, :, None] & mask[:, None]
@@ -360,7 +361,8 @@ def principal_pose(positions: Tensor) -> Tensor:
     side = (earliness[:, None] * turned).sum(dim=1, keepdim=True)  # (B, 1, 3)
     signs = torch.where(side < 0, -1.0, 1.0)
     signs[..., 2] = torch.linalg.det(axes.flip(-1))[:, None] * signs[..., 0] * signs[..., 1]
-    return (turned * signs).float()
+    posed: Tensor = turned * signs
+    return posed.float()
 
 
 def atoms_pose(positions: Tensor, mask: Tensor) -> Tensor:
@@ -381,4 +383,4 @@ def pair_distances(positions: Tensor) -> Tensor:
     """Distances (B, A, A) of all pairs, in Å; the gradient at zero distance is zero."""
     squared = (positions[:, :, None] - positions[:, None]).square().sum(dim=-1)
     is_zero = squared == 0
-    return squared.masked_fill(is_zero, 1.0).sqrt().masked_fill(is_zero, 0.0)
+    return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squared).sqrt())

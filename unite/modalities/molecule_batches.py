@@ -66,12 +66,8 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
         # What Batch.from_data_list leaves for taking molecules out again (batch[i], to_data_list). These
         # names are private to PyG; test_gathered_batch_equals_collated_batch guards them.
         result._num_graphs = num_molecules
-        result._slice_dict = dict.fromkeys(per_atom, ptr) | dict.fromkeys(
-            per_molecule, torch.arange(num_molecules + 1)
-        )
-        result._inc_dict = dict.fromkeys(
-            [*per_atom, *per_molecule], torch.zeros(num_molecules, dtype=torch.long)
-        )
+        result._slice_dict = dict.fromkeys(per_atom, ptr) | dict.fromkeys(per_molecule, torch.arange(num_molecules + 1))
+        result._inc_dict = dict.fromkeys([*per_atom, *per_molecule], torch.zeros(num_molecules, dtype=torch.long))
         return {"molecule": result}
 
 
@@ -169,9 +165,7 @@ class MoleculeBatchSampler(DistributedSampler[list[int]]):
             generator = torch.Generator().manual_seed(int(mixed_seed[0]))
             order = order[torch.randperm(order.numel(), generator=generator)]
             molecules_per_step = self.batch_size * self.num_replicas
-            if (
-                order.numel() < molecules_per_step
-            ):  # fewer than one step: smaller batches, of one size nevertheless
+            if order.numel() < molecules_per_step:  # fewer than one step: smaller batches, of one size nevertheless
                 molecules_per_step = order.numel() // self.num_replicas * self.num_replicas
             order = order[: num_steps * molecules_per_step]
             if self.bucket_by_size:

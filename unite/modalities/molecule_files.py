@@ -218,9 +218,7 @@ def _draw_invalid(molecule: Molecule, reason: str) -> Image.Image:
     return cell
 
 
-def _draw_atom(
-    draw: ImageDraw.ImageDraw, molecule: Molecule, atom: int, x: float, y: float, scale: float
-) -> None:
+def _draw_atom(draw: ImageDraw.ImageDraw, molecule: Molecule, atom: int, x: float, y: float, scale: float) -> None:
     """A labelled disc, smaller where a large molecule leaves little room. ``scale`` is in pixels per Å."""
     atomic_number = int(molecule.atomic_numbers[atom])
     label = _symbol(atomic_number)

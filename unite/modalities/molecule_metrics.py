@@ -91,9 +91,7 @@ class MoleculeGenerationMetrics(Metric):
         self.register_buffer("train_keys", train_keys, persistent=False)
         for name in _COUNTERS:
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state(
-            "num_rejected", torch.zeros(len(REJECT_REASONS), dtype=torch.int64), dist_reduce_fx="sum"
-        )
+        self.add_state("num_rejected", torch.zeros(len(REJECT_REASONS), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("valid_keys", [], dist_reduce_fx="cat")
         self.reset()
 
@@ -209,9 +207,7 @@ class MoleculeReconstructionMetrics(Metric):
         self.num_atoms += mask.sum()
         self.num_correct_atoms += is_correct.sum()
         self.num_type_correct += is_type_correct.sum()
-        self.num_matches += torch.stack(
-            [(is_type_correct & (rmsd < limit)).sum() for limit in _TOLERANCES.values()]
-        )
+        self.num_matches += torch.stack([(is_type_correct & (rmsd < limit)).sum() for limit in _TOLERANCES.values()])
         self.num_measured += is_measured.sum()
         self.rmsd_sum += rmsd[is_measured].sum().to(self.rmsd_sum)
         self.rmsd_unaligned_sum += unaligned[is_measured].sum().to(self.rmsd_sum)

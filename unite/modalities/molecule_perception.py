@@ -302,9 +302,7 @@ def edm_stability(molecules: Sequence[Molecule]) -> EdmStability:
     for batch in _batches(molecules):
         pairs = batch.elements[:, :, None], batch.elements[:, None, :]
         orders = np.zeros(batch.distances.shape, dtype=np.int64)
-        for (
-            cutoffs
-        ) in _EDM_CUTOFFS:  # a triple bond is shorter than the double and single ones, so they add up
+        for cutoffs in _EDM_CUTOFFS:  # a triple bond is shorter than the double and single ones, so they add up
             orders += batch.distances < cutoffs[pairs]
         valences = orders.sum(-1) + batch.num_hydrogens  # (B, A)
         allowed = _EDM_VALENCES[batch.elements]  # (B, A)
@@ -436,9 +434,7 @@ def _reasons_without_rdkit(batch: _Batch, is_bond: BoolArray, is_connected: Bool
     """First reason to reject each of the B molecules that needs no bond orders; None for those left."""
     max_degrees = _MAX_DEGREES[batch.elements]  # (B, A)
     degrees = is_bond.sum(-1) + batch.num_hydrogens  # (B, A)
-    is_unknown = (batch.elements == _OTHER) | (
-        batch.is_united[:, None] & (batch.elements == ELEMENTS.index(1))
-    )
+    is_unknown = (batch.elements == _OTHER) | (batch.is_united[:, None] & (batch.elements == ELEMENTS.index(1)))
     checks: dict[str, BoolArray] = {
         "empty": batch.num_sites == 0,
         "nonfinite": ~batch.is_finite,
@@ -463,15 +459,11 @@ def _bond_lists(is_bond: BoolArray) -> list[list[tuple[int, int]]]:
     return [pairs[start:stop] for start, stop in pairwise(bounds)]
 
 
-def _assign_bond_orders(
-    molecule: Molecule, bonds: list[tuple[int, int]]
-) -> tuple[Chem.Mol | None, str | None]:
+def _assign_bond_orders(molecule: Molecule, bonds: list[tuple[int, int]]) -> tuple[Chem.Mol | None, str | None]:
     """Steps 4 and 5 of :func:`perceive`: the molecule or the reason."""
     mol = _graph(molecule, bonds)
     try:
-        rdDetermineBonds.DetermineBondOrders(
-            mol, charge=0, embedChiral=False, maxIterations=MAX_BOND_ORDER_ITERATIONS
-        )
+        rdDetermineBonds.DetermineBondOrders(mol, charge=0, embedChiral=False, maxIterations=MAX_BOND_ORDER_ITERATIONS)
     except (ValueError, RuntimeError) as error:
         return None, "iteration_cap" if "Max Iterations" in str(error) else "no_bond_orders"
     try:
@@ -556,5 +548,5 @@ def _require_capped_bond_orders() -> None:
     if "maxIterations" not in (rdDetermineBonds.DetermineBondOrders.__doc__ or ""):
         raise RuntimeError(
             f"RDKit {rdkit.__version__} cannot limit its search for bond orders (DetermineBondOrders has no "
-            "maxIterations), and one bad molecule would run for hours; upgrade it: pip install -U rdkit"
+            "maxIterations), and one bad molecule would run for hours; 2025.3.6 can: pip install -U rdkit"
         )

@@ -152,9 +152,7 @@ class QM9DataModule(LightningDataModule):
         from unite.modalities import qm9_keys  # only metrics need it
 
         hydrogens = hydrogens or self.hydrogens
-        return qm9_keys.training_keys(
-            self.table(hydrogens), self.rows("train"), hydrogens == "counted", self.root
-        )
+        return qm9_keys.training_keys(self.table(hydrogens), self.rows("train"), hydrogens == "counted", self.root)
 
     def train_dataloader(self) -> DataLoader[dict[str, Batch]]:
         """Shuffled batches of one size."""
@@ -172,9 +170,7 @@ class QM9DataModule(LightningDataModule):
         """Every molecule of `predict_split` once, in the order of the split."""
         return self._dataloader(self.predict_split, self.eval_batch_size)
 
-    def _dataloader(
-        self, split: Split, batch_size: int, shuffle: bool = False
-    ) -> DataLoader[dict[str, Batch]]:
+    def _dataloader(self, split: Split, batch_size: int, shuffle: bool = False) -> DataLoader[dict[str, Batch]]:
         rows = self.rows(split)
         distributed = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
         if (num_processes := distributed.get("num_replicas", 1)) > rows.numel():
@@ -214,9 +210,7 @@ class QM9DataModule(LightningDataModule):
         if (files := self.csv_files) is not None:
             for file in files:
                 if not file.is_file():
-                    raise UserError(
-                        f"{file} is not a file; set data.csv_files to files in the layout of qm9pack"
-                    )
+                    raise UserError(f"{file} is not a file; set data.csv_files to files in the layout of qm9pack")
             return qm9_cache.load_or_build(self._csv_cache(files), lambda: qm9_cache.read_csv_files(files))
         from_qm9pack, from_pyg = self.root / "qm9pack.safetensors", self.root / "pyg.safetensors"
         use_qm9pack = self.source == "qm9pack"

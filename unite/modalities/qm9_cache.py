@@ -209,14 +209,10 @@ def build_table(molecules: Iterable[RawMolecule]) -> MoleculeTable:
     """
     rows = sorted(molecules, key=lambda molecule: molecule.molecule_id)
     if len(rows) < MIN_MOLECULES:
-        raise UserError(
-            f"{len(rows)} molecules are too few for train, val, and test; give {MIN_MOLECULES} or more"
-        )
+        raise UserError(f"{len(rows)} molecules are too few for train, val, and test; give {MIN_MOLECULES} or more")
     molecule_id = torch.tensor([row.molecule_id for row in rows])
     if (repeated := molecule_id[1:][molecule_id.diff() == 0]).numel():
-        raise UserError(
-            f"two molecules have the number {repeated[0].item()}; give every row an Index of its own"
-        )
+        raise UserError(f"two molecules have the number {repeated[0].item()}; give every row an Index of its own")
     z = torch.tensor([number for row in rows for number in row.atomic_numbers], dtype=torch.uint8)
     pos = torch.tensor([value for row in rows for value in row.positions]).view(-1, 3)
     num_atoms = torch.tensor([len(row.atomic_numbers) for row in rows], dtype=torch.long)
@@ -232,9 +228,7 @@ def build_table(molecules: Iterable[RawMolecule]) -> MoleculeTable:
         ptr=ptr,
         molecule_id=molecule_id,
         permutation=torch.randperm(len(rows), generator=generator),
-        smiles_text=torch.frombuffer(
-            bytearray("\n".join(row.smiles for row in rows), "utf8"), dtype=torch.uint8
-        ),
+        smiles_text=torch.frombuffer(bytearray("\n".join(row.smiles for row in rows), "utf8"), dtype=torch.uint8),
     )
 
 
@@ -285,17 +279,13 @@ def read_csv_files(paths: list[Path]) -> Iterator[RawMolecule]:
                 header = next(reader, [])
                 columns = ["Index", "SMILES", "Elements", "XYZ_Ang"]
                 if missing := [name for name in columns if name not in header]:
-                    raise UserError(
-                        f"{path} has no column {', '.join(missing)}; qm9pack files have {columns}"
-                    )
+                    raise UserError(f"{path} has no column {', '.join(missing)}; qm9pack files have {columns}")
                 wanted = [header.index(name) for name in columns]
                 for row in reader:
                     try:
                         yield parse_row(*(row[column] for column in wanted))
                     except (ValueError, IndexError) as error:
-                        raise UserError(
-                            f"{path}, line {reader.line_num}: {error}; correct or remove it"
-                        ) from error
+                        raise UserError(f"{path}, line {reader.line_num}: {error}; correct or remove it") from error
                     bar.update()
 
 
@@ -309,9 +299,7 @@ def parse_row(molecule_id: str, smiles: str, elements: str, positions: str) -> R
     # Five rows of QM9 hold numbers like "0.", which JSON refuses and float() reads.
     values = [float(value) for value in positions.replace("[", "").replace("]", "").split(",")]
     if len(values) != 3 * len(atomic_numbers):
-        raise ValueError(
-            f"{len(atomic_numbers)} elements but {len(values)} coordinates in molecule {molecule_id}"
-        )
+        raise ValueError(f"{len(atomic_numbers)} elements but {len(values)} coordinates in molecule {molecule_id}")
     return RawMolecule(int(molecule_id), smiles, atomic_numbers, values)
 
 
@@ -364,8 +352,6 @@ def read_pyg(folder: Path) -> Iterator[RawMolecule]:
     try:
         dataset = QM9(str(folder))
     except (OSError, zipfile.BadZipFile) as error:  # URLError is a kind of OSError
-        raise UserError(
-            f"cannot download QM9 for PyG ({error}); qm9pack has the same data, {INSTALL_HINT}"
-        ) from error
+        raise UserError(f"cannot download QM9 for PyG ({error}); qm9pack has the same data, {INSTALL_HINT}") from error
     for data in tqdm(dataset, desc="reading molecules", unit="mol"):
         yield RawMolecule(int(data.idx) + 1, data.smiles, data.z.tolist(), data.pos.flatten().tolist())
