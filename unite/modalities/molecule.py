@@ -79,9 +79,7 @@ class MoleculeAdapter(ModalityAdapter):
         elements: Symbols of the elements that occur.
         max_atoms: Most tokens of a molecule; 29 atoms, 9 of them heavy, in QM9.
         registers_per_molecule: Number of registers, or None for one per atom.
-        pose: ``random``: each training molecule is turned by a random rotation (paper). ``given``: as the data has
-            it. ``principal``: always turned onto its principal axes, see :func:`principal_pose`; ``atoms``: onto the
-            directions of its first atoms, see :func:`atoms_pose`.
+        rotate: Turn each training molecule by a random rotation.
         decoder_depth: Blocks of the decoder.
         decoder_width: Channels of the decoder; None for those of the encoder.
         decoder_heads: Attention heads of the decoder.
@@ -104,7 +102,7 @@ class MoleculeAdapter(ModalityAdapter):
         elements: Sequence[str] = ("H", "C", "N", "O", "F"),
         max_atoms: int = 29,
         registers_per_molecule: int | None = None,
-        pose: Literal["random", "given", "principal", "atoms"] = "random",
+        rotate: bool = True,
         decoder_depth: int = 4,
         decoder_width: int | None = None,
         decoder_heads: int = 4,
@@ -123,7 +121,7 @@ class MoleculeAdapter(ModalityAdapter):
         self.hydrogens = hydrogens
         self.max_atoms = max_atoms
         self.registers_per_molecule = registers_per_molecule
-        self.pose = pose
+        self.rotate = rotate
         self.decoder_depth = decoder_depth
         self.decoder_width = decoder_width
         self.decoder_heads = decoder_heads
@@ -181,11 +179,7 @@ class MoleculeAdapter(ModalityAdapter):
         positions = samples.pos.new_zeros(*mask.shape, 3)
         positions[mask] = samples.pos
         positions = centre(positions, mask)
-        if self.pose == "principal":
-            positions = principal_pose(positions)
-        elif self.pose == "atoms":
-            positions = atoms_pose(positions, mask)
-        elif self.pose == "random" and self.training:
+        if self.training and self.rotate:
             positions = positions @ random_rotations(len(sizes), device=positions.device)
         return PreparedMolecules(types, positions, mask)
 
@@ -346,37 +340,6 @@ def random_rotations(num: int, device: torch.device) -> Tensor:
         (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
     )
     return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-
-
-def principal_pose(positions: Tensor) -> Tensor:
-    """Turn centred molecules onto their principal axes, longest first.
-
-    A proper rotation, so that mirror images stay apart. The first two axes point to where the earlier atoms lie.
-    Rotating the molecule beforehand changes nothing, unless two moments are equal. Shapes (B, A, 3), padded with 0.
-    """
-    positions = positions.double()
-    _, axes = torch.linalg.eigh(positions.mT @ positions)  # columns, shortest axis first
-    turned = positions @ axes.flip(-1)
-    earliness = torch.arange(positions.shape[1], 0, -1, device=positions.device, dtype=positions.dtype)
-    side = (earliness[:, None] * turned).sum(dim=1, keepdim=True)  # (B, 1, 3)
-    signs = torch.where(side < 0, -1.0, 1.0)
-    signs[..., 2] = torch.linalg.det(axes.flip(-1))[:, None] * signs[..., 0] * signs[..., 1]
-    posed: Tensor = turned * signs
-    return posed.float()
-
-
-def atoms_pose(positions: Tensor, mask: Tensor) -> Tensor:
-    """Turn molecules so that atom 1 lies along x from atom 0, and atom 2 above x in the xy plane.
-
-    Where these are missing or in line, atom order gives way to the centre of mass and to what is at hand.
-    Shapes (B, A, 3) and (B, A).
-    """
-    double = F.pad(positions.double(), (0, 0, 0, max(0, 3 - positions.shape[1])))
-    x = F.normalize(double[:, 1] - double[:, 0] + 1e-6 * double.new_tensor([1.0, 0.0, 0.0]), dim=-1)
-    y = double[:, 2] - double[:, 0] + 1e-4 * double.new_tensor([0.3, 0.7, 0.6])
-    y = F.normalize(y - (y * x).sum(-1, keepdim=True) * x, dim=-1)
-    axes = torch.stack((x, y, torch.linalg.cross(x, y)), dim=-1)  # columns
-    return (positions.double() @ axes).float() * mask[..., None]
 
 
 def pair_distances(positions: Tensor) -> Tensor:
