@@ -11,12 +11,8 @@ from torch_geometric.data import Batch
 
 from unite.errors import UserError
 from unite.modalities import qm9_cache
-from unite.modalities.molecule_batches import (
-    FixedBatches,
-    GatheredMolecules,
-    MoleculeBatchSampler,
-    ResumableDataLoader,
-)
+from unite.modalities.batches import FixedBatches, ResumableDataLoader, unchanged
+from unite.modalities.molecule_batches import GatheredMolecules, MoleculeBatchSampler
 from unite.modalities.qm9_cache import MoleculeTable, Split
 
 Hydrogens = Literal["explicit", "counted"]
@@ -224,8 +220,3 @@ class QM9DataModule(LightningDataModule):
         """Cache of CSV files under a name that changes with them."""
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return self.root / f"csv-{hashlib.sha256(str(stats).encode()).hexdigest()[:12]}.safetensors"
-
-
-def unchanged(batch: Any) -> Any:
-    """What the dataset gave; a function of its own because worker processes must be able to import it."""
-    return batch

@@ -1,0 +1,161 @@
+"""Which rows of a table go together in a batch, for any modality: disjoint between processes, and resumable."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+
+from unite.errors import UserError
+
+
+def mixed_generator(*seeds: int) -> torch.Generator:
+    """A generator for a seed, an epoch, and the like.
+
+    Seeds made by adding would give epoch 1 of seed 0 the order of epoch 0 of seed 1.
+    """
+    (mixed,) = np.random.SeedSequence(seeds).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(mixed))
+
+
+class FixedBatches(Dataset[Any]):
+    """The same batches in every epoch, numbered from 0.
+
+    Args:
+        samples: What gives a batch for a list of rows.
+        batches: Rows of each batch.
+    """
+
+    def __init__(self, samples: Dataset[Any], batches: list[list[int]]) -> None:
+        self.samples = samples
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Any:
+        """Batch of a number."""
+        return self.samples[self.batches[number]]
+
+
+class BatchSampler(DistributedSampler[list[int]]):
+    """Batches of rows for one process out of several, disjoint between processes and equally many on each.
+
+    Give it to a `DataLoader` as `sampler` with `batch_size=None`. Lightning calls `set_epoch` on what is a
+    loader's `sampler`, not on its `batch_sampler`, and under DDP replaces any sampler that is not a
+    `DistributedSampler`; batch samplers of other classes make it fail.
+
+    When shuffling, the order depends on `seed` and the epoch alone, all batches are of one size, and what is
+    left at the end of the order is dropped, other rows in each epoch. Otherwise nothing is dropped: the rows
+    are divided as evenly as possible, and batches may be one smaller.
+
+    Args:
+        rows: Rows to choose from, shape (N,); at least `num_replicas`.
+        batch_size: Most rows in a batch of one process (see `__len__` for the exception of size 1).
+        shuffle: Whether to shuffle anew in every epoch, and to drop what does not fill the last step.
+        seed: Of the order, not negative.
+        num_replicas: Processes that share the data.
+        rank: Number of this process.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        # The parent deals out single rows; it is here for its type and `set_epoch`, not for its arithmetic.
+        super().__init__(TensorDataset(rows), num_replicas, rank, shuffle, seed)
+        self.rows = rows
+        self.batch_size = batch_size
+        self.resume_epoch = -1
+        self.resume_batch = 0
+
+    def resume(self, epoch: int, batch: int) -> None:
+        """Lets the given epoch, and no other, begin at the given batch."""
+        self.resume_epoch = epoch
+        self.resume_batch = batch
+
+    @property
+    def first_batch(self) -> int:
+        """Number of the batch at which the present epoch begins; 0 unless resumed."""
+        return self.resume_batch if self.epoch == self.resume_epoch else 0
+
+    def arrange(self, order: Tensor, rows_per_step: int) -> Tensor:
+        """Change the order of the shuffled rows, of which each step takes `rows_per_step`."""
+        return order
+
+    def __len__(self) -> int:
+        """Batches of each process in an epoch."""
+        full, rest = divmod(self.rows.numel(), self.batch_size * self.num_replicas)
+        if self.shuffle:
+            return max(full, 1)
+        # No batch may be empty: several processes that share rows one by one get two now and then.
+        return min(full + (rest > 0), self.rows.numel() // self.num_replicas)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Batches of this process, each a list of rows."""
+        num_steps = len(self)
+        order = self.rows
+        if self.shuffle:
+            generator = mixed_generator(self.seed, self.epoch)
+            order = order[torch.randperm(order.numel(), generator=generator)]
+            rows_per_step = self.batch_size * self.num_replicas
+            if order.numel() < rows_per_step:  # fewer than one step: smaller batches, of one size nevertheless
+                rows_per_step = order.numel() // self.num_replicas * self.num_replicas
+            order = self.arrange(order[: num_steps * rows_per_step], rows_per_step)
+        batches = order.tensor_split(num_steps * self.num_replicas)
+        steps = torch.randperm(num_steps, generator=generator) if self.shuffle else torch.arange(num_steps)
+        for step in steps[self.first_batch :].tolist():
+            yield batches[step * self.num_replicas + self.rank].tolist()
+
+
+class ResumableDataLoader(DataLoader[Any]):
+    """A loader with a `BatchSampler` that Lightning can resume in the middle of an epoch.
+
+    Lightning keeps what `state_dict` gives in its checkpoints. Without it, a resumed epoch would begin with
+    the batches that it began with before, and never see the last ones.
+    """
+
+    sampler: BatchSampler
+    num_given = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # Lightning asks for no more
+        """Batches of the present epoch."""
+        self.num_given = self.sampler.first_batch
+        for batch in one_line_errors(super().__iter__()):
+            self.num_given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Present epoch, and the number of batches of it that were given."""
+        return {"epoch": self.sampler.epoch, "num_given": self.num_given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Lets the epoch of the state go on behind its batches; other epochs begin at their beginning."""
+        self.sampler.resume(state["epoch"], state["num_given"])
+
+
+def one_line_errors(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; a `UserError` out of a worker process without the stack trace that torch adds.
+
+    Raises:
+        UserError: The data is wrong.
+    """
+    try:
+        yield from batches
+    except UserError as error:
+        if "\n" not in str(error):
+            raise
+        raise UserError(str(error).rstrip().rpartition(f"{UserError.__name__}: ")[2]) from None
+
+
+def unchanged(batch: Any) -> Any:
+    """What the dataset gave; a function of its own because worker processes must be able to import it."""
+    return batch
