@@ -1,0 +1,517 @@
+"""Images as Lightning datamodules: scikit-learn's digits, and folders of image files.
+
+Every step is ``{"image": {"images": (B, C, H, W) float32 in [0, 1], "labels": (B,) int64}}``. For sets too large for
+a folder, see :class:`unite.modalities.image_shards.WebDatasetDataModule`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from unite.errors import UserError
+from unite.modalities.batches import BatchSampler, FixedBatches, ResumableDataLoader, mixed_generator, unchanged
+from unite.modalities.features import FeatureNetwork
+from unite.modalities.image_files import ImageFolder, SmallImages, class_folders, list_images, load_pixels
+
+Split = Literal["train", "val", "test"]
+Samples = dict[str, dict[str, Tensor]]
+
+SPLIT_SEED = 0
+#: Images of scikit-learn's digits in each split.
+DIGITS_SPLIT: dict[Split, int] = {"train": 1397, "val": 200, "test": 200}
+#: Sets whose decoded pixels take less are held in memory, in bytes.
+MEMORY_LIMIT = 2 << 30
+
+
+def as_samples(pixels: Tensor, labels: Tensor) -> Samples:
+    """A batch as datamodules give it.
+
+    Args:
+        pixels: uint8, shape (B, C, H, W).
+        labels: Classes, shape (B,).
+    """
+    return {"image": {"images": pixels.float().div_(255), "labels": labels.long()}}
+
+
+class ImageRows(Dataset[Samples]):
+    """Images to be taken a whole batch at a time: `images[[3, ~1, 4]]`, where `~1` is image 1 mirrored.
+
+    Whether an image is mirrored comes with its number, so that it depends neither on the worker that loads it
+    nor on where a run was resumed.
+
+    Args:
+        labels: Class of each image, shape (N,).
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return self.labels.numel()
+
+    @abstractmethod
+    def pixels(self, rows: Tensor) -> Tensor:
+        """Pixels of the images of some rows, uint8, shape (B, C, H, W)."""
+
+    def __getitem__(self, rows: Any) -> Samples:
+        """A batch; a single int is a batch of one."""
+        rows = torch.atleast_1d(torch.as_tensor(rows))
+        is_mirrored = rows < 0
+        rows = torch.where(is_mirrored, ~rows, rows)
+        pixels = self.pixels(rows)
+        if is_mirrored.any():
+            pixels[is_mirrored] = pixels[is_mirrored].flip(-1)
+        return as_samples(pixels, self.labels[rows])
+
+
+class ImagesInMemory(ImageRows):
+    """Images as one tensor.
+
+    Args:
+        pixels: uint8, shape (N, C, H, W).
+        labels: Class of each image, shape (N,).
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        super().__init__(labels)
+        self.all_pixels = pixels
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        """Pixels of the images of some rows, a copy."""
+        return self.all_pixels[rows]
+
+
+class ImagesOnDisk(ImageRows):
+    """Images as files, cropped when they are asked for.
+
+    Args:
+        folder: The files and their labels.
+        size: Pixels of a side of the crop.
+        channels: 1 for gray, 3 for colour.
+        small: What to do with images smaller than the crop.
+    """
+
+    def __init__(self, folder: ImageFolder, size: int, channels: int, small: SmallImages) -> None:
+        super().__init__(torch.tensor(folder.labels))
+        # One array: a list of a million strings would be copied into every worker by counting references.
+        self.paths = np.array([str(path) for path in folder.paths], dtype=np.bytes_)
+        self.size = size
+        self.channels = channels
+        self.small = small
+
+    def load(self, row: int) -> Tensor:
+        """Pixels of one image."""
+        return load_pixels(Path(self.paths[row].decode()), self.size, self.channels, self.small)
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        """Pixels of the images of some rows."""
+        return torch.stack([self.load(row) for row in rows.tolist()])
+
+    def in_memory(self, num_threads: int, description: str) -> ImagesInMemory:
+        """All of them decoded, with a progress bar."""
+        pixels = torch.empty(len(self), self.channels, self.size, self.size, dtype=torch.uint8)
+        with ThreadPool(num_threads) as pool:  # Pillow decodes without holding the interpreter's lock
+            loaded = pool.imap(self.load, range(len(self)), chunksize=64)
+            bar = tqdm(loaded, desc=description, total=len(self), unit="img", leave=False, mininterval=0.5)
+            for row, image in enumerate(bar):
+                pixels[row] = image
+        return ImagesInMemory(pixels, self.labels)
+
+
+class ImageBatchSampler(BatchSampler):
+    """Batches of rows, in which half of the training images, others in each epoch, are to be mirrored.
+
+    Args:
+        rows: Rows to choose from, shape (N,).
+        batch_size: Most rows in a batch of one process.
+        flip: Whether to mirror; `~row` then stands for a mirrored image.
+        kwargs: Everything else that :class:`BatchSampler` takes.
+    """
+
+    def __init__(self, rows: Tensor, batch_size: int, *, flip: bool, **kwargs: Any) -> None:
+        super().__init__(rows, batch_size, **kwargs)
+        self.flip = flip
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Batches of this process, each a list of rows."""
+        if not self.flip:
+            yield from super().__iter__()
+            return
+        generator = mixed_generator(self.seed, self.epoch, 1)
+        is_mirrored = torch.rand(int(self.rows.max()) + 1, generator=generator) < 0.5
+        for batch in super().__iter__():
+            yield [~row if is_mirrored[row] else row for row in batch]
+
+
+class ImageDataModule(LightningDataModule):
+    """What all datamodules of images share. Subclasses say which images there are.
+
+    Attributes:
+        image_size: Pixels of a side.
+        channels: 1 for gray, 3 for colour.
+        reference_file: Statistics of a reference set for FID, or None.
+
+    Args:
+        image_size: Pixels of a side.
+        channels: 1 for gray, 3 for colour.
+        batch_size: Images in a training batch of one process.
+        eval_batch_size: Images in a batch of validation, test, and prediction; None for `batch_size`.
+        flip: Whether training images are mirrored at random.
+        seed: Of the order of training images and of mirroring; it does not change the split.
+        limits: Most images of each split, None for all.
+        predict_split: Split that `predict` runs over.
+        reference: File with statistics of a reference set.
+        num_workers: Processes that make batches ahead.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        batch_size: int,
+        eval_batch_size: int | None,
+        flip: bool,
+        seed: int,
+        limits: dict[Split, int | None],
+        predict_split: Split,
+        reference: str | None,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        sizes = {"image_size": image_size, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        for name, value in {**sizes, **{f"num_{split}": limit for split, limit in limits.items()}}.items():
+            if value is not None and value < 1:
+                raise UserError(f"data.{name} is {value}; it must be at least 1")
+        for name, value in {"seed": seed, "num_workers": num_workers}.items():
+            if value < 0:
+                raise UserError(f"data.{name} is {value}; it must not be negative")
+        if channels not in (1, 3):
+            raise UserError(f"data.channels is {channels}; it must be 1 (gray) or 3 (colour)")
+        if predict_split not in get_args(Split):
+            raise UserError(f"data.predict_split is {predict_split!r}; it must be one of {', '.join(get_args(Split))}")
+        if reference is not None and not Path(reference).is_file():
+            raise UserError(
+                f"data.reference {reference} is not a file; make one with: unite prepare reference SRC {reference}"
+            )
+        self.image_size = image_size
+        self.channels = channels
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.flip = flip
+        self.seed = seed
+        self.limits = limits
+        self.predict_split: Split = predict_split
+        self.reference_file = None if reference is None else Path(reference)
+        self.num_workers = num_workers
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Names of the classes; labels are places in this list."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @abstractmethod
+    def num_images(self, split: Split) -> int:
+        """Images of a split, within `num_train` and its like."""
+
+    @abstractmethod
+    def loader(
+        self, split: Split, batch_size: int, *, shuffle: bool = False, num_replicas: int = 1, rank: int = 0
+    ) -> Any:
+        """Batches of one process: shuffled and augmented for training, else every image once, as it is."""
+
+    def feature_network(self) -> FeatureNetwork | None:
+        """A network made for this data that metrics may use in place of Inception, under its own name."""
+        return None
+
+    def reference_images(self, num_replicas: int = 1, rank: int = 0) -> Iterator[Tensor]:
+        """Training images as they are, the share of one process, uint8 of shape (B, C, H, W) each."""
+        for batch in self.loader("train", self.eval_batch_size, num_replicas=num_replicas, rank=rank):
+            yield (batch["image"]["images"] * 255).round_().to(torch.uint8)
+
+    def train_dataloader(self) -> Any:
+        """Shuffled batches of one size, mirrored at random if `flip`."""
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        """Every validation image once."""
+        return self._loader("val", self.eval_batch_size)
+
+    def test_dataloader(self) -> Any:
+        """Every test image once."""
+        return self._loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> Any:
+        """Every image of `predict_split` once."""
+        return self._loader(self.predict_split, self.eval_batch_size)
+
+    def _loader(self, split: Split, batch_size: int, shuffle: bool = False) -> Any:
+        distributed = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+        if (num_processes := distributed.get("num_replicas", 1)) > self.num_images(split):
+            raise UserError(
+                f"{num_processes} processes cannot share {self.num_images(split)} images of split {split}; "
+                f"raise data.num_{split} or lower trainer.devices"
+            )
+        return self.loader(split, batch_size, shuffle=shuffle, **distributed)
+
+
+class ImageRowsDataModule(ImageDataModule):
+    """Images that can be taken by number: digits and folders."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._images: dict[Split, ImageRows] = {}
+
+    @abstractmethod
+    def load(self, split: Split) -> ImageRows:
+        """The images of a split; called once."""
+
+    def images(self, split: Split) -> ImageRows:
+        """The images of a split."""
+        if split not in self._images:
+            self._images[split] = self.load(split)
+        return self._images[split]
+
+    def rows(self, split: Split) -> Tensor:
+        """Rows of `images(split)` that are used, in a fixed random order, so that any part is a fair sample.
+
+        Raises:
+            UserError: The split has fewer images than asked for.
+        """
+        num, limit = len(self.images(split)), self.limits[split]
+        if limit is not None and limit > num:
+            raise UserError(f"data.num_{split} is {limit}, but that split has {num} images")
+        return torch.randperm(num, generator=torch.Generator().manual_seed(SPLIT_SEED))[:limit]
+
+    def num_images(self, split: Split) -> int:
+        """Images of a split, within `num_train` and its like."""
+        return self.rows(split).numel()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the images that a stage needs, so that what is wrong with them shows before anything long begins."""
+        stages: dict[str | None, Sequence[Split]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for split in stages.get(stage, (self.predict_split,) if stage == "predict" else get_args(Split)):
+            self.rows(split)
+
+    def loader(
+        self, split: Split, batch_size: int, *, shuffle: bool = False, num_replicas: int = 1, rank: int = 0
+    ) -> DataLoader[Samples]:
+        """Batches of one process: shuffled and augmented for training, else every image once, as it is."""
+        images, rows = self.images(split), self.rows(split)
+        num_workers = 0 if isinstance(images, ImagesInMemory) else self.num_workers
+        options: dict[str, Any] = {
+            "batch_size": None,  # the datasets give whole batches
+            "collate_fn": unchanged,
+            "num_workers": num_workers,
+            "persistent_workers": num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+        if self.trainer and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+            # Lightning then puts in a sampler of its own, which numbers the items of the dataset.
+            return DataLoader(FixedBatches(images, [part.tolist() for part in rows.split(batch_size)]), **options)
+        sampler = ImageBatchSampler(
+            rows,
+            batch_size,
+            flip=self.flip and shuffle,
+            shuffle=shuffle,
+            seed=self.seed,
+            num_replicas=num_replicas,
+            rank=rank,
+        )
+        return ResumableDataLoader(images, sampler=sampler, **options)
+
+
+class DigitsDataModule(ImageRowsDataModule):
+    """1,797 handwritten digits of 8x8 gray pixels in ten classes, which scikit-learn carries.
+
+    The split is 1,397 / 200 / 200 images, the same on every machine and for every `seed`.
+
+    Args:
+        root: Folder for what is trained on the digits: the small network behind `fid_digits`.
+        image_size: Pixels of a side, 8 or more.
+        enlarge: How to get from 8 to `image_size` pixels: `resize` (bicubic) or `pad` (black border).
+        batch_size: Images in a training batch of one process.
+        eval_batch_size: Images in a batch of validation, test, and prediction; None for `batch_size`.
+        seed: Of the order of training images; it does not change the split.
+        num_train: Use the first n training images only; None for all.
+        num_val: Use the first n validation images only; None for all.
+        num_test: Use the first n test images only; None for all.
+        predict_split: Split that `predict` runs over.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/digits",
+        image_size: int = 8,
+        enlarge: Literal["resize", "pad"] = "resize",
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        num_train: int | None = None,
+        num_val: int | None = None,
+        num_test: int | None = None,
+        predict_split: Split = "test",
+    ) -> None:
+        super().__init__(
+            image_size=image_size,
+            channels=1,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            flip=False,  # a mirrored digit is none
+            seed=seed,
+            limits={"train": num_train, "val": num_val, "test": num_test},
+            predict_split=predict_split,
+            reference=None,
+            num_workers=0,
+        )
+        if image_size < 8:
+            raise UserError(f"data.image_size is {image_size}; the digits have 8x8 pixels and are not made smaller")
+        if enlarge not in ("resize", "pad"):
+            raise UserError(f"data.enlarge is {enlarge!r}; it must be resize or pad")
+        self.root = Path(root)
+        self.enlarge = enlarge
+
+    @property
+    def class_names(self) -> list[str]:
+        """The ten digits."""
+        return [str(digit) for digit in range(10)]
+
+    def load(self, split: Split) -> ImagesInMemory:
+        """The images of a split.
+
+        Raises:
+            UserError: scikit-learn is not installed.
+        """
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise UserError(
+                'the digits come with scikit-learn, which is missing; install it with: pip install "unite[digits]"'
+            ) from error
+        digits = load_digits()
+        pixels = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)  # 17 levels of gray
+        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        parts = dict(zip(DIGITS_SPLIT, order.split(list(DIGITS_SPLIT.values())), strict=True))
+        chosen = torch.stack([self._enlarged(image) for image in pixels[parts[split]]])
+        return ImagesInMemory(chosen, torch.from_numpy(digits.target).long()[parts[split]])
+
+    def _enlarged(self, pixels: Tensor) -> Tensor:
+        """Pixels (8, 8) as (1, image_size, image_size)."""
+        size, border = self.image_size, (self.image_size - 8) // 2
+        if self.enlarge == "pad":
+            canvas = pixels.new_zeros(1, size, size)
+            canvas[0, border : border + 8, border : border + 8] = pixels
+            return canvas
+        image = Image.fromarray(pixels.numpy()).resize((size, size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(image))[None]
+
+    def feature_network(self) -> FeatureNetwork:
+        """The network behind `fid_digits`: trained on the training digits in seconds, once, and kept in `root`."""
+        from unite.modalities.digit_features import load_or_train  # only metrics need it
+
+        train = self.images("train")
+        assert isinstance(train, ImagesInMemory)
+        return load_or_train(self.root, train.all_pixels, train.labels)
+
+
+class ImageFolderDataModule(ImageRowsDataModule):
+    """Image files in folders named after their classes: `root/train/CLASS/FILE` and `root/val` or `root/test`.
+
+    Where `val` is missing, `test` stands in for it, and the other way round. Images are cropped to the square in
+    their middle as in ADM. A set whose pixels take less than 2 GiB is decoded once and held in memory; a larger
+    one is read as training goes on: set `num_workers` then.
+
+    Args:
+        root: Folder with `train`, and `val` or `test`, each with a folder for every class.
+        image_size: Pixels of a side after cropping.
+        channels: 3 for colour, 1 for gray.
+        batch_size: Images in a training batch of one process.
+        eval_batch_size: Images in a batch of validation, test, and prediction; None for `batch_size`.
+        flip: Whether training images are mirrored at random.
+        small_images: What to do with images smaller than `image_size`: `refuse` or `enlarge` (as ADM does; a few
+            of ImageNet's are).
+        in_memory: Whether to hold the decoded images in memory; None decides by size.
+        seed: Of the order of training images and of mirroring.
+        num_train: Use n training images only, a fixed random choice; None for all.
+        num_val: Use n validation images only; None for all.
+        num_test: Use n test images only; None for all.
+        predict_split: Split that `predict` runs over.
+        reference: Statistics of a reference set for FID (.npz with mu and sigma); None compares with the training
+            images.
+        num_workers: Processes that read images ahead, or threads that fill the memory.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int,
+        channels: int = 3,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        flip: bool = True,
+        small_images: SmallImages = "refuse",
+        in_memory: bool | None = None,
+        seed: int = 0,
+        num_train: int | None = None,
+        num_val: int | None = None,
+        num_test: int | None = None,
+        predict_split: Split = "test",
+        reference: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            image_size=image_size,
+            channels=channels,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            flip=flip,
+            seed=seed,
+            limits={"train": num_train, "val": num_val, "test": num_test},
+            predict_split=predict_split,
+            reference=reference,
+            num_workers=num_workers,
+        )
+        if small_images not in get_args(SmallImages):
+            raise UserError(f"data.small_images is {small_images!r}; it must be one of {get_args(SmallImages)}")
+        self.root = Path(root)
+        self.small_images: SmallImages = small_images
+        self.is_in_memory = in_memory
+        self._class_names: list[str] | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the folders of the training split, in alphabetical order."""
+        if self._class_names is None:
+            self._class_names = class_folders(self.root / "train")
+        return self._class_names
+
+    def load(self, split: Split) -> ImageRows:
+        """The images of a split, decoded if there are few enough."""
+        path = self.root / "train" if split == "train" else self._evaluation_folder(split)
+        folder = list_images(path, self.class_names)
+        images = ImagesOnDisk(folder, self.image_size, self.channels, self.small_images)
+        num_bytes = len(images) * self.channels * self.image_size**2
+        if self.is_in_memory is False or (self.is_in_memory is None and num_bytes > MEMORY_LIMIT):
+            return images
+        return images.in_memory(max(self.num_workers, 1), f"reading {split} images")
+
+    def _evaluation_folder(self, split: Split) -> Path:
+        other = "test" if split == "val" else "val"
+        for folder in (self.root / split, self.root / other):
+            if folder.is_dir():
+                return folder
+        raise UserError(f"{self.root} has neither val nor test; put images for evaluation into {self.root}/val/CLASS")

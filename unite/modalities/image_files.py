@@ -1,0 +1,158 @@
+"""Image files: which there are, and how one becomes a square of pixels."""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unite.errors import UserError
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+SmallImages = Literal["refuse", "enlarge"]
+
+
+class ImageFolder(NamedTuple):
+    """The images of one split.
+
+    Attributes:
+        class_names: Names of the classes; a label is a place in this list.
+        paths: Image files, in order of class and name.
+        labels: Label of each image.
+    """
+
+    class_names: list[str]
+    paths: list[Path]
+    labels: list[int]
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the class folders within the folder of a split, in alphabetical order.
+
+    Raises:
+        UserError: The folder is missing or has no class folders.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; set data.root to a folder with train/CLASS/IMAGE files")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"{folder} has no class folders; images belong into {folder}/CLASS/")
+    return names
+
+
+def list_images(folder: Path, class_names: Sequence[str] | None = None) -> ImageFolder:
+    """Images of a folder that has one folder for each class, at any depth within these.
+
+    Args:
+        folder: The folder of a split.
+        class_names: Classes that are known already (those of the training split), which fix the labels; None
+            takes the names of the class folders in alphabetical order.
+
+    Raises:
+        UserError: The folder is missing or has no class folders, a class folder is empty, or a class is not
+            among `class_names`.
+    """
+    found = class_folders(folder)
+    names = list(found if class_names is None else class_names)
+    if unknown := [name for name in found if name not in names]:
+        raise UserError(
+            f"class {unknown[0]!r} of {folder} has no label: the training split has {len(names)} classes, "
+            f"{_some(names)}; rename the folder or add training images"
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for name in found:
+        files = sorted(
+            Path(parent, file)
+            for parent, _, files in os.walk(folder / name, followlinks=True)
+            for file in files
+            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
+        )
+        if not files:
+            raise UserError(
+                f"class folder {folder / name} has no images ({', '.join(IMAGE_SUFFIXES)}); fill or remove it"
+            )
+        paths += files
+        labels += [names.index(name)] * len(files)
+    return ImageFolder(names, paths, labels)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def open_image(source: Path | bytes, channels: int, name: str | None = None) -> Image.Image:
+    """An image, decoded to its end, with 8 bits per channel.
+
+    Args:
+        source: A file, or what was read from one.
+        channels: 1 for gray, 3 for colour.
+        name: What to call it in an error; None for the path.
+
+    Raises:
+        UserError: It is damaged, truncated, or no image.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            mode = "L" if channels == 1 else "RGB"
+            if image.mode.startswith("I;16"):  # Pillow would clip the values at 255, not scale them
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert(mode)
+            return image.convert(mode)
+    except Exception as error:  # what a damaged file makes the decoders raise is not limited to a few classes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot read image {name or source!s}: {reason}; replace or remove it") from error
+
+
+def center_crop(image: Image.Image, size: int, small: SmallImages = "refuse", name: str = "image") -> Image.Image:
+    """The square in the middle, of `size` pixels, after shrinking the shorter side to that.
+
+    The steps are ADM's (Dhariwal and Nichol 2021), so that statistics of references made with its code apply:
+    halved by averaging as often as possible, then resized with a bicubic filter, then cropped.
+
+    Args:
+        image: Any image.
+        size: Pixels of a side.
+        small: What to do with an image smaller than `size`: refuse it, or enlarge it as ADM does.
+        name: What to call the image in an error.
+
+    Raises:
+        UserError: The image is smaller than `size`, and is to be refused.
+    """
+    if min(image.size) < size and small == "refuse":
+        width, height = image.size
+        raise UserError(
+            f"{name} has {width}x{height} pixels, fewer than the crop of {size}x{size}; lower image_size, "
+            "or set small_images to enlarge"
+        )
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    if min(image.size) != size:
+        scale = size / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def as_pixels(image: Image.Image) -> Tensor:
+    """Pixels of a gray or colour image, uint8 of shape (C, H, W)."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def load_pixels(
+    source: Path | bytes, size: int, channels: int, small: SmallImages = "refuse", name: str | None = None
+) -> Tensor:
+    """Pixels of the square in the middle of an image file, uint8 of shape (C, size, size).
+
+    Raises:
+        UserError: It cannot be read, or is too small.
+    """
+    label = name or str(source)
+    return as_pixels(center_crop(open_image(source, channels, label), size, small, label)).contiguous()

@@ -1,0 +1,561 @@
+"""torchmetrics for images: how generated ones compare with a reference set, and how well images are reconstructed.
+
+Everything that compares features names the network they come from: `fid` is Inception's and nothing else's,
+`fid_digits` that of the small network for digits. All state is summed or concatenated over processes, so shards give
+the metrics of the whole. Letters: D features, L classes of the feature network.
+"""
+
+import functools
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+from tqdm import tqdm
+
+from unite.errors import UserError
+from unite.modalities.features import FeatureNetwork
+from unite.modalities.inception import WEIGHTS_HINT, WEIGHTS_VARIABLE, inception_weights, load_inception
+
+#: Images whose features are kept for KID, precision and recall.
+NUM_KEPT = 10_000
+#: Parts that Inception Score is averaged over (Salimans et al. 2016).
+SCORE_SPLITS = 10
+#: Neighbours that span the manifolds of precision and recall (Kynkäänniemi et al. 2019).
+NUM_NEIGHBOURS = 3
+#: Rows of a distance or kernel matrix at a time.
+CHUNK = 1024
+
+ReferenceImages = Callable[[int, int], Iterator[Tensor]]
+"""Gives, for a number of processes and the rank of one, the reference images of that process: uint8 (B, C, H, W)."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStatistics:
+    """What FID needs to know of a set of images, and optionally features of some for KID, precision and recall.
+
+    Attributes:
+        mean: Mean of the features, float64, shape (D,).
+        covariance: Covariance of the features, float64, shape (D, D).
+        features: Features of some of the images, float32, shape (n, D), or None.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    features: Tensor | None = None
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        features = None if self.features is None else self.features.to(device)
+        return replace(self, mean=self.mean.to(device), covariance=self.covariance.to(device), features=features)
+
+    def save(self, path: Path) -> None:
+        """Write an .npz file with `mu` and `sigma`, as the common tools for FID read it, and `features` if any."""
+        arrays = {"mu": self.mean.cpu().numpy(), "sigma": self.covariance.cpu().numpy()}
+        if self.features is not None:
+            arrays["features"] = self.features.cpu().numpy()
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes a flag by keyword
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path, num_features: int) -> Self:
+        """Read an .npz file with `mu` and `sigma`: ours, ADM's, or pytorch-fid's.
+
+        Args:
+            path: The file.
+            num_features: Length of the feature vectors it is to be compared with.
+
+        Raises:
+            UserError: The file cannot be read, lacks the two, or was made with features of another size.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                mean, covariance = (torch.from_numpy(file[name]).double() for name in ("mu", "sigma"))
+                features = torch.from_numpy(file["features"]).float() if "features" in file.files else None
+        except KeyError as error:
+            raise UserError(f"{path} has no mu and sigma; name an .npz file with the statistics of features") from error
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+            raise UserError(f"cannot read statistics {path}: missing, damaged, or no .npz file") from error
+        sizes = {tuple(mean.shape): (num_features,), tuple(covariance.shape): (num_features, num_features)}
+        if any(found != expected for found, expected in sizes.items()):
+            raise UserError(
+                f"{path} has statistics of {mean.numel()} features, but the network gives {num_features}; "
+                "use statistics made with the same network"
+            )
+        if features is not None and features.shape[1:] != (num_features,):
+            raise UserError(f"{path} has features of shape {tuple(features.shape)}; make it anew")
+        return cls(mean, covariance, features)
+
+
+def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> Tensor:
+    r"""Squared Fréchet distance of two normal distributions.
+
+    :math:`|m_1 - m_2|^2 + \mathrm{tr}(S_1 + S_2 - 2 (S_1 S_2)^{1/2})` (Heusel et al. 2017). With factors
+    :math:`S_i = A_i A_i^T`, the trace of the root is the sum of the singular values of :math:`A_1^T A_2`; unlike the
+    root of a product this loses no digits where covariances are singular.
+    """
+    difference = (first.mean - second.mean).square().sum()
+    shared = torch.linalg.svdvals(_factor(first.covariance).T @ _factor(second.covariance)).sum()
+    distance: Tensor = difference + first.covariance.trace() + second.covariance.trace() - 2 * shared
+    return distance.clamp(min=0)
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    factor: Tensor = vectors * values.clamp(min=0).sqrt()
+    return factor
+
+
+def kernel_distance(first: Tensor, second: Tensor) -> Tensor:
+    """Unbiased squared maximum mean discrepancy with the kernel (x·y / D + 1)³ (KID, Bińkowski et al. 2018).
+
+    Over all pairs at once, where the usual code averages over random subsets: the same expectation, less noise.
+
+    Args:
+        first: Features, shape (n, D), n > 1.
+        second: Features, shape (m, D), m > 1.
+    """
+    n, m = len(first), len(second)
+    within_first = _kernel_sum(first, first) - _kernel(first, first, is_paired=True).sum()
+    within_second = _kernel_sum(second, second) - _kernel(second, second, is_paired=True).sum()
+    between = _kernel_sum(first, second)
+    return within_first / (n * (n - 1)) + within_second / (m * (m - 1)) - 2 * between / (n * m)
+
+
+def _kernel(first: Tensor, second: Tensor, is_paired: bool = False) -> Tensor:
+    products = (first * second).sum(dim=1) if is_paired else first @ second.T
+    return (products.double() / first.shape[1] + 1) ** 3
+
+
+def _kernel_sum(first: Tensor, second: Tensor) -> Tensor:
+    return torch.stack([_kernel(chunk, second).sum() for chunk in first.split(CHUNK)]).sum()
+
+
+def precision_and_recall(generated: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of generated images near a reference image, and the other way round (Kynkäänniemi et al. 2019).
+
+    Near means no farther than an image's third nearest neighbour in its own set. Both fall or rise with the sizes
+    of the sets, so compare like with like.
+
+    Args:
+        generated: Features, shape (n, D), n > 3.
+        reference: Features, shape (m, D), m > 3.
+    """
+    return _share_inside(generated, reference), _share_inside(reference, generated)
+
+
+def _share_inside(points: Tensor, manifold: Tensor) -> Tensor:
+    # The nearest of a point to its own set is itself.
+    radii = torch.cat(
+        [torch.cdist(part, manifold).kthvalue(NUM_NEIGHBOURS + 1, dim=1).values for part in manifold.split(CHUNK)]
+    )
+    is_inside = torch.cat([(torch.cdist(part, manifold) <= radii).any(dim=1) for part in points.split(CHUNK)])
+    return is_inside.double().mean()
+
+
+class _FeatureMetric(Metric):
+    """Sums of features of two sets, in float64."""
+
+    full_state_update = False
+    is_differentiable = False
+
+    def add_sums(self, name: str, num_features: int) -> None:
+        """Add the states of one set."""
+        zeros = torch.zeros(num_features, dtype=torch.float64)
+        self.add_state(f"{name}_sum", zeros, dist_reduce_fx="sum")
+        self.add_state(f"{name}_outer", zeros.new_zeros(num_features, num_features), dist_reduce_fx="sum")
+        self.add_state(f"{name}_num", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def add_features(self, name: str, features: Tensor) -> None:
+        """Add features (B, D) to the sums of one set."""
+        features = features.double()
+        getattr(self, f"{name}_sum").add_(features.sum(dim=0))
+        getattr(self, f"{name}_outer").add_(features.T @ features)
+        getattr(self, f"{name}_num").add_(len(features))
+
+    def statistics(self, name: str) -> FeatureStatistics:
+        """Mean and covariance of one set; not a number if it has fewer than two images."""
+        num = getattr(self, f"{name}_num").double()
+        mean = getattr(self, f"{name}_sum") / num
+        covariance = (getattr(self, f"{name}_outer") - num * torch.outer(mean, mean)) / (num - 1)
+        return FeatureStatistics(mean, covariance)
+
+
+class ImageGenerationMetrics(_FeatureMetric):
+    """Generated images against a reference set, by the features of one network.
+
+    With `_NAME` of the network at the end of each unless it is Inception:
+
+    - ``fid``: Fréchet distance to the reference set. Falls with the number of samples; papers use 50,000.
+    - ``kid``: kernel distance, unbiased at any number of samples. Of the first 10,000 images of each set, as are
+    - ``precision`` and ``recall``.
+    - ``inception_score``: of ten equal parts, averaged. Needs no reference.
+
+    What lacks a reference is left out, and so is what needs features of reference images where only their mean and
+    covariance are known. The features of reference images are computed at the first :meth:`update`, on this metric's
+    device, and kept over :meth:`reset`.
+
+    Args:
+        network: Gives the features.
+        reference: Statistics of the reference set.
+        reference_images: Reference images, if there are no statistics.
+        num_kept: Images of each set whose features are kept.
+        batch_size: Images at a time through the network.
+        show_progress: Whether to show a progress bar for the reference images.
+    """
+
+    generated_num: Tensor
+    generated_features: list[Tensor]
+    reference_num: Tensor
+    reference_features: list[Tensor]
+    class_sum: Tensor  # (SCORE_SPLITS, L)
+    entropy_sum: Tensor  # (SCORE_SPLITS,)
+    class_num: Tensor  # (SCORE_SPLITS,)
+
+    def __init__(
+        self,
+        network: FeatureNetwork,
+        reference: FeatureStatistics | None = None,
+        reference_images: ReferenceImages | None = None,
+        num_kept: int = NUM_KEPT,
+        batch_size: int = 64,
+        show_progress: bool = True,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.reference_images = reference_images if reference is None else None
+        self.num_kept = num_kept
+        self.batch_size = batch_size
+        self.show_progress = show_progress
+        self.reference = reference
+        for name in ("generated", "reference"):
+            self.add_sums(name, network.num_features)
+            self.add_state(f"{name}_features", [], dist_reduce_fx="cat")
+        splits = torch.zeros(SCORE_SPLITS, dtype=torch.float64)
+        self.add_state("class_sum", splits.new_zeros(SCORE_SPLITS, network.num_logits), dist_reduce_fx="sum")
+        self.add_state("entropy_sum", splits, dist_reduce_fx="sum")
+        self.add_state("class_num", splits.clone(), dist_reduce_fx="sum")
+        self._start_lists()
+
+    def _start_lists(self) -> None:
+        # A process without features would contribute an empty tensor of another shape when states are gathered.
+        for features in (self.generated_features, self.reference_features):
+            if not features:
+                features.append(torch.zeros(0, self.network.num_features, device=self.device))
+
+    def reset(self) -> None:
+        """Forget the generated images; the reference stays."""
+        names = ("reference_sum", "reference_outer", "reference_num", "reference_features")
+        kept = {name: getattr(self, name) for name in names}
+        kept["reference_features"] = list(kept["reference_features"])  # the parent empties lists in place
+        super().reset()
+        for name, value in kept.items():
+            setattr(self, name, value)
+        self._start_lists()
+
+    def update(self, images: Sequence[np.ndarray]) -> None:
+        """Add generated images.
+
+        Args:
+            images: uint8 arrays of shape (H, W, 3), (H, W, 1) or (H, W).
+
+        Raises:
+            ValueError: An array is of another type or shape.
+        """
+        self._measure_reference()
+        for batch in _batches(images, self.batch_size):
+            features, logits = self.network(batch.to(self.device))
+            self._add("generated", features)
+            self._add_classes(logits)
+
+    def _add(self, name: str, features: Tensor) -> None:
+        share = -(-self.num_kept // _num_processes())
+        room = max(share - int(getattr(self, f"{name}_num")), 0)
+        self.add_features(name, features)
+        if room:
+            getattr(self, f"{name}_features").append(features[:room].float())
+
+    def _add_classes(self, logits: Tensor) -> None:
+        """Deal the images out to the parts of the score in turn."""
+        log_probabilities = logits.double().log_softmax(dim=1)
+        probabilities = log_probabilities.exp()
+        parts = (int(self.class_num.sum()) + torch.arange(len(logits), device=logits.device)) % SCORE_SPLITS
+        self.class_sum.index_add_(0, parts, probabilities)
+        self.entropy_sum.index_add_(0, parts, (probabilities * log_probabilities).sum(dim=1))
+        self.class_num.index_add_(0, parts, torch.ones_like(parts, dtype=torch.float64))
+
+    def _measure_reference(self) -> None:
+        """Put the reference images of this process through the network, once."""
+        if self.reference_images is None:
+            return
+        batches = self.reference_images(_num_processes(), _rank())
+        self.reference_images = None
+        is_shown = self.show_progress and _rank() == 0
+        with tqdm(desc="features of reference images", unit="img", disable=not is_shown, leave=False) as bar:
+            for batch in batches:
+                for part in batch.split(self.batch_size):
+                    features, _ = self.network(part.to(self.device))
+                    self._add("reference", features)
+                    bar.update(len(part))
+
+    def reference_statistics(self) -> FeatureStatistics | None:
+        """Statistics of the reference set, if there is one."""
+        if self.reference is not None:
+            return self.reference.to(self.device)
+        if int(self.reference_num) < 2:
+            return None
+        found = self.statistics("reference")
+        return FeatureStatistics(found.mean, found.covariance, dim_zero_cat(self.reference_features))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The metrics by name, each a scalar."""
+        if int(self.generated_num) < 2:
+            return {}
+        values = {"inception_score": self._inception_score()}
+        reference = self.reference_statistics()
+        if reference is not None:
+            values["fid"] = frechet_distance(self.statistics("generated"), reference)
+            generated = dim_zero_cat(self.generated_features)
+            if reference.features is not None and min(len(generated), len(reference.features)) > NUM_NEIGHBOURS:
+                values["kid"] = kernel_distance(generated, reference.features)
+                values["precision"], values["recall"] = precision_and_recall(generated, reference.features)
+        return {self.network.metric(name): value.float() for name, value in values.items()}
+
+    def _inception_score(self) -> Tensor:
+        is_used = self.class_num > 0
+        num = self.class_num[is_used]
+        marginal = self.class_sum[is_used] / num[:, None]
+        divergence = self.entropy_sum[is_used] / num - torch.special.xlogy(marginal, marginal).sum(dim=1)
+        score: Tensor = divergence.exp().mean()
+        return score
+
+
+class ImageReconstructionMetrics(_FeatureMetric):
+    """Agreement of decoded images with the encoded ones, both rounded to 8 bits as they would be saved.
+
+    - ``l1``: mean absolute error; black to white is 1.
+    - ``psnr``: mean over images of the peak signal-to-noise ratio in dB, at most 100.
+    - ``ssim``: mean over images of the structural similarity, 1 for equal images.
+    - ``rfid``: Fréchet distance between the sets, with `_NAME` of the network unless it is Inception; only with one.
+    - ``lpips``: mean over images of a perceptual distance; only with one.
+
+    Args:
+        network: Gives the features for rFID; None leaves it out.
+        perceptual: Gives the perceptual distance of each image, shape (B,) or (B, 1, 1, 1), from predictions and
+            targets (B, C, H, W) in [0, 1]; None leaves it out.
+    """
+
+    num: Tensor
+    l1_sum: Tensor
+    psnr_sum: Tensor
+    ssim_sum: Tensor
+    lpips_sum: Tensor
+
+    def __init__(
+        self, network: FeatureNetwork | None = None, perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.perceptual = perceptual
+        self.add_state("num", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("l1", "psnr", "ssim", "lpips"):
+            self.add_state(f"{name}_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        if network is not None:
+            self.add_sums("predicted", network.num_features)
+            self.add_sums("target", network.num_features)
+
+    @torch.no_grad()
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            prediction: Decoded images, shape (B, C, H, W); values outside [0, 1] are clipped.
+            target: Encoded images in [0, 1], shape (B, C, H, W).
+        """
+        prediction, target = ((images.float().clamp(0, 1) * 255).round() for images in (prediction, target))
+        if self.network is not None:
+            for name, images in (("predicted", prediction), ("target", target)):
+                self.add_features(name, self.network(images.to(torch.uint8))[0])
+        prediction, target = prediction / 255, target / 255
+        self.num += len(prediction)
+        self.l1_sum += (prediction - target).abs().mean(dim=(1, 2, 3)).double().sum()
+        self.psnr_sum += psnr(prediction, target).double().sum()
+        self.ssim_sum += ssim(prediction, target).double().sum()
+        if self.perceptual is not None:
+            self.lpips_sum += self.perceptual(prediction, target).double().sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The metrics by name, each a scalar."""
+        names = ["l1", "psnr", "ssim"] + ["lpips"] * (self.perceptual is not None)
+        values = {name: (getattr(self, f"{name}_sum") / self.num).float() for name in names}
+        if self.network is not None and int(self.num) > 1:
+            distance = frechet_distance(self.statistics("predicted"), self.statistics("target"))
+            values[self.network.metric("rfid")] = distance.float()
+        return values
+
+
+def psnr(prediction: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, at most 100, for values in [0, 1].
+
+    Args:
+        prediction: Shape (B, C, H, W).
+        target: Shape (B, C, H, W).
+
+    Returns:
+        Shape (B,).
+    """
+    return -10 * (prediction - target).square().mean(dim=(1, 2, 3)).clamp(min=1e-10).log10()
+
+
+def ssim(prediction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity of each image for values in [0, 1] (Wang et al. 2004).
+
+    Gaussian windows of 11 pixels (standard deviation 1.5) that lie wholly within the image; images smaller than a
+    window get the largest odd one that fits.
+
+    Args:
+        prediction: Shape (B, C, H, W).
+        target: Shape (B, C, H, W).
+
+    Returns:
+        Shape (B,).
+    """
+    batch, channels, *sides = prediction.shape
+    width = min(11, *(side - (side + 1) % 2 for side in sides))
+    distance = torch.arange(width, device=prediction.device, dtype=prediction.dtype) - width // 2
+    line = (-distance.square() / (2 * 1.5**2)).exp()
+    line = line / line.sum()
+
+    def smooth(images: Tensor) -> Tensor:
+        images = F.conv2d(images.flatten(0, 1)[:, None], line.view(1, 1, -1, 1))
+        return F.conv2d(images, line.view(1, 1, 1, -1)).view(batch, channels, images.shape[2], -1)
+
+    mean_1, mean_2 = smooth(prediction), smooth(target)
+    variance_1 = smooth(prediction.square()) - mean_1.square()
+    variance_2 = smooth(target.square()) - mean_2.square()
+    covariance = smooth(prediction * target) - mean_1 * mean_2
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_1 * mean_2 + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_1.square() + mean_2.square() + c1) * (variance_1 + variance_2 + c2))
+    return similarity.mean(dim=(1, 2, 3))
+
+
+def feature_network(datamodule: LightningDataModule | None, weights: str | Path | None = None) -> FeatureNetwork | None:
+    """The network that metrics of this data use; None, said once, where there is none.
+
+    In this order: Inception with the weights named, the datamodule's own network, Inception with the weights that
+    `UNITE_INCEPTION_WEIGHTS` names.
+
+    Args:
+        datamodule: The data.
+        weights: Inception's weight file.
+
+    Raises:
+        UserError: The weight file cannot be used.
+    """
+    if weights is None:
+        own = getattr(datamodule, "feature_network", None)
+        network: FeatureNetwork | None = own() if own is not None else None
+        if network is not None:
+            return network
+        if inception_weights() is None:
+            _say_what_is_left_out()
+            return None
+    return load_inception(weights)
+
+
+@functools.cache
+def _say_what_is_left_out() -> None:
+    logger.warning(
+        "FID, KID, precision, recall and Inception Score are left out: they need Inception's weights; set %s to the "
+        "file %s",
+        WEIGHTS_VARIABLE,
+        WEIGHTS_HINT,
+    )
+
+
+def image_generation_metrics(
+    datamodule: LightningDataModule | None, weights: str | Path | None = None, **options: Any
+) -> ImageGenerationMetrics | None:
+    """Metrics for images generated after this data; None where there is no network to make features.
+
+    Args:
+        datamodule: Names a file with statistics of the reference set (`reference_file`), or gives the reference
+            images (`reference_images`); None leaves out all but Inception Score.
+        weights: Inception's weight file; None as in :func:`feature_network`.
+        options: Further arguments of :class:`ImageGenerationMetrics`.
+
+    Raises:
+        UserError: The weights or the statistics cannot be used.
+    """
+    network = feature_network(datamodule, weights)
+    if network is None:
+        return None
+    file = getattr(datamodule, "reference_file", None)
+    reference = None if file is None else FeatureStatistics.load(file, network.num_features)
+    images = getattr(datamodule, "reference_images", None)
+    return ImageGenerationMetrics(network, reference, images, **options)
+
+
+def measure_features(
+    images: Iterator[Tensor], network: FeatureNetwork, device: torch.device, num_kept: int
+) -> FeatureStatistics:
+    """Statistics of a set of images, to be saved as a reference.
+
+    Args:
+        images: uint8 (B, C, H, W) each.
+        network: Gives the features.
+        device: Where to compute.
+        num_kept: Images of which the features are kept as well.
+
+    Raises:
+        UserError: There are fewer than two images.
+    """
+    metric = ImageGenerationMetrics(network, reference_images=lambda _, __: images, num_kept=num_kept).to(device)
+    metric._measure_reference()
+    statistics = metric.reference_statistics()
+    if statistics is None:
+        raise UserError("statistics need at least two images")
+    return statistics
+
+
+def _batches(images: Sequence[np.ndarray], batch_size: int) -> Iterator[Tensor]:
+    """Arrays of equal shape together, uint8 of shape (B, C, H, W)."""
+    waiting: list[Tensor] = []
+    for image in images:
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+            raise ValueError(f"images must be uint8 of shape (H, W, 1 or 3); got {image.dtype} of shape {image.shape}")
+        pixels = torch.from_numpy(np.ascontiguousarray(image if image.ndim == 3 else image[..., None]))
+        pixels = pixels.permute(2, 0, 1)
+        if waiting and (len(waiting) == batch_size or waiting[0].shape != pixels.shape):
+            yield torch.stack(waiting)
+            waiting = []
+        waiting.append(pixels)
+    if waiting:
+        yield torch.stack(waiting)
+
+
+def _num_processes() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
