@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,55 @@ from unite.errors import UserError
 
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
+
+
+@dataclass(frozen=True)
+class TwoStageDecay:
+    """The released learning-rate schedule after its warmup: flat, decay, flat, decay, flat.
+
+    All places are optimizer steps. The released code counts epochs of micro-batches instead, so that gradient
+    accumulation stretches its phases; that was not meant.
+
+    Attributes:
+        first_start: Step at which the first decay begins; the rate is at its peak until there.
+        first_end: Step at which the first decay ends.
+        middle_lr_ratio: Rate between the decays, as a share of the peak.
+        second_start: Step at which the second decay, to ``final_lr_ratio``, begins; None for no second decay.
+        second_end: Step at which the second decay ends; not before ``second_start``.
+        shape: ``cosine`` or ``linear``.
+    """
+
+    first_start: int
+    first_end: int
+    middle_lr_ratio: float = 0.5
+    second_start: int | None = None
+    second_end: int | None = None
+    shape: Literal["cosine", "linear"] = "cosine"
+
+    def __post_init__(self) -> None:
+        if (self.second_start is None) != (self.second_end is None):
+            raise UserError("optimizer.two_stage.second_start and second_end go together: set both or neither")
+        places = [self.first_start, self.first_end]
+        if self.second_start is not None and self.second_end is not None:
+            places += [self.second_start, self.second_end]
+        if places[0] < 0 or places != sorted(places):
+            raise UserError(f"optimizer.two_stage has its steps at {places}; they must not be negative or fall")
+
+    def factor(self, step: int, final_lr_ratio: float) -> float:
+        """Share of the peak rate at an optimizer step."""
+        if self.second_start is not None and self.second_end is not None and step >= self.second_start:
+            progress = _progress(step, self.second_start, self.second_end)
+            return self._between(self.middle_lr_ratio, final_lr_ratio, progress)
+        return self._between(1.0, self.middle_lr_ratio, _progress(step, self.first_start, self.first_end))
+
+    def _between(self, high: float, low: float, progress: float) -> float:
+        fallen = progress if self.shape == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
+        return high + (low - high) * fallen
+
+
+def _progress(step: int, start: int, end: int) -> float:
+    """Share of the way from ``start`` to ``end``, within [0, 1]."""
+    return min(max((step - start) / (end - start), 0.0), 1.0) if end > start else float(step >= end)
 
 
 @dataclass(frozen=True)
@@ -33,7 +82,8 @@ class OptimizerSettings:
         eps: Smallest denominator of both.
         weight_decay: Decoupled weight decay of both.
         warmup_steps: Optimizer steps over which the rate rises linearly from 0.
-        final_lr_ratio: Rate at the end of the cosine, as a share of the peak.
+        final_lr_ratio: Rate at the end of the schedule, as a share of the peak.
+        two_stage: Schedule after the warmup; None for one cosine down to the last step of the training.
     """
 
     lr: float = 1e-4
@@ -44,12 +94,18 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     warmup_steps: int = 1000
     final_lr_ratio: float = 0.0
+    two_stage: TwoStageDecay | None = None
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise UserError(f"optimizer.lr is {self.lr}; it must be above 0")
         if self.warmup_steps < 0:
             raise UserError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be 0 or more")
+        if self.two_stage is not None and self.warmup_steps > self.two_stage.first_start:
+            raise UserError(
+                f"optimizer.warmup_steps is {self.warmup_steps}, but optimizer.two_stage.first_start is "
+                f"{self.two_stage.first_start}: the first decay must not begin before the warmup ends"
+            )
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -169,13 +225,21 @@ def parameter_groups(module: nn.Module, adamw_names: Sequence[str], muon: bool) 
     return [{"params": params, "algorithm": name} for name, params in groups.items() if params]
 
 
-def warmup_cosine(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, total_steps: int) -> LambdaLR:
-    """Linear warmup from 0, then a cosine down to ``final_lr_ratio`` at ``total_steps``, in optimizer steps."""
+def learning_rate_schedule(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, total_steps: int) -> LambdaLR:
+    """Linear warmup from 0, then the decay that the settings ask for; all in optimizer steps.
+
+    Args:
+        optimizer: What to schedule.
+        settings: Warmup and decay.
+        total_steps: Last step of the training, where the cosine reaches ``final_lr_ratio``.
+    """
     warmup = min(settings.warmup_steps, max(total_steps - 1, 0))
 
     def factor(step: int) -> float:
         if step < warmup:
             return step / warmup
+        if settings.two_stage is not None:
+            return settings.two_stage.factor(step, settings.final_lr_ratio)
         progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
         return settings.final_lr_ratio + (1 - settings.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
