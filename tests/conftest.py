@@ -7,6 +7,8 @@ from typing import NamedTuple
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from safetensors.torch import load_file
+from torch import Tensor
 
 from unite.cli import main
 
@@ -30,6 +32,15 @@ RunCli = Callable[..., CommandResult]
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     seed_everything(0, workers=True, verbose=False)
+
+
+@pytest.fixture(scope="session")
+def reference() -> dict[str, Tensor]:
+    """Weights (``state/``) and numbers (``io/``) of the authors' tiny model; see test_generative_encoder.py."""
+    tensors = load_file(TESTS / "data" / "parity_tiny.safetensors")
+    for name in [name for name in tensors if name.endswith(":left")]:
+        tensors[name.removesuffix(":left")] = tensors[name] @ tensors[name.replace(":left", ":right")]
+    return tensors
 
 
 @pytest.fixture

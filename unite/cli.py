@@ -23,6 +23,10 @@ COMMANDS = {
     "validate": Command("unite.lightning_cli", "metrics of a checkpoint on the validation split"),
     "test": Command("unite.lightning_cli", "metrics of a checkpoint on the test split"),
     "sample": Command("unite.lightning_cli", "generate: unite sample --ckpt_path runs/qm9_small --num_samples 100"),
+    "prepare": Command("unite.prepare", "caches, shards, statistics: unite prepare images SRC OUT"),
+    "import-official": Command(
+        "unite.official", "the authors' checkpoint as ours: unite import-official UNITE-B.pt OUT"
+    ),
 }
 
 HELP = f"""usage: unite COMMAND [options]
@@ -30,8 +34,8 @@ HELP = f"""usage: unite COMMAND [options]
 UNITE (arXiv:2603.22283): one Generative Encoder tokenizes and generates images and molecules.
 
 commands:
-{chr(10).join(f"  {name:<10} {command.summary}" for name, command in COMMANDS.items())}
-  version    print the version
+{chr(10).join(f"  {name:<15} {command.summary}" for name, command in COMMANDS.items())}
+  version         print the version
 
 common options (all of a command: unite COMMAND --help):
   --config FILE       settings; several are merged, later ones win
