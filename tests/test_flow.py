@@ -197,6 +197,8 @@ def test_guidance_of_scale_1_asks_the_network_once() -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(UserError, match=r"guidance_interval is \[0.5, 0.5\]"):
+        guided_prediction(lambda x, t: x, lambda x, t: x, 2.0, (0.5, 0.5))
     with pytest.raises(UserError, match="shift is 0"):
         TimeDistribution(shift=0)
     with pytest.raises(UserError, match="std is -1"):

@@ -10,6 +10,7 @@ AdamW's step 4e-6 and Muon's 0.4 % of the update, 49-step solvers 1.6e-5, dopri5
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,11 +24,9 @@ from unite.modalities.image import ImageAdapter
 from unite.module import UniteModule
 from unite.official import from_official_names, read_official, to_official_names, write_checkpoint
 from unite.optimizer import (
-    MuonAdamW,
     OptimizerSettings,
     TwoStageDecay,
-    learning_rate_schedule,
-    parameter_groups,
+    warmup_cosine,
 )
 
 NUM_CLASSES, NUM_PATCHES, CHANNELS, FLOW_STEPS, BATCH = 5, 16, 6, 3, 2
@@ -149,7 +148,7 @@ def test_schedule_equals_the_released_code(
     decay = TwoStageDecay(300, 500, 0.5, *second, shape=shape)  # type: ignore[arg-type]
     settings = OptimizerSettings(lr=1.0, warmup_steps=200, final_lr_ratio=0.1, two_stage=decay)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    (factor,) = learning_rate_schedule(optimizer, settings, total_steps=10**6).lr_lambdas
+    (factor,) = warmup_cosine(optimizer, settings, total_steps=10**6).lr_lambdas
     for step, expected in reference[f"io/schedule_{name}"].tolist():
         assert factor(int(step)) == pytest.approx(expected, rel=1e-12)
 
@@ -250,9 +249,9 @@ def test_training_step_equals_the_reference_with_all_gradients_and_the_update(
     assert all(gradient is None for gradient in gradients.values())
     assert {name for name in gradients if official.is_trained(name)} == {"encoder.t_embedder.special_time_emb"}
 
-    settings = OptimizerSettings(lr=1e-3)
-    names = (*module.encoder.adamw_parameters, *image_adapter(module).adamw_parameters)
-    optimizer = MuonAdamW(parameter_groups(module, names, muon=True), settings)
+    module.optimizer_settings = OptimizerSettings(lr=1e-3, warmup_steps=0)
+    monkeypatch.setattr(UniteModule, "trainer", SimpleNamespace(estimated_stepping_batches=100), raising=False)
+    optimizer = module.configure_optimizers()["optimizer"]  # type: ignore[call-overload, index]
     norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 3.0)
     optimizer.step()
     moving = {name: tensor for name, tensor in trained.items() if tensor.grad is not None}

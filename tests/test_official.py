@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from unite.modalities.base import Template
 from unite.modalities.image import ImageAdapter
 from unite.module import UniteModule
 from unite.official import from_official_names, official_name_table, to_official_names, vgg16_of
-from unite.optimizer import parameter_groups
 
 LAYOUT = official.shapes(
     depth=2,
@@ -114,10 +114,16 @@ def test_base_model_has_the_released_layout() -> None:
     assert {name: tuple(value.shape) for name, value in to_official_names(base_model()).items()} == released
 
 
-def test_parameters_go_to_the_released_optimizers() -> None:
+def optimizer_groups(module: UniteModule, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The parameter groups that training would use."""
+    monkeypatch.setattr(UniteModule, "trainer", SimpleNamespace(estimated_stepping_batches=10**6), raising=False)
+    groups: list[dict[str, Any]] = module.configure_optimizers()["optimizer"].param_groups  # type: ignore[call-overload, index]
+    return groups
+
+
+def test_parameters_go_to_the_released_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
     module = base_model()
-    names = (*module.encoder.adamw_parameters, *module.adapters["image"].adamw_parameters)
-    groups = parameter_groups(module, names, muon=True)
+    groups = optimizer_groups(module, monkeypatch)
     ours = {id(parameter): group["algorithm"] for group in groups for parameter in group["params"]}
     parameters = dict(module.named_parameters())
     special = {
@@ -133,15 +139,13 @@ def test_parameters_go_to_the_released_optimizers() -> None:
     assert not ours
 
 
-def test_base_model_has_the_released_number_of_parameters() -> None:
+def test_base_model_has_the_released_number_of_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     """217,643,616, less what the released model has and never uses: a time vector, a row of the class table."""
     module = base_model()
     width = module.encoder.width
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     assert num_parameters == 217_643_616 - width - width
-    groups = parameter_groups(
-        module, (*module.encoder.adamw_parameters, *module.adapters["image"].adamw_parameters), muon=True
-    )
+    groups = optimizer_groups(module, monkeypatch)
     sizes = {group["algorithm"]: sum(parameter.numel() for parameter in group["params"]) for group in groups}
     assert sizes == {"muon": 215_318_016 - width, "adamw": 2_325_600 - width}
 

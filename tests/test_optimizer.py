@@ -13,9 +13,9 @@ from unite.optimizer import (
     MuonAdamW,
     OptimizerSettings,
     TwoStageDecay,
-    learning_rate_schedule,
     orthogonalize,
     parameter_groups,
+    warmup_cosine,
 )
 
 SETTINGS = OptimizerSettings(lr=0.02, weight_decay=0.1)
@@ -106,7 +106,7 @@ def test_state_survives_saving() -> None:
 def test_schedule_warms_up_and_follows_a_cosine(step: int, expected: Callable[[], float]) -> None:
     settings = OptimizerSettings(lr=1.0, warmup_steps=10, final_lr_ratio=0.1)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = learning_rate_schedule(optimizer, settings, total_steps=100)
+    schedule = warmup_cosine(optimizer, settings, total_steps=100)
     for _ in range(step):
         optimizer.step()
         schedule.step()
@@ -117,7 +117,7 @@ def test_two_stages_without_a_second_end_in_the_middle() -> None:
     decay = TwoStageDecay(first_start=20, first_end=40, middle_lr_ratio=0.25)
     settings = OptimizerSettings(lr=1.0, warmup_steps=10, two_stage=decay)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    (factor,) = learning_rate_schedule(optimizer, settings, total_steps=100).lr_lambdas
+    (factor,) = warmup_cosine(optimizer, settings, total_steps=100).lr_lambdas
     expected = {0: 0.0, 5: 0.5, 10: 1.0, 20: 1.0, 30: 0.625, 40: 0.25, 99: 0.25}
     assert {step: factor(step) for step in expected} == pytest.approx(expected)
 

@@ -181,7 +181,7 @@ class GenerationMetrics(Callback):
         module = _as_unite(pl_module)
         for name, adapter in module.adapters.items():
             self._generation[name] = adapter.generation_metric(trainer.datamodule)  # type: ignore[attr-defined]
-            self._reconstruction[name] = adapter.reconstruction_metric()
+            self._reconstruction[name] = adapter.reconstruction_metric(trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_validation_batch_end(
         self,

@@ -161,8 +161,13 @@ def guided_prediction(
 
     Returns:
         A function from latents (B, K, C) and one time to predicted data (B, K, C).
+
+    Raises:
+        UserError: The interval is empty.
     """
     low, high = interval
+    if low >= high:
+        raise UserError(f"guidance_interval is {list(interval)}; its end must be above its beginning")
 
     def predict(latents: Tensor, time: float) -> Tensor:
         timesteps = torch.full((len(latents),), time, device=latents.device, dtype=torch.float32)

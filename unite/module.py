@@ -27,7 +27,7 @@ from unite.flow import (
 )
 from unite.generative_encoder import GenerativeEncoder, Tokens
 from unite.modalities.base import ModalityAdapter, Template
-from unite.optimizer import MuonAdamW, OptimizerSettings, learning_rate_schedule, parameter_groups
+from unite.optimizer import MuonAdamW, OptimizerSettings, parameter_groups, warmup_cosine
 
 
 class UniteModule(Configurable, LightningModule):
@@ -167,7 +167,7 @@ class UniteModule(Configurable, LightningModule):
         groups = parameter_groups(self, adamw_names, self.optimizer_settings.muon)
         optimizer = MuonAdamW(groups, self.optimizer_settings)
         total_steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = learning_rate_schedule(optimizer, self.optimizer_settings, total_steps)
+        scheduler = warmup_cosine(optimizer, self.optimizer_settings, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ------------------------------------------------------------------ use

@@ -225,13 +225,10 @@ def parameter_groups(module: nn.Module, adamw_names: Sequence[str], muon: bool) 
     return [{"params": params, "algorithm": name} for name, params in groups.items() if params]
 
 
-def learning_rate_schedule(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, total_steps: int) -> LambdaLR:
-    """Linear warmup from 0, then the decay that the settings ask for; all in optimizer steps.
+def warmup_cosine(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, total_steps: int) -> LambdaLR:
+    """Linear warmup from 0, then a cosine down to ``final_lr_ratio`` at ``total_steps``, in optimizer steps.
 
-    Args:
-        optimizer: What to schedule.
-        settings: Warmup and decay.
-        total_steps: Last step of the training, where the cosine reaches ``final_lr_ratio``.
+    With ``settings.two_stage`` its decay takes the place of the cosine.
     """
     warmup = min(settings.warmup_steps, max(total_steps - 1, 0))
 

@@ -159,6 +159,7 @@ class UniteTrainer(Trainer):
         num_steps: int = 50,
         solver: Solver = "euler",
         guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.1, 1.0),
         noise_scale: float = 1.0,
         batch_size: int = 500,
     ) -> None:
@@ -176,6 +177,7 @@ class UniteTrainer(Trainer):
             num_steps: Steps of the solver from noise to data.
             solver: Solver of the ODE; dopri5 chooses its own steps.
             guidance_scale: Classifier-free guidance; 1 is none.
+            guidance_interval: Times (0 is noise, 1 is data) between which guidance acts: [0.1,1.0].
             noise_scale: Standard deviation of the initial noise; below 1 trades variety for fidelity.
             batch_size: Samples at a time.
         """
@@ -199,6 +201,7 @@ class UniteTrainer(Trainer):
                 num_steps=num_steps,
                 solver=solver,
                 guidance_scale=guidance_scale,
+                guidance_interval=guidance_interval,
                 noise_scale=noise_scale,
                 batch_size=batch_size,
                 seed=torch.initial_seed(),

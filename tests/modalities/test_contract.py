@@ -12,26 +12,29 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch_geometric.data import Batch
 
+from tests.modalities.tiny_images import TinyImages
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite.callbacks import WeightAveraging
 from unite.generative_encoder import GenerativeEncoder
 from unite.modalities.base import ModalityAdapter
+from unite.modalities.image import ImageAdapter
 from unite.modalities.molecule import MoleculeAdapter
 from unite.modalities.qm9 import QM9DataModule
 from unite.module import UniteModule
-from unite.optimizer import OptimizerSettings
 
 TINY_CSV = str(Path(__file__).parents[1] / "data" / "qm9_tiny.csv")
 
 
 @dataclass(frozen=True)
 class Case:
-    """An adapter, its data, and how to take some samples out of a batch."""
+    """An adapter, its data, how to take some samples out of a batch, and how to overfit one."""
 
     make_adapter: Callable[[], ModalityAdapter]
     make_data: Callable[[Path], LightningDataModule]
     select: Callable[[Any, list[int]], Any]
     modality: str
+    learning_rate: float = 5e-3
+    num_steps: int = 150
 
 
 def molecules(hydrogens: str) -> Callable[[Path], LightningDataModule]:
@@ -40,6 +43,12 @@ def molecules(hydrogens: str) -> Callable[[Path], LightningDataModule]:
         batch_size=8,
         hydrogens=hydrogens,  # type: ignore[arg-type]
         csv_files=[TINY_CSV],
+    )
+
+
+def tiny_image_adapter(**settings: Any) -> ImageAdapter:
+    return ImageAdapter(
+        8, 4, decoder_depth=1, decoder_width=32, decoder_heads=2, embedding_width=32, perceptual_weight=0, **settings
     )
 
 
@@ -64,6 +73,17 @@ CASES = {
         molecules("counted"),
         select_molecules,
         "molecule",
+    ),
+    "grey images": Case(
+        lambda: tiny_image_adapter(channels=1, num_classes=4), lambda root: TinyImages(), select_tensors, "image"
+    ),
+    "images with few registers": Case(
+        lambda: tiny_image_adapter(positions="2d", num_registers=3),
+        lambda root: TinyImages(channels=3),
+        select_tensors,
+        "image",
+        learning_rate=2e-3,  # the absolute error falls slowly
+        num_steps=400,
     ),
     "toy": Case(CurveAdapter, lambda root: CurveDataModule(batch_size=8), select_tensors, "curve"),
 }
@@ -213,10 +233,10 @@ def test_generation_is_reproducible_and_can_be_drawn_and_saved(case: Case, modul
 
 
 def test_overfits_one_batch(case: Case, samples: Any) -> None:
-    module = make_module(case, optimizer=OptimizerSettings(lr=5e-3), noise_probability=0.0)
+    module = make_module(case, noise_probability=0.0)
     module.log_terms = lambda *args: None  # type: ignore[method-assign]
     adapter = module.adapters[case.modality]
-    optimizer = torch.optim.Adam(module.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(module.parameters(), lr=case.learning_rate)
     prepared = adapter.prepare(samples)
     template = adapter.template(prepared)
 
@@ -228,7 +248,7 @@ def test_overfits_one_batch(case: Case, samples: Any) -> None:
         return torch.stack(list(terms.values())).sum()
 
     before = loss().item()
-    for _ in range(150):
+    for _ in range(case.num_steps):
         optimizer.zero_grad()
         step_loss = loss()
         step_loss.backward()

@@ -153,10 +153,13 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         """
         return None
 
-    def reconstruction_metric(self) -> Metric | None:
+    def reconstruction_metric(self, datamodule: LightningDataModule | None = None) -> Metric | None:
         """Metric for reconstructions, or None: ``compute`` gives values by name.
 
         Its ``update`` takes what :meth:`metric_arguments` returns.
+
+        Args:
+            datamodule: Where references come from, as in :meth:`generation_metric`.
         """
         return None
 

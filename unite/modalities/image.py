@@ -13,9 +13,11 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from unite.blocks import sinusoidal_embedding
 from unite.decoder import LatentDecoder
@@ -23,6 +25,7 @@ from unite.errors import UserError
 from unite.generative_encoder import Tokens
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.image_grid import draw_grid, save_images
+from unite.modalities.image_metrics import ImageReconstructionMetrics, feature_network, image_generation_metrics
 from unite.modalities.perceptual import PerceptualDistance, load_perceptual_distance
 
 
@@ -296,6 +299,20 @@ class ImageAdapter(ModalityAdapter):
     def save(self, objects: Sequence[NDArray[np.uint8]], folder: Path) -> list[Path]:
         """Write ``images/000000.png`` and so on."""
         return [save_images(objects, folder / "images")]
+
+    # ------------------------------------------------------------------ metrics
+
+    def generation_metric(self, datamodule: LightningDataModule | None) -> Metric | None:
+        """FID and its kin, as far as there are a network for features and a reference set."""
+        return image_generation_metrics(datamodule)
+
+    def reconstruction_metric(self, datamodule: LightningDataModule | None = None) -> Metric:
+        """L1, PSNR, SSIM; rFID and LPIPS where there are networks for them."""
+        return ImageReconstructionMetrics(feature_network(datamodule), self.perceptual_distance())
+
+    def metric_arguments(self, prediction: Tensor, prepared: PreparedImages) -> tuple[Tensor, Tensor]:
+        """Decoded and encoded images."""
+        return prediction, prepared.images
 
 
 def unpatchify(values: Tensor, patch_size: int, grid_size: int) -> Tensor:

@@ -306,7 +306,7 @@ class MoleculeAdapter(ModalityAdapter):
         keys = getattr(datamodule, "training_keys", None)
         return MoleculeGenerationMetrics(None if keys is None else keys(self.hydrogens))
 
-    def reconstruction_metric(self) -> Metric:
+    def reconstruction_metric(self, datamodule: LightningDataModule | None = None) -> Metric:
         """Match rates, RMSD and type accuracy."""
         return MoleculeReconstructionMetrics()
 
