@@ -238,9 +238,9 @@ class ImageDataModule(LightningDataModule):
         """A network made for this data that metrics may use in place of Inception, under its own name."""
         return None
 
-    def reference_images(self, num_replicas: int = 1, rank: int = 0) -> Iterator[Tensor]:
-        """Training images as they are, the share of one process, uint8 of shape (B, C, H, W) each."""
-        for batch in self.loader("train", self.eval_batch_size, num_replicas=num_replicas, rank=rank):
+    def reference_images(self, num_replicas: int = 1, rank: int = 0, split: Split = "train") -> Iterator[Tensor]:
+        """Images of a split as they are, the share of one process, uint8 of shape (B, C, H, W) each."""
+        for batch in self.loader(split, self.eval_batch_size, num_replicas=num_replicas, rank=rank):
             yield (batch["image"]["images"] * 255).round_().to(torch.uint8)
 
     def train_dataloader(self) -> Any:

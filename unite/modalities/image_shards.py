@@ -1,0 +1,543 @@
+"""Images in tar shards (WebDataset's format) with a manifest, for sets too large for a folder or kept elsewhere.
+
+The manifest says how many samples each shard has. So the share of every process and worker is known beforehand, to the
+sample: all get equally many batches, no sample comes twice in an epoch, a resumed epoch goes on where it stopped, and a
+shard that is truncated or missing is noticed instead of quietly making the data set smaller.
+"""
+
+import json
+import random
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple, Self, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from unite.errors import UserError
+from unite.modalities.batches import mixed_generator, one_line, stop_workers, unchanged
+from unite.modalities.image_data import ImageDataModule, Samples, Split, as_samples
+from unite.modalities.image_files import IMAGE_SUFFIXES, SmallImages, load_pixels
+
+MANIFEST = "manifest.json"
+FORMAT = "unite image shards 1"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file of samples: for each an image, and its class as a number in a file of the same name that ends in .cls.
+
+    Attributes:
+        name: File name.
+        num_samples: Samples in it.
+        num_bytes: Size of the file.
+    """
+
+    name: str
+    num_samples: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a set of shards holds.
+
+    Attributes:
+        class_names: Names of the classes; a label is a place in this list.
+        image_size: Pixels of a side of the images, or None if they are of many sizes.
+        splits: Shards of each split.
+        plan: Fingerprint of the files and settings that the shards were made from.
+        skipped: Images left out because they could not be used.
+    """
+
+    class_names: list[str]
+    image_size: int | None
+    splits: dict[str, list[Shard]]
+    plan: str = ""
+    skipped: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The content of manifest.json."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, name: str) -> Self:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            UserError: The text is damaged, or no manifest.
+        """
+        try:
+            values = json.loads(text)
+            if values.pop("format") != FORMAT:
+                raise ValueError
+            values["splits"] = {
+                split: [Shard(**shard) for shard in shards] for split, shards in values["splits"].items()
+            }
+            return cls(**{**values, "skipped": tuple(values["skipped"])})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{name} is damaged, or no manifest of this version; make the shards anew") from error
+
+
+def locate(root: str, name: str) -> str:
+    """Path or URL of a file of a set of shards; `root` is a folder, a URL, or has `{}` in the place of the name."""
+    return root.replace("{}", name) if "{}" in root else f"{root.rstrip('/')}/{name}"
+
+
+def local_path(url: str) -> Path | None:
+    """The path that a URL stands for, or None if it is not on this machine."""
+    if url.startswith("file:"):
+        return Path(url.removeprefix("file:").removeprefix("//"))
+    return None if "://" in url or url.startswith("pipe:") else Path(url)
+
+
+def open_url(url: str) -> Any:
+    """A stream of bytes from a file, a URL, or a command (`pipe:...`), by whatever webdataset knows."""
+    from webdataset.gopen import gopen  # slow to import
+
+    path = local_path(url)
+    return path.open("rb") if path else gopen(url)
+
+
+def read_manifest(root: str) -> Manifest:
+    """The manifest of a set of shards.
+
+    Raises:
+        UserError: It is missing, damaged, or of another version.
+    """
+    url = locate(root, MANIFEST)
+    try:
+        with open_url(url) as stream:
+            text = stream.read().decode()
+    except Exception as error:  # each kind of remote storage fails in its own way
+        raise UserError(
+            f"cannot read {url} ({_first_line(error)}); set data.root to what unite prepare images wrote"
+        ) from error
+    return Manifest.from_json(text, url)
+
+
+def require_shards(root: str, shards: list[Shard]) -> None:
+    """Check that shards on this machine are there in full; those elsewhere are checked as they are read.
+
+    Raises:
+        UserError: A shard is missing, or its size is not that of the manifest.
+    """
+    for shard in shards:
+        path = local_path(locate(root, shard.name))
+        if path is None:
+            continue
+        if not path.is_file():
+            raise UserError(f"shard {path} is missing; copy it again, or repeat unite prepare images")
+        if (num_bytes := path.stat().st_size) != shard.num_bytes:
+            raise UserError(
+                f"shard {path} has {num_bytes} bytes, but the manifest says {shard.num_bytes}: it is truncated or "
+                "was replaced; copy it again, or repeat unite prepare images"
+            )
+
+
+class RawSample(NamedTuple):
+    """A sample as its shard has it."""
+
+    name: str
+    image: bytes
+    label: int
+
+
+def read_shard(root: str, shard: Shard, num_classes: int) -> Iterator[RawSample]:
+    """The samples of a shard, one after another.
+
+    Raises:
+        UserError: The shard is missing, damaged or has another number of samples than the manifest says, or a
+            sample lacks its image or has a label outside the range.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    url = locate(root, shard.name)
+    num_found = 0
+    try:
+        with open_url(url) as stream:
+            for sample in group_by_keys({**file, "__url__": url} for file in tar_file_iterator(stream)):
+                num_found += 1
+                yield _raw_sample(sample, f"{url}:{sample['__key__']}", num_classes)
+    except UserError:
+        raise
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(_shard_error(url, shard, num_found)) from error
+    except Exception as error:  # each kind of remote storage fails in its own way
+        raise UserError(f"cannot read shard {url} ({_first_line(error)}); copy it again, or set data.root") from error
+    if num_found != shard.num_samples:
+        raise UserError(_shard_error(url, shard, num_found))
+
+
+def _shard_error(url: str, shard: Shard, num_found: int) -> str:
+    return (
+        f"shard {url} has {num_found} whole samples, but the manifest says {shard.num_samples}: it is truncated or was "
+        "replaced; copy it again, or repeat unite prepare images"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _raw_sample(sample: dict[str, Any], name: str, num_classes: int) -> RawSample:
+    image = next((sample[suffix[1:]] for suffix in IMAGE_SUFFIXES if suffix[1:] in sample), None)
+    if image is None or "cls" not in sample:
+        found = ", ".join(sorted(key for key in sample if not key.startswith("__")))
+        raise UserError(f"sample {name} has {found}, but needs an image and .cls; make the shards anew")
+    try:
+        label = int(sample["cls"])
+    except ValueError:
+        label = -1
+    if not 0 <= label < num_classes:
+        raise UserError(
+            f"sample {name} has the label {sample['cls'].decode(errors='replace').strip()!r}, but labels are "
+            f"0 .. {num_classes - 1}; make the shards anew"
+        )
+    return RawSample(name, image, label)
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How samples out of shards become batches.
+
+    Attributes:
+        batch_size: Samples in a batch of one process.
+        shuffle: Whether the order is random, other in each epoch, and what does not fill a step dropped.
+        flip: Whether images are mirrored at random.
+        seed: Of the order and of mirroring.
+        shuffle_buffer: Samples among which a worker chooses the next.
+        image_size: Pixels of a side.
+        channels: 1 for gray, 3 for colour.
+        small_images: What to do with images smaller than that.
+        num_replicas: Processes that share the data.
+        rank: Number of this process.
+    """
+
+    batch_size: int
+    shuffle: bool
+    flip: bool
+    seed: int
+    shuffle_buffer: int
+    image_size: int
+    channels: int
+    small_images: SmallImages
+    num_replicas: int = 1
+    rank: int = 0
+
+
+class ShardStream(IterableDataset[Samples]):
+    """Batches of one process out of a list of shards; each worker streams a part of its own.
+
+    The samples of an epoch, shard after shard in a new random order, are cut into as many stretches as there are
+    workers in all processes. Where a stretch begins within a shard, what comes before is skipped.
+
+    Args:
+        root: Folder or URL of the shards.
+        shards: The shards; `num_samples` are to be used of each.
+        limits: Samples to use of each shard, from its beginning.
+        num_classes: Labels must be smaller.
+        settings: How samples become batches.
+    """
+
+    def __init__(
+        self, root: str, shards: list[Shard], limits: list[int], num_classes: int, settings: StreamSettings
+    ) -> None:
+        self.root = root
+        self.shards = shards
+        self.limits = limits
+        self.num_classes = num_classes
+        self.settings = settings
+        # Epoch, and first batch of it, in memory that worker processes share, for they outlive an epoch.
+        self.position = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    def batch_sizes(self) -> list[int]:
+        """Samples in each batch of each process, process after process, equally many for each."""
+        settings, total = self.settings, sum(self.limits)
+        step = settings.batch_size * settings.num_replicas
+        if settings.shuffle:
+            size = min(settings.batch_size, total // settings.num_replicas)
+            return [size] * (max(total // step, 1) * settings.num_replicas)
+        num_batches = min(-(-total // step), total // settings.num_replicas) * settings.num_replicas
+        return [total // num_batches + (place < total % num_batches) for place in range(num_batches)]
+
+    def __len__(self) -> int:
+        """Batches of one process in an epoch."""
+        return len(self.batch_sizes()) // self.settings.num_replicas
+
+    def __iter__(self) -> Iterator[Samples]:
+        """Batches of this worker."""
+        info = get_worker_info()
+        num_workers, worker = (info.num_workers, info.id) if info else (1, 0)
+        epoch, first_batch = self.position.tolist()
+        # Workers give their batches in turn, beginning with the first. In a resumed epoch they change places, so
+        # that the turn begins with the one whose batch is next.
+        part = (worker + first_batch) % num_workers
+        sizes = self.batch_sizes()
+        parts = [range(other, len(self), num_workers) for other in range(num_workers)]
+        begin = self.settings.rank * len(self) + sum(len(batches) for batches in parts[:part])
+        own_sizes = sizes[begin : begin + len(parts[part])]
+        samples = self._samples(sum(sizes[:begin]), sum(own_sizes), epoch)
+        chooser = random.Random(str((self.settings.seed, epoch, self.settings.rank, part)))
+        if self.settings.shuffle:
+            samples = _shuffled(samples, self.settings.shuffle_buffer, chooser)
+        for number, size in zip(parts[part], own_sizes, strict=True):
+            chosen = [(next(samples), self.settings.flip and chooser.random() < 0.5) for _ in range(size)]
+            if number >= first_batch:
+                pixels = torch.stack([self._pixels(sample, is_mirrored) for sample, is_mirrored in chosen])
+                yield as_samples(pixels, torch.tensor([sample.label for sample, _ in chosen]))
+
+    def _pixels(self, sample: RawSample, is_mirrored: bool) -> Tensor:
+        settings = self.settings
+        pixels = load_pixels(sample.image, settings.image_size, settings.channels, settings.small_images, sample.name)
+        return pixels.flip(-1) if is_mirrored else pixels
+
+    def _samples(self, begin: int, num: int, epoch: int) -> Iterator[RawSample]:
+        """A stretch of the samples of an epoch."""
+        order = list(range(len(self.shards)))
+        if self.settings.shuffle:
+            generator = mixed_generator(self.settings.seed, epoch)
+            order = torch.randperm(len(order), generator=generator).tolist()
+        ends = accumulate(self.limits[place] for place in order)
+        for place, end in zip(order, ends, strict=True):
+            start = end - self.limits[place]
+            if end <= begin or start >= begin + num:
+                continue
+            for number, sample in enumerate(read_shard(self.root, self.shards[place], self.num_classes), start):
+                if begin <= number < min(end, begin + num):
+                    yield sample
+                # Reading on to the end of a shard that is wholly ours shows whether it is complete.
+                if number + 1 >= begin + num and number + 1 < start + self.shards[place].num_samples:
+                    break
+
+
+def _shuffled(samples: Iterator[RawSample], buffer_size: int, chooser: random.Random) -> Iterator[RawSample]:
+    """The samples in another order: each is chosen at random among the next few."""
+    waiting: list[RawSample] = []
+    for sample in samples:
+        waiting.append(sample)
+        if len(waiting) >= buffer_size:
+            place = chooser.randrange(len(waiting))
+            waiting[place], waiting[-1] = waiting[-1], waiting[place]
+            yield waiting.pop()
+    chooser.shuffle(waiting)
+    yield from waiting
+
+
+class Epoch:
+    """Number of the present epoch, in the shape in which Lightning sets it."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be that of an epoch."""
+        self.number = epoch
+
+
+class StreamLoader:
+    """Loads a :class:`ShardStream`, in another order in each epoch, and can be resumed in the middle of one.
+
+    A plain `DataLoader` of a stream has no sampler that Lightning could tell the epoch.
+
+    Args:
+        stream: The batches.
+        num_workers: Processes that make batches ahead.
+    """
+
+    def __init__(self, stream: ShardStream, num_workers: int) -> None:
+        self.stream = stream
+        self.epoch = Epoch()
+        self.num_given = 0
+        self.resume_epoch = -1
+        self.resume_batch = 0
+        self.loader = DataLoader(
+            stream,
+            batch_size=None,
+            collate_fn=unchanged,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+        if stream.settings.shuffle:
+            self.sampler = self.epoch  # Lightning calls set_epoch of whatever goes by this name
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[Samples]:
+        """Batches of the present epoch."""
+        self.num_given = self.resume_batch if self.epoch.number == self.resume_epoch else 0
+        self.stream.position.copy_(torch.tensor([self.epoch.number, self.num_given]))
+        try:
+            for batch in self.loader:
+                self.num_given += 1
+                yield batch
+        except UserError as error:
+            stop_workers(self.loader)
+            raise one_line(error) from error
+
+    def state_dict(self) -> dict[str, int]:
+        """Present epoch, and the number of batches of it that were given."""
+        return {"epoch": self.epoch.number, "num_given": self.num_given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Lets the epoch of the state go on behind its batches; other epochs begin at their beginning."""
+        self.resume_epoch, self.resume_batch = state["epoch"], state["num_given"]
+
+
+class WebDatasetDataModule(ImageDataModule):
+    """Images in tar shards, on this machine or elsewhere, as `unite prepare images` writes them.
+
+    In each epoch the shards come in another order, and each worker chooses at random among the samples it has read
+    ahead. All processes get equally many batches and no sample twice. Have at least as many shards as workers in
+    all processes, else several read the same shard for different parts of it. Evaluation sees every image once; where
+    the split `val` is missing, `test` stands in for it, and the other way round.
+
+    Args:
+        root: Folder or URL with manifest.json and the shards, with `{}` in the place of the file name if that is not
+            at the end: `/data/imagenet`, `https://host/imagenet`, `pipe:aws s3 cp s3://bucket/imagenet/{} -`.
+        image_size: Pixels of a side after cropping.
+        channels: 3 for colour, 1 for gray.
+        batch_size: Images in a training batch of one process.
+        eval_batch_size: Images in a batch of validation, test, and prediction; None for `batch_size`.
+        flip: Whether training images are mirrored at random.
+        small_images: What to do with images smaller than `image_size`: `refuse` or `enlarge`.
+        shuffle_buffer: Samples, not decoded, among which a worker chooses the next.
+        seed: Of the order of training images and of mirroring.
+        num_train: Use the first n training images only; None for all.
+        num_val: Use the first n validation images only; None for all.
+        num_test: Use the first n test images only; None for all.
+        predict_split: Split that `predict` runs over.
+        reference: Statistics of a reference set for FID (.npz with mu and sigma); None compares with the training
+            images.
+        num_workers: Processes that make batches ahead.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int,
+        channels: int = 3,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        flip: bool = True,
+        small_images: SmallImages = "refuse",
+        shuffle_buffer: int = 1000,
+        seed: int = 0,
+        num_train: int | None = None,
+        num_val: int | None = None,
+        num_test: int | None = None,
+        predict_split: Split = "test",
+        reference: str | None = None,
+        num_workers: int = 4,
+    ) -> None:
+        super().__init__(
+            image_size=image_size,
+            channels=channels,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            flip=flip,
+            seed=seed,
+            limits={"train": num_train, "val": num_val, "test": num_test},
+            predict_split=predict_split,
+            reference=reference,
+            num_workers=num_workers,
+        )
+        if small_images not in get_args(SmallImages):
+            raise UserError(f"data.small_images is {small_images!r}; it must be one of {get_args(SmallImages)}")
+        if shuffle_buffer < 1:
+            raise UserError(f"data.shuffle_buffer is {shuffle_buffer}; it must be at least 1")
+        self.root = root
+        self.small_images: SmallImages = small_images
+        self.shuffle_buffer = shuffle_buffer
+        self._manifest: Manifest | None = None
+        self._loaders: list[StreamLoader] = []
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the shards hold.
+
+        Raises:
+            UserError: The manifest cannot be read, or the images are too small.
+        """
+        if self._manifest is None:
+            manifest = read_manifest(self.root)
+            size = manifest.image_size
+            if size is not None and size < self.image_size and self.small_images == "refuse":
+                raise UserError(
+                    f"data.image_size is {self.image_size}, but the shards in {self.root} hold images of {size} "
+                    "pixels; lower it, or set data.small_images to enlarge"
+                )
+            self._manifest = manifest
+        return self._manifest
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes."""
+        return self.manifest.class_names
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the manifest and check the shards on this machine, so that a missing one shows before training."""
+        for split in get_args(Split):
+            require_shards(self.root, self.shards(split))
+            self.num_images(split)
+
+    def shards(self, split: Split) -> list[Shard]:
+        """Shards of a split.
+
+        Raises:
+            UserError: There is none.
+        """
+        stand_in = {"train": "train", "val": "test", "test": "val"}[split]
+        shards = self.manifest.splits.get(split) or self.manifest.splits.get(stand_in)
+        if not shards:
+            raise UserError(f"the shards in {self.root} have no split {split}; make them from a folder that has it")
+        return shards
+
+    def num_images(self, split: Split) -> int:
+        """Images of a split, within `num_train` and its like.
+
+        Raises:
+            UserError: The split has fewer images than asked for.
+        """
+        num, limit = sum(shard.num_samples for shard in self.shards(split)), self.limits[split]
+        if limit is not None and limit > num:
+            raise UserError(f"data.num_{split} is {limit}, but that split has {num} images")
+        return num if limit is None else limit
+
+    def loader(
+        self, split: Split, batch_size: int, *, shuffle: bool = False, num_replicas: int = 1, rank: int = 0
+    ) -> StreamLoader:
+        """Batches of one process: shuffled and augmented for training, else every image once, as it is."""
+        if self.trainer and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+            shuffle = False
+        shards = self.shards(split)
+        ends = accumulate((shard.num_samples for shard in shards), initial=0)
+        total = self.num_images(split)
+        limits = [min(max(total - end, 0), shard.num_samples) for shard, end in zip(shards, ends, strict=False)]
+        settings = StreamSettings(
+            batch_size=batch_size,
+            shuffle=shuffle,
+            flip=self.flip and shuffle,
+            seed=self.seed,
+            shuffle_buffer=self.shuffle_buffer,
+            image_size=self.image_size,
+            channels=self.channels,
+            small_images=self.small_images,
+            num_replicas=num_replicas,
+            rank=rank,
+        )
+        stream = ShardStream(self.root, shards, limits, self.num_classes, settings)
+        self._loaders.append(StreamLoader(stream, min(self.num_workers, len(stream))))
+        return self._loaders[-1]
+
+    def teardown(self, stage: str | None = None) -> None:
+        """End the worker processes; Lightning does so by itself for a `DataLoader` only."""
+        for loader in self._loaders:
+            stop_workers(loader.loader)
+        self._loaders.clear()
