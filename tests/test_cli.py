@@ -18,9 +18,11 @@ from lightning.pytorch.cli import LightningCLI
 
 import unite
 from tests.conftest import TESTS, RunCli
+from tests.modalities.image_samples import write_folder
 from unite import UniteModule
 from unite.lightning_cli import UniteCLI
 from unite.messages import one_line
+from unite.modalities.shard_writer import ShardSettings, write_shards
 from unite.run_folder import read_checkpoint, write_metrics
 
 REPOSITORY = TESTS.parent
@@ -36,7 +38,20 @@ TINY_DATA = {
         "num_train": None,
         "num_val": None,
         "num_test": None,
+    },
+    "unite.modalities.image_shards.WebDatasetDataModule": {
+        "batch_size": 2,
+        "num_workers": 0,
+        "small_images": "enlarge",
+    },
+}
+# Models that are too large to be trained here keep their settings but not their sizes.
+TINY_MODELS = {
+    f"imagenet256_{size}": {
+        "encoder.init_args": {"depth": 5, "width": 32, "num_heads": 2},
+        "adapters.image.init_args": {"decoder_depth": 1, "decoder_width": 32, "decoder_heads": 2},
     }
+    for size in ("b", "l", "xl")
 }
 
 
@@ -415,6 +430,7 @@ def test_metrics_are_valid_json(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- the configs that we ship
 
 
+@pytest.mark.filterwarnings("ignore:no VGG16 weights")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_config_takes_a_step(run_cli: RunCli, config: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(config.read_text())
@@ -428,5 +444,13 @@ def test_config_takes_a_step(run_cli: RunCli, config: Path, tmp_path: Path) -> N
     trainer = {"accelerator": "cpu", "precision": "32-true", "fast_dev_run": 1, "callbacks": callbacks}
     trainer["default_root_dir"] = str(tmp_path / "run")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"data": data, "trainer": trainer}))
-    result = run_cli("fit", "--config", config, "--config", tmp_path / "tiny.yaml")
+    if datamodule.endswith("WebDatasetDataModule"):
+        folder = write_folder(tmp_path / "folder", {"train": 2, "val": 2})
+        write_shards(folder, tmp_path / "data", ShardSettings(), num_workers=1, overwrite=False)
+    sizes = [
+        f"--model.{part}.{name}={value}"
+        for part, values in TINY_MODELS.get(config.stem, {}).items()
+        for name, value in values.items()
+    ]
+    result = run_cli("fit", "--config", config, "--config", tmp_path / "tiny.yaml", *sizes)
     assert result.code == 0, result.err

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -251,7 +252,8 @@ def test_training_step_equals_the_reference_with_all_gradients_and_the_update(
 
     module.optimizer_settings = OptimizerSettings(lr=1e-3, warmup_steps=0)
     monkeypatch.setattr(UniteModule, "trainer", SimpleNamespace(estimated_stepping_batches=100), raising=False)
-    optimizer = module.configure_optimizers()["optimizer"]  # type: ignore[call-overload, index]
+    configured: Any = module.configure_optimizers()
+    optimizer = configured["optimizer"]
     norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 3.0)
     optimizer.step()
     moving = {name: tensor for name, tensor in trained.items() if tensor.grad is not None}

@@ -117,7 +117,8 @@ def test_base_model_has_the_released_layout() -> None:
 def optimizer_groups(module: UniteModule, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The parameter groups that training would use."""
     monkeypatch.setattr(UniteModule, "trainer", SimpleNamespace(estimated_stepping_batches=10**6), raising=False)
-    groups: list[dict[str, Any]] = module.configure_optimizers()["optimizer"].param_groups  # type: ignore[call-overload, index]
+    configured: Any = module.configure_optimizers()
+    groups: list[dict[str, Any]] = configured["optimizer"].param_groups
     return groups
 
 
