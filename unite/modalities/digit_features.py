@@ -5,6 +5,7 @@ with one seed and in double precision, so that it comes out alike everywhere. Nu
 digits with one another, and with nothing else.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -81,11 +82,11 @@ def load_or_train(root: Path, pixels: Tensor, labels: Tensor) -> DigitFeatures:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
     key = digest.hexdigest()
     file = root / f"digit_features-{key[:12]}.safetensors"
-    network = DigitFeatures(min(pixels.shape[-1], MAX_SIZE))
     if file.is_file():
         try:
-            with safe_open(file, framework="pt") as cached:
+            with safe_open(file, framework="pt") as cached, torch.random.fork_rng(devices=[]):
                 if (cached.metadata() or {}).get("training_data") == key:
+                    network = DigitFeatures(min(pixels.shape[-1], MAX_SIZE))
                     network.load_state_dict({name: cached.get_tensor(name) for name in cached.keys()})  # noqa: SIM118
                     return network.freeze()
         except (SafetensorError, OSError, RuntimeError):
@@ -99,7 +100,8 @@ def load_or_train(root: Path, pixels: Tensor, labels: Tensor) -> DigitFeatures:
     except OSError as error:
         logger.warning("cannot keep the network behind fid_digits in %s (%s); it takes seconds to train", root, error)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return network
 
 

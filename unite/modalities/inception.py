@@ -256,20 +256,22 @@ def load_inception(path: str | Path | None = None) -> InceptionV3:
     file = inception_weights(path)
     if file is None:
         raise UserError(f"FID needs the weights of Inception: set {WEIGHTS_VARIABLE} to the file {WEIGHTS_HINT}")
-    network = InceptionV3()
+    with torch.device("meta"):  # draws no random weights: training must not depend on what metrics are computed
+        network = InceptionV3()
     state = _read_weights(file)
     expected = network.state_dict()
     # Counters of training steps; old files lack them.
-    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    needed = {key for key in expected if not key.endswith("num_batches_tracked")}
+    counters = {key: torch.tensor(0) for key in expected if key.endswith("num_batches_tracked")}
+    state = {key: value.float() for key, value in state.items() if key not in counters}
+    needed = set(expected) - set(counters)
     wrong = sorted(needed ^ set(state)) or [key for key in sorted(needed) if state[key].shape != expected[key].shape]
     if wrong:
         raise UserError(
             f"{file} holds the weights of another network than FID's Inception: {len(wrong)} entries differ, "
             f"such as {wrong[0]}; use {WEIGHTS_HINT}"
         )
-    network.load_state_dict({**expected, **state})
-    return network
+    network.load_state_dict({**counters, **state}, assign=True)
+    return network.freeze()
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
