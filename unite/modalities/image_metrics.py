@@ -119,8 +119,10 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> Ten
 
 
 def _factor(covariance: Tensor) -> Tensor:
+    """A with A A^T = covariance, shape (D, rank)."""
     values, vectors = torch.linalg.eigh(covariance)
-    factor: Tensor = vectors * values.clamp(min=0).sqrt()
+    is_real = values > values.max() * len(values) * torch.finfo(values.dtype).eps  # the rest is noise around zero
+    factor: Tensor = vectors[:, is_real] * values[is_real].sqrt()
     return factor
 
 
