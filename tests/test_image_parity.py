@@ -236,7 +236,7 @@ def test_training_step_equals_the_reference_with_all_gradients_and_the_update(
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     feed(draws, module, monkeypatch)
     loss = module.training_step({"image": {"images": images(), "labels": labels}}, 0)
-    torch.testing.assert_close(logged["l1"], reconstruction, atol=0, rtol=1e-5)
+    torch.testing.assert_close(logged["pixels"], reconstruction, atol=0, rtol=1e-5)
     torch.testing.assert_close(logged["flow"], flow, atol=0, rtol=1e-5)
     torch.testing.assert_close(loss, reconstruction + 0.7 * flow, atol=0, rtol=1e-5)
 

@@ -240,3 +240,15 @@ def test_wrong_samples_are_refused(spoil: dict[str, Tensor], message: str) -> No
 def test_missing_labels_are_refused() -> None:
     with pytest.raises(UserError, match="num_classes is 4, but the data has no labels"):
         make_adapter(num_classes=4).prepare({"images": torch.rand(1, 3, 8, 8)})
+
+
+def test_loss_terms_and_metrics_have_different_names() -> None:
+    """Both are logged as ``val/image/NAME``."""
+    adapter = make_adapter()
+    prepared = adapter.prepare(samples())
+    terms = adapter.reconstruction_loss(prepared.images, prepared)
+    metric = adapter.reconstruction_metric()
+    metric.update(*adapter.metric_arguments(prepared.images, prepared))
+    values = metric.compute()
+    assert values["l1"] == 0
+    assert not {*terms, *adapter.loss_weights} & set(values)

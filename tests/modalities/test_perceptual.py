@@ -93,9 +93,9 @@ def test_adapter_adds_the_term_but_not_the_network(vgg16: dict[str, Tensor], tmp
     prepared = adapter.prepare({"images": torch.rand(2, 3, 16, 16)})
     prediction = torch.rand(2, 3, 16, 16, requires_grad=True)
     terms = adapter.reconstruction_loss(prediction, prepared)
-    assert terms.keys() == {"l1", "lpips"}
-    assert adapter.loss_weights["lpips"] == 0.5
-    terms["lpips"].backward()
+    assert terms.keys() == {"pixels", "perceptual"}
+    assert adapter.loss_weights["perceptual"] == 0.5
+    terms["perceptual"].backward()
     assert prediction.grad is not None
     assert prediction.grad.abs().sum() > 0
     assert not any("perceptual" in name or tensor.shape[-2:] == (3, 3) for name, tensor in adapter.state_dict().items())
@@ -109,7 +109,7 @@ def test_without_weights_training_runs_on_l1_and_says_so_once(monkeypatch: pytes
     prepared = adapter.prepare({"images": torch.rand(2, 3, 16, 16)})
     with pytest.warns(UserWarning, match=WEIGHTS_VARIABLE) as caught:
         terms = [adapter.reconstruction_loss(prepared.images, prepared) for _ in range(3)]
-    assert [list(named) for named in terms] == [["l1"]] * 3
+    assert [list(named) for named in terms] == [["pixels"]] * 3
     assert len(caught) == 1
 
 

@@ -265,10 +265,10 @@ class ImageAdapter(ModalityAdapter):
     def reconstruction_loss(self, prediction: Tensor, prepared: PreparedImages) -> dict[str, Tensor]:
         """Mean absolute error of the pixels and, if there are weights for it, LPIPS."""
         images = prepared.images.float()
-        terms = {"l1": F.l1_loss(prediction, images)}
+        terms = {"pixels": F.l1_loss(prediction, images)}
         perceptual = self.perceptual_distance()
         if perceptual is not None:
-            terms["lpips"] = perceptual(prediction, images).mean()
+            terms["perceptual"] = perceptual(prediction, images).mean()
         return terms
 
     def perceptual_distance(self) -> PerceptualDistance | None:
@@ -285,7 +285,7 @@ class ImageAdapter(ModalityAdapter):
     @property
     def loss_weights(self) -> dict[str, float]:
         """Weights of the terms of :meth:`reconstruction_loss`."""
-        return {"l1": 1.0, "lpips": self.perceptual_weight}
+        return {"pixels": 1.0, "perceptual": self.perceptual_weight}
 
     def finish(self, prediction: Tensor, template: Template) -> list[NDArray[np.uint8]]:
         """Images as arrays (H, W, channels) of bytes, rounded (the released evaluation truncates)."""
