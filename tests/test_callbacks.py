@@ -15,6 +15,7 @@ from unite.callbacks import GenerationMetrics, WeightAveraging
 from unite.errors import UserError
 from unite.module import UniteModule
 from unite.optimizer import OptimizerSettings
+from unite.run_folder import Forecast
 
 FAST = OptimizerSettings(lr=1e-2, warmup_steps=1)
 
@@ -139,3 +140,14 @@ def test_wrong_settings_are_refused() -> None:
         WeightAveraging(decay=1.0)
     with pytest.raises(UserError, match="num_samples is 0"):
         GenerationMetrics(num_samples=0)
+
+
+def test_a_long_run_says_how_long_it_will_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 4
+
+    fit(tmp_path, Forecast(num_steps=2), Stop(), max_steps=10_000_000, limit_val_batches=0)
+    assert "more steps will take about" in capsys.readouterr().out
+    fit(tmp_path, Forecast(num_steps=2), max_steps=4, limit_val_batches=0)
+    assert not capsys.readouterr().out

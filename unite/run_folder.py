@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -101,6 +102,36 @@ class LastCheckpoint(Checkpoint):
         # Several processes may be in different steps, and saving needs all of them.
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.world_size == 1:
             self.save(trainer)
+
+
+class Forecast(Callback):
+    """Says, after a few steps, how long the run will take, if that is longer than an hour.
+
+    Args:
+        num_steps: Steps to measure, after a first one that is not typical.
+    """
+
+    def __init__(self, num_steps: int = 3) -> None:
+        self.num_steps = num_steps
+        self._steps = 0
+        self._start = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure, and speak once."""
+        self._steps += 1
+        if self._steps == 1:
+            self._start = time.perf_counter()
+        if self._steps != 1 + self.num_steps or not trainer.is_global_zero:
+            return
+        seconds = (time.perf_counter() - self._start) / self.num_steps
+        steps_left = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches - self._steps
+        hours = seconds * steps_left / 3600
+        if 1 < hours < math.inf:
+            time_left = f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+            where = "this CPU" if trainer.strategy.root_device.type == "cpu" else "this machine"
+            print(f"\n{seconds:.2g} s per step on {where}: {steps_left:,.0f} more steps will take about {time_left}")
 
 
 class RunTensorBoardLogger(TensorBoardLogger):

@@ -23,6 +23,7 @@ from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
 from unite.run_folder import (
     LAST_CHECKPOINT,
+    Forecast,
     LastCheckpoint,
     RunCSVLogger,
     RunTensorBoardLogger,
@@ -61,6 +62,7 @@ class UniteTrainer(Trainer):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = run_folder
+        callbacks.append(Forecast())
         if enable_checkpointing is not False:
             callbacks.append(LastCheckpoint())
         if logger is True:
