@@ -155,7 +155,9 @@ class MoleculeAdapter(ModalityAdapter):
 
     def fit_statistics(self, datamodule: LightningDataModule) -> None:
         """Keep the histogram of training sizes; generation draws the number of atoms from it."""
-        histogram = datamodule.size_histogram()  # type: ignore[attr-defined]
+        if not hasattr(datamodule, "size_histogram"):
+            raise UserError(f"{type(datamodule).__name__} has no size_histogram(), from which sizes are drawn")
+        histogram: Tensor = datamodule.size_histogram()
         if len(histogram) > self.max_atoms + 1 and histogram[self.max_atoms + 1 :].any():
             raise UserError(
                 f"the data has molecules of {len(histogram) - 1} atoms, but max_atoms is {self.max_atoms}: raise it"
@@ -185,6 +187,11 @@ class MoleculeAdapter(ModalityAdapter):
 
     def _types(self, samples: Batch) -> Tensor:
         if self.hydrogens == "explicit":
+            if "num_hydrogens" in samples:
+                raise UserError(
+                    "the samples are united atoms (they carry num_hydrogens), but the adapter's hydrogens is "
+                    "'explicit': set both to the same"
+                )
             counts = torch.zeros_like(samples.z)
         elif "num_hydrogens" in samples:
             counts = samples.num_hydrogens
