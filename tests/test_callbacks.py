@@ -109,6 +109,21 @@ def test_checkpoint_holds_both_and_resumes_with_both(tmp_path: Path) -> None:
     assert again.num_updates == 4
 
 
+def test_checkpoint_written_while_training_loads_as_the_average(tmp_path: Path) -> None:
+    """Every key of the state dict is averaged: no second name of a shared weight brings the raw one back."""
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "x.ckpt")
+
+    fit(tmp_path, WeightAveraging(decay=0.9, warmup=False), Save())
+    checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    averaged = checkpoint["state_dict"]["encoder.latent_in.weight"]
+    assert not torch.allclose(averaged, checkpoint["current_model_state"]["encoder.latent_in.weight"])
+    loaded = UniteModule.load_from_checkpoint(tmp_path / "x.ckpt")
+    torch.testing.assert_close(weight(loaded), averaged, atol=0, rtol=0)
+
+
 def test_an_exception_in_validation_leaves_the_raw_weights(tmp_path: Path) -> None:
     averaging, recorder = WeightAveraging(decay=0.9, warmup=False), Recorder(fail_in_validation=True)
     module = make_module(optimizer=FAST)

@@ -77,7 +77,7 @@ class UniteModule(Configurable, LightningModule):
             {**arguments_as_config(self), "_instantiator": "lightning.pytorch.cli.instantiate_module"}
         )
         self.encoder = encoder
-        self.denoiser = encoder if weight_sharing else _fresh_copy(encoder)
+        self.separate_denoiser = None if weight_sharing else _fresh_copy(encoder)
         for adapter in adapters.values():
             adapter.build(encoder.width, encoder.latent_channels)
         self.adapters: dict[str, ModalityAdapter] = nn.ModuleDict(adapters)  # type: ignore[assignment]
@@ -89,6 +89,11 @@ class UniteModule(Configurable, LightningModule):
         self.flow_weight = flow_weight
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
+
+    @property
+    def denoiser(self) -> GenerativeEncoder:
+        """The network of the flow pass. Not a submodule of its own: shared weights have one name in checkpoints."""
+        return self.encoder if self.separate_denoiser is None else self.separate_denoiser
 
     # ------------------------------------------------------------------ training
 
