@@ -94,6 +94,7 @@ class MoleculeAdapter(ModalityAdapter):
     adamw_parameters: ClassVar[tuple[str, ...]] = ("type_embedding", "position_in", "register_embedding", "_head")
     size_counts: Tensor
     type_table: Tensor
+    places: Tensor
     vocabulary_tensor: Tensor
 
     def __init__(
@@ -149,6 +150,8 @@ class MoleculeAdapter(ModalityAdapter):
         for index, (atomic_number, num_hydrogens) in enumerate(self.vocabulary):
             table[atomic_number, num_hydrogens] = index
         self.register_buffer("type_table", table, persistent=False)
+        places = sinusoidal_embedding(torch.arange(num_registers + self.max_atoms), decoder_width)
+        self.register_buffer("places", places, persistent=False)
         self.register_buffer("vocabulary_tensor", torch.tensor(self.vocabulary), persistent=False)
 
     # ------------------------------------------------------------------ data in
@@ -252,15 +255,13 @@ class MoleculeAdapter(ModalityAdapter):
         """Types and centred positions of the atoms."""
         mask = template.mask  # (B, A)
         num_latents = latents.shape[1]
-        places = torch.arange(num_latents + mask.shape[1], device=latents.device)
-        embedding = sinusoidal_embedding(places, self.type_head.in_features)
         if self.registers_per_molecule is None:
-            hidden = self.decoder(latents, embedding[:num_latents], mask)  # (B, A, decoder width)
+            hidden = self.decoder(latents, self.places[:num_latents], mask)  # (B, A, decoder width)
         else:
             # Atoms without a latent of their own ask the registers: one query per atom, told apart by its place.
-            queries = embedding[num_latents:].expand(len(mask), -1, -1)
+            queries = self.places[num_latents : num_latents + mask.shape[1]].expand(len(mask), -1, -1)
             key_mask = F.pad(mask, (num_latents, 0), value=True)
-            hidden = self.decoder(latents, embedding[:num_latents], key_mask, queries)
+            hidden = self.decoder(latents, self.places[:num_latents], key_mask, queries)
         hidden = hidden.float()
         return MoleculePrediction(self.type_head(hidden), centre(self.position_head(hidden), mask), mask)
 
@@ -287,7 +288,7 @@ class MoleculeAdapter(ModalityAdapter):
     def finish(self, prediction: MoleculePrediction, template: Template) -> list[Molecule]:
         """Molecules as atoms and positions, without padding."""
         kinds = self.vocabulary_tensor[prediction.types].cpu().numpy()  # (B, A, 2)
-        positions = prediction.positions.detach().double().cpu().numpy()
+        positions = prediction.positions.detach().cpu().double().numpy()
         return [
             Molecule(
                 atomic_numbers=kinds[i, :size, 0],
