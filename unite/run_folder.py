@@ -66,8 +66,9 @@ class LastCheckpoint(Checkpoint):
         self.path = trainer.strategy.broadcast(Path(trainer.default_root_dir) / LAST_CHECKPOINT)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count steps from where the run starts or continues."""
+        """Count steps from where the run starts or continues, and forget an earlier Ctrl-C."""
         self.saved_step = trainer.global_step
+        self.is_in_step = self.is_stop_asked = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note that weights are about to change."""
@@ -126,7 +127,7 @@ class Forecast(Callback):
         if self._steps != 1 + self.num_steps or not trainer.is_global_zero:
             return
         seconds = (time.perf_counter() - self._start) / self.num_steps
-        steps_left = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches - self._steps
+        steps_left = (trainer.estimated_stepping_batches - trainer.global_step) * trainer.accumulate_grad_batches
         hours = seconds * steps_left / 3600
         if 1 < hours < math.inf:
             time_left = f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
@@ -234,15 +235,15 @@ def require_same_model(model: LightningModule, checkpoint: dict[str, Any], path:
     """Refuse a checkpoint whose weights do not fit the configured model.
 
     Raises:
-        UserError: A parameter is missing, or of another shape.
+        UserError: A parameter or buffer is missing on either side, or of another shape.
     """
-    for name, parameter in model.named_parameters():
-        saved = checkpoint["state_dict"].get(name)
-        if saved is None or saved.shape != parameter.shape:
-            there = "missing" if saved is None else f"of shape {tuple(saved.shape)}"
+    here, there = model.state_dict(), checkpoint["state_dict"]
+    for name in {**here, **there}:
+        if name not in here or name not in there or here[name].shape != there[name].shape:
+            shapes = [f"of shape {tuple(side[name].shape)}" if name in side else "missing" for side in (there, here)]
             raise UserError(
-                f"{path} is a checkpoint of another model: {name} is {there} there, and of shape "
-                f"{tuple(parameter.shape)} in these settings; leave out --config to use the checkpoint's own"
+                f"{path} is a checkpoint of another model: {name} is {shapes[0]} there, and {shapes[1]} "
+                "in these settings; leave out --config to use the checkpoint's own"
             )
 
 
