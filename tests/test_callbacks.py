@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from unite.callbacks import GenerationMetrics, WeightAveraging
 from unite.errors import UserError
 from unite.module import UniteModule
 from unite.optimizer import OptimizerSettings
+from unite.run_folder import Forecast
 
 FAST = OptimizerSettings(lr=1e-2, warmup_steps=1)
 
@@ -108,6 +110,21 @@ def test_checkpoint_holds_both_and_resumes_with_both(tmp_path: Path) -> None:
     assert again.num_updates == 4
 
 
+def test_checkpoint_written_while_training_loads_as_the_average(tmp_path: Path) -> None:
+    """Every key of the state dict is averaged: no second name of a shared weight brings the raw one back."""
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "x.ckpt")
+
+    fit(tmp_path, WeightAveraging(decay=0.9, warmup=False), Save())
+    checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    averaged = checkpoint["state_dict"]["encoder.latent_in.weight"]
+    assert not torch.allclose(averaged, checkpoint["current_model_state"]["encoder.latent_in.weight"])
+    loaded = UniteModule.load_from_checkpoint(tmp_path / "x.ckpt")
+    torch.testing.assert_close(weight(loaded), averaged, atol=0, rtol=0)
+
+
 def test_an_exception_in_validation_leaves_the_raw_weights(tmp_path: Path) -> None:
     averaging, recorder = WeightAveraging(decay=0.9, warmup=False), Recorder(fail_in_validation=True)
     module = make_module(optimizer=FAST)
@@ -139,3 +156,73 @@ def test_wrong_settings_are_refused() -> None:
         WeightAveraging(decay=1.0)
     with pytest.raises(UserError, match="num_samples is 0"):
         GenerationMetrics(num_samples=0)
+
+
+def test_a_long_run_says_how_long_it_will_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 4
+
+    fit(tmp_path, Forecast(num_steps=2), Stop(), max_steps=10_000_000, limit_val_batches=0)
+    assert "more steps will take about" in capsys.readouterr().out
+    fit(tmp_path, Forecast(num_steps=2), max_steps=4, limit_val_batches=0)
+    assert not capsys.readouterr().out
+
+
+def test_a_callback_that_served_another_module_starts_afresh(tmp_path: Path) -> None:
+    averaging = WeightAveraging(decay=0.9, warmup=False)
+    fit(tmp_path, averaging)
+    torch.manual_seed(7)
+    module = make_module(optimizer=FAST)
+    before = weight(module)
+
+    class Check(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            torch.testing.assert_close(weight(pl_module), before, atol=0, rtol=0)
+
+    trainer = make_trainer(tmp_path, callbacks=[averaging, Check()], max_steps=2, num_sanity_val_steps=0)
+    trainer.fit(module, datamodule=CurveDataModule(num_curves=64, batch_size=16))
+    assert averaging.num_updates == 2
+
+
+def test_resumed_run_with_accumulation_makes_the_same_number_of_updates(tmp_path: Path) -> None:
+    settings = {"accumulate_grad_batches": 2, "limit_val_batches": 0}
+    _, trainer = fit(tmp_path, WeightAveraging(), max_steps=3, **settings)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    again = WeightAveraging()
+    trainer = make_trainer(tmp_path, callbacks=[again], max_steps=6, num_sanity_val_steps=0, **settings)
+    data = CurveDataModule(num_curves=64, batch_size=16)
+    trainer.fit(make_module(optimizer=FAST), datamodule=data, ckpt_path=tmp_path / "x.ckpt")
+    assert again.num_updates == 6
+
+
+def test_checkpoints_without_averaged_weights_are_refused(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, save_weights_only=True)
+    with pytest.raises(UserError, match="save_weights_only"):
+        fit(tmp_path, WeightAveraging(), saver, enable_checkpointing=True)
+
+
+def test_every_process_and_every_continuation_draws_its_own_noise(tmp_path: Path) -> None:
+    draws: list[Tensor] = []
+
+    class Draw(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step in (0, 2):
+                draws.append(torch.rand(3))
+
+    for path in (None, tmp_path / "x.ckpt"):
+        torch.manual_seed(0)
+        trainer = make_trainer(tmp_path, callbacks=[Draw()], max_steps=2 if path is None else 3, num_sanity_val_steps=0)
+        data = CurveDataModule(num_curves=64, batch_size=16)
+        trainer.fit(make_module(optimizer=FAST), datamodule=data, ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / "x.ckpt")
+    assert len(draws) == 2
+    assert not torch.allclose(draws[0], draws[1])
+
+
+@pytest.mark.parametrize("name", ["num_steps", "batch_size", "num_test_samples", "every_n_validations"])
+def test_counts_of_zero_are_refused_before_the_run(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is 0; it must be at least 1"):
+        GenerationMetrics(**{name: 0})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="num_drawn is -1; it must be at least 0"):
+        GenerationMetrics(num_drawn=-1)

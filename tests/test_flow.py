@@ -153,13 +153,40 @@ def test_solvers_converge_at_their_order(solver: Solver) -> None:
     assert order == pytest.approx(SOLVER_ORDERS[solver], abs=0.25)
 
 
-@pytest.mark.parametrize("solver", [*SOLVER_ORDERS, "dopri5"])
+@pytest.mark.parametrize("solver", [*SOLVER_ORDERS, "dopri5", "ancestral"])
 def test_a_perfect_prediction_is_reached(solver: Solver) -> None:
     """If the network always predicts the same data, all solvers end there, but for the bound on 1 - t."""
     data, noise = draw(0), draw(1)
     end = integrate(lambda x, t: data, noise, TimeDistribution().grid(20), solver)
     assert (end - data).abs().max() < 0.35 * (noise - data).abs().max()
     assert (end - data).abs().mean() < 0.2 * (noise - data).abs().mean()
+
+
+@given(seeds)
+def test_ancestral_steps_are_euler_steps_if_the_noise_is_kept(seed: int) -> None:
+    """x_t = t x_1 + (1 - t) e with the same e is where Euler goes, as long as 1 - t is above its bound."""
+    data, noise = draw(seed), draw(seed + 1)
+    grid = [0.0, 0.2, 0.5, 0.9]
+    euler = integrate(lambda x, t: data, noise, grid, "euler")
+    kept = integrate(lambda x, t: data, noise, grid, "ancestral", draw_noise=lambda: noise)
+    torch.testing.assert_close(kept, euler, atol=1e-5, rtol=1e-5)
+
+
+def test_ancestral_sampling_keeps_the_distribution() -> None:
+    """Data N(0, 4): the best prediction is 4 t x / (4 t^2 + (1 - t)^2), and the states stay N(0, 4 t^2 + (1 - t)^2)."""
+    noise = torch.randn(50_000, 1, 1, generator=torch.Generator().manual_seed(0))
+    steps = torch.linspace(0, 1, 201).tolist()
+    states = integrate(lambda x, t: 4 * t * x / (4 * t * t + (1 - t) ** 2), noise, steps, "euler")
+    assert states.std() == pytest.approx(2.0, abs=0.1)
+    stds: list[float] = []
+    integrate(
+        lambda x, t: 2 * torch.randn(50_000, 1, 1),  # a sample of the data, which is what the mixture needs
+        noise,
+        [0.0, 0.5, 0.8],
+        "ancestral",
+        lambda index, t, x: stds.append(float(x.std())),
+    )
+    assert stds == pytest.approx([math.sqrt(1 + 0.25), math.sqrt(4 * 0.64 + 0.04)], rel=0.02)
 
 
 def test_every_step_is_reported() -> None:

@@ -1,5 +1,6 @@
 """The step of the paper, its switches, and generation."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,64 @@ def test_learns_to_reconstruct(precision: str, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_steps=150, gradient_clip_val=3.0, limit_val_batches=0, precision=precision)
     trainer.fit(module, datamodule=data)
     assert error() < 0.3 * before
+
+
+def test_tokenize_and_reconstruct_are_in_evaluation_mode_and_leave_the_mode_alone() -> None:
+    module = make_module().train()
+    adapter = module.adapters["curve"]
+    modes: list[bool] = []
+
+    def prepare(samples: dict[str, Tensor]) -> dict[str, Tensor]:
+        modes.append(adapter.training)
+        return samples
+
+    adapter.prepare = prepare  # type: ignore[method-assign]
+    module.tokenize("curve", curves())
+    module.reconstruct("curve", curves())
+    assert not any(modes)
+    assert module.training
+
+
+def test_the_mode_comes_back_after_an_error() -> None:
+    module = make_module().train()
+    with pytest.raises(UserError, match="label 9 is outside"):
+        module.generate("curve", 2, labels=[9])
+    with pytest.raises(RuntimeError), module.evaluation():
+        raise RuntimeError
+    assert module.training
+
+
+def test_unknown_modalities_in_a_batch_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"modality 'curves' is not in this model; it has curve \(batches are"):
+        make_module().training_step({"curves": curves()}, 0)
+
+
+def test_a_run_without_an_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"set trainer\.max_steps or max_epochs"):
+        make_trainer(tmp_path, max_epochs=-1).fit(make_module(), datamodule=CurveDataModule())
+
+
+def test_an_adapter_serves_one_module() -> None:
+    adapter = CurveAdapter()
+    UniteModule(GenerativeEncoder("XS"), {"curve": adapter})
+    with pytest.raises(UserError, match="part of a module already"):
+        UniteModule(GenerativeEncoder("XS"), {"curve": adapter})
+
+
+def test_weights_in_half_precision_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="bf16-mixed or 32-true"):
+        make_trainer(tmp_path, max_steps=1, precision="bf16-true").fit(make_module(), datamodule=CurveDataModule())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: make_module(flow_loss="velocty"), "flow_loss is 'velocty'; it must be one of 'velocity', 'data'"),
+        (lambda: TimeDistribution(kind="unifrom"), "kind is 'unifrom'"),  # type: ignore[arg-type]
+        (lambda: GenerativeEncoder("XXS"), "size is 'XXS'"),  # type: ignore[arg-type]
+        (lambda: GenerativeEncoder("XS", final_norm="foo"), "final_norm is 'foo'"),  # type: ignore[arg-type]
+    ],
+)
+def test_misspelt_choices_are_refused_from_python_too(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()

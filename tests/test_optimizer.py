@@ -64,14 +64,23 @@ def test_orthogonalize_flattens_the_singular_values() -> None:
 
 
 def test_groups_follow_shape_and_name() -> None:
-    model = nn.ModuleDict({"body": nn.Linear(3, 3), "embedding": nn.Embedding(3, 3), "frozen": nn.Linear(3, 3)})
+    class Part(nn.Module):
+        adamw_parameters = ("embedding",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(3, 3)
+            self.embedding = nn.Embedding(3, 3)
+
+    # The other part's "embedding" is not its owner's business.
+    model = nn.ModuleDict({"part": Part(), "embedding": nn.Linear(4, 4), "frozen": nn.Linear(3, 3)})
     model["frozen"].requires_grad_(False)
-    groups = {g["algorithm"]: g["params"] for g in parameter_groups(model, ["embedding"], muon=True)}
-    assert [tuple(p.shape) for p in groups["muon"]] == [(3, 3)]
-    assert len(groups["adamw"]) == 2
+    groups = {g["algorithm"]: g["params"] for g in parameter_groups(model, [model["part"]], muon=True)}
+    assert [tuple(p.shape) for p in groups["muon"]] == [(3, 3), (4, 4)]
+    assert [tuple(p.shape) for p in groups["adamw"]] == [(3,), (3, 3), (4,)]
     (only,) = parameter_groups(model, [], muon=False)
     assert only["algorithm"] == "adamw"
-    assert len(only["params"]) == 3
+    assert len(only["params"]) == 5
 
 
 def test_state_survives_saving() -> None:

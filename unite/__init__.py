@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unite.configurable import Configurable
     from unite.errors import UserError
     from unite.flow import TimeDistribution
     from unite.generative_encoder import GenerativeEncoder, Tokens
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Configurable",
     "GenerativeEncoder",
     "ModalityAdapter",
     "OptimizerSettings",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Configurable": "unite.configurable",
     "GenerativeEncoder": "unite.generative_encoder",
     "ModalityAdapter": "unite.modalities.base",
     "OptimizerSettings": "unite.optimizer",

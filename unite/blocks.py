@@ -87,17 +87,24 @@ class SelfAttention(nn.Module):
         self.key_norm = RMSNorm(width // num_heads) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rotary: RotaryAngles, mask: Tensor | None) -> Tensor:
-        """Attend among the tokens ``x`` (B, N, D); ``mask`` (B, 1, 1, N) is True where a key may be seen."""
+    def forward(self, x: Tensor, rotary: RotaryAngles, mask: Tensor | None, outputs: slice = slice(None)) -> Tensor:
+        """Attend among the tokens ``x`` (B, N, D).
+
+        Args:
+            x: Tokens.
+            rotary: Rotary angles of the N tokens.
+            mask: True where a key may be seen, shape (B, 1, 1, N), or None.
+            outputs: Tokens to return; all are seen.
+        """
         batch, num_tokens, width = x.shape
         qkv = self.qkv(x).view(batch, num_tokens, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.unbind(2)  # each (B, N, H, E)
-        query = rotary.rotate(self.query_norm(query)).to(value.dtype)
+        query = rotary.rotate(self.query_norm(query)).to(value.dtype)[:, outputs]
         key = rotary.rotate(self.key_norm(key)).to(value.dtype)
         attended = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
         )  # (B, H, N, E)
-        out: Tensor = self.out(attended.transpose(1, 2).reshape(batch, num_tokens, width))
+        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return out
 
 
@@ -132,7 +139,14 @@ class Block(nn.Module):
         self.stream_norm = RMSNorm(width)
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(self, x: Tensor, activated_condition: Tensor, rotary: RotaryAngles, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        activated_condition: Tensor,
+        rotary: RotaryAngles,
+        mask: Tensor | None,
+        outputs: slice = slice(None),
+    ) -> Tensor:
         """Update the tokens.
 
         Args:
@@ -140,10 +154,12 @@ class Block(nn.Module):
             activated_condition: SiLU of time plus condition embedding, shape (B, D).
             rotary: Rotary angles of the N tokens.
             mask: True where a token is real, shape (B, 1, 1, N), or None if all are.
+            outputs: Tokens to return; nothing is computed for the others but what these attend to.
         """
         modulation = self.modulation(activated_condition)[:, None]  # (B, 1, 6D)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation.chunk(6, dim=-1)
-        x = torch.addcmul(x, gate_1, self.attention(self.attention_norm(x, shift_1, scale_1), rotary, mask))
+        attended = self.attention(self.attention_norm(x, shift_1, scale_1), rotary, mask, outputs)
+        x = torch.addcmul(x[:, outputs], gate_1, attended)
         x = torch.addcmul(x, gate_2, self.mlp(self.mlp_norm(x, shift_2, scale_2)))
         normed: Tensor = self.stream_norm(x)
         return normed

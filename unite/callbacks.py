@@ -1,11 +1,13 @@
 """Callbacks: averaged weights for every evaluation, and metrics and pictures of what the model makes."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
@@ -40,6 +42,20 @@ class WeightAveraging(Callback):
         # Weights that the module does not hold at the moment: the average, or the raw ones while they are swapped.
         self._other: dict[str, Tensor] = {}
         self._is_swapped = False
+        self._module: weakref.ref[LightningModule] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the weights of another module, if this callback has served before.
+
+        Raises:
+            UserError: A checkpoint callback would leave out the averaged weights.
+        """
+        savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+        if any(saver.save_weights_only for saver in savers):
+            raise UserError("ModelCheckpoint.save_weights_only leaves out the averaged weights; set it to false")
+        if self._module is None or self._module() is not pl_module:
+            self._other, self._is_swapped, self.num_updates = {}, False, 0
+            self._module = weakref.ref(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the average as a copy of the weights, or take it from the checkpoint, on the module's device."""
@@ -48,6 +64,9 @@ class WeightAveraging(Callback):
             name: self._other.get(name, parameter.detach()).to(parameter.device, copy=True)
             for name, parameter in _trainable(pl_module)
         }
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count optimizer steps from here: only now has Lightning restored their number."""
         self._last_step = trainer.global_step
 
     @torch.no_grad()
@@ -159,11 +178,20 @@ class GenerationMetrics(Callback):
         seed: int = 0,
         num_drawn: int = 36,
     ) -> None:
-        for name, value in (("num_samples", num_samples), ("every_n_validations", every_n_validations)):
-            if value < 1:
-                raise UserError(f"GenerationMetrics.{name} is {value}; it must be at least 1")
         self.num_samples = num_samples
         self.num_test_samples = num_samples if num_test_samples is None else num_test_samples
+        counts = {
+            "num_samples": num_samples,
+            "num_test_samples": self.num_test_samples,
+            "num_steps": num_steps,
+            "batch_size": batch_size,
+            "every_n_validations": every_n_validations,
+            "num_drawn": num_drawn + 1,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                least = 0 if name == "num_drawn" else 1
+                raise UserError(f"GenerationMetrics.{name} is {value - 1 + least}; it must be at least {least}")
         self.num_steps = num_steps
         self.solver: Solver = solver
         self.guidance_scale = guidance_scale
@@ -225,17 +253,18 @@ class GenerationMetrics(Callback):
             if num_samples:
                 # Each process makes its share; the metric adds them up.
                 share = -(-num_samples // trainer.world_size)
-                objects = module.generate(
-                    modality,
-                    share,
-                    num_steps=self.num_steps,
-                    solver=self.solver,
-                    guidance_scale=self.guidance_scale,
-                    noise_scale=self.noise_scale,
-                    batch_size=self.batch_size,
-                    seed=self.seed + trainer.global_rank,
-                    show_progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
-                )
+                with trainer.precision_plugin.forward_context():  # as `unite sample` does
+                    objects = module.generate(
+                        modality,
+                        share,
+                        num_steps=self.num_steps,
+                        solver=self.solver,
+                        guidance_scale=self.guidance_scale,
+                        noise_scale=self.noise_scale,
+                        batch_size=self.batch_size,
+                        seed=self.seed + trainer.global_rank,
+                        show_progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
+                    )
                 generation = self._generation[modality]
                 if generation is not None:
                     generation.to(pl_module.device).update(objects)

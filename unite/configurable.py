@@ -9,7 +9,9 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+from unite.errors import UserError
 
 
 class Configurable:
@@ -22,8 +24,21 @@ class Configurable:
         instance = super().__new__(cls)
         bound = inspect.signature(cls.__init__).bind_partial(instance, *args, **kwargs)
         arguments = dict(list(bound.arguments.items())[1:])
+        check_choices(cls.__name__, get_type_hints(cls.__init__), arguments)
         object.__setattr__(instance, "init_args", arguments)
         return instance
+
+
+def check_choices(owner: str, types: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse a value that is not among those of its ``Literal`` type: what the command line does, for Python.
+
+    Raises:
+        UserError: There is such a value.
+    """
+    for name, value in values.items():
+        choices = get_args(types.get(name)) if get_origin(types.get(name)) is Literal else None
+        if choices is not None and value not in choices:
+            raise UserError(f"{owner}.{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
 
 
 def as_config(value: Any) -> Any:

@@ -7,14 +7,15 @@ x_0 standard normal; networks predict the data x_1. Letters: B batch, K latents 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import torch
 from torch import Tensor
 
+from unite.configurable import check_choices
 from unite.errors import UserError
 
-Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
+Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5", "ancestral"]
 MIN_NOISE = 0.05
 """Smallest 1 - t that a velocity divides by (released code, ``models/unite.py``)."""
 
@@ -83,6 +84,7 @@ class TimeDistribution:
     shift: float = 0.5
 
     def __post_init__(self) -> None:
+        check_choices("time", get_type_hints(type(self)), vars(self))
         if self.shift <= 0:
             raise UserError(f"time.shift is {self.shift}; it must be above 0 (1 for no shift)")
         if self.std <= 0:
@@ -186,16 +188,21 @@ def integrate(
     times: Sequence[float],
     solver: Solver = "euler",
     on_step: Callable[[int, float, Tensor], None] | None = None,
+    draw_noise: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """Follow the probability-flow ODE dx/dt = (x_1(x, t) - x) / max(1 - t, 0.05) from noise to data.
+    """Go from noise to data: along the probability-flow ODE dx/dt = (x_1(x, t) - x) / max(1 - t, 0.05), or by sampling.
 
     Args:
         predict_data: Predicted data x_1 for a state (B, K, C) at one time.
         noise: Start, shape (B, K, C).
         times: Increasing times; the first is the start, the last the end. For ``dopri5`` only these two matter.
         solver: Fixed-step ``euler``, ``midpoint``, ``heun``, ``rk4`` (3/8 rule), or adaptive ``dopri5``
-            (torchdiffeq, absolute tolerance 1e-6, relative 1e-3, as in the paper's evaluation).
+            (torchdiffeq, absolute tolerance 1e-6, relative 1e-3, as in the paper's evaluation). ``ancestral`` is no
+            ODE solver: each step mixes the predicted data with *fresh* noise, x_t' = t' x_1(x, t) + (1 - t') e, where
+            Euler keeps the old noise. Its states have the same distribution if the prediction is exact, and it
+            forgets errors of earlier steps if it is not.
         on_step: Called after every step with its number, time and state; not for ``dopri5``.
+        draw_noise: Gives fresh noise of the shape of ``noise`` for ``ancestral``; None draws standard normal noise.
 
     Returns:
         Latents at the last time, shape (B, K, C).
@@ -211,10 +218,13 @@ def integrate(
         path = odeint(lambda t, x: velocity(x, float(t)), noise, ends, method="dopri5", atol=1e-6, rtol=1e-3)
         return torch.as_tensor(path[-1])
 
-    step = _STEPS[solver]
     state = noise
     for index, (start, end) in enumerate(itertools.pairwise(times)):
-        state = step(velocity, state, start, end - start)
+        if solver == "ancestral":
+            fresh = torch.randn_like(state) if draw_noise is None else draw_noise()
+            state = end * predict_data(state, start) + (1 - end) * fresh
+        else:
+            state = _STEPS[solver](velocity, state, start, end - start)
         if on_step is not None:
             on_step(index, end, state)
     return state

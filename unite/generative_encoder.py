@@ -239,14 +239,17 @@ class GenerativeEncoder(Configurable, nn.Module):
                 )
                 if key_mask is not None:
                     key_mask = F.pad(key_mask, (num_context, 0), value=True)
+            # After the last block, only the registers are read.
+            is_last = index == self.depth - 1
+            outputs = slice(num_context, num_context + num_registers) if is_last else slice(None)
+            arguments = (hidden, activated, rotary, key_mask, outputs)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(block, hidden, activated, rotary, key_mask, use_reentrant=False)
+                hidden = checkpoint(block, *arguments, use_reentrant=False)
             else:
-                hidden = block(hidden, activated, rotary, key_mask)
+                hidden = block(*arguments)
 
         shift, scale = self.final_modulation(activated)[:, None].chunk(2, dim=-1)
-        hidden = hidden[:, num_context : num_context + num_registers]  # (B, K, D)
-        out: Tensor = self.final_out(self.stream_norm(hidden, shift, scale))
+        out: Tensor = self.final_out(self.stream_norm(hidden, shift, scale))  # (B, K, C)
         return out
 
 

@@ -5,7 +5,9 @@ One network, the Generative Encoder, runs twice per step: once to tokenize the d
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -77,7 +79,7 @@ class UniteModule(Configurable, LightningModule):
             {**arguments_as_config(self), "_instantiator": "lightning.pytorch.cli.instantiate_module"}
         )
         self.encoder = encoder
-        self.denoiser = encoder if weight_sharing else _fresh_copy(encoder)
+        self.separate_denoiser = None if weight_sharing else _fresh_copy(encoder)
         for adapter in adapters.values():
             adapter.build(encoder.width, encoder.latent_channels)
         self.adapters: dict[str, ModalityAdapter] = nn.ModuleDict(adapters)  # type: ignore[assignment]
@@ -90,13 +92,18 @@ class UniteModule(Configurable, LightningModule):
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
 
+    @property
+    def denoiser(self) -> GenerativeEncoder:
+        """The network of the flow pass. Not a submodule of its own: shared weights have one name in checkpoints."""
+        return self.encoder if self.separate_denoiser is None else self.separate_denoiser
+
     # ------------------------------------------------------------------ training
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Two passes through the Generative Encoder: tokenize and reconstruct, then denoise the latents."""
         loss = torch.zeros((), device=self.device)
         for modality, samples in batch.items():
-            adapter = self.adapters[modality]
+            adapter = self.adapter(modality)
             prepared = adapter.prepare(samples)
             template = adapter.template(prepared)
             registers = adapter.registers(template)  # values (B or 1, K, D), mask (B, K)
@@ -106,7 +113,7 @@ class UniteModule(Configurable, LightningModule):
             terms = adapter.reconstruction_loss(adapter.decode(seen, template), prepared)
             terms["flow"] = self.flow_loss(adapter, latents, template, registers)
 
-            weights = {"flow": self.flow_weight, **adapter.loss_weights}
+            weights = {**adapter.loss_weights, "flow": self.flow_weight}
             loss = loss + sum(weights.get(name, 1.0) * term for name, term in terms.items())
             self.log_terms("train", modality, terms, len(template))
         self.log("train/loss", loss, prog_bar=True)
@@ -119,9 +126,10 @@ class UniteModule(Configurable, LightningModule):
         data = clean.repeat(repeats, 1, 1)  # (S * B, K, C), step by step
         path = path_sample(data, torch.randn_like(data), self.time.sample(len(data), data.device))
         copies = _repeat_registers(registers, repeats)
-        condition = torch.cat([adapter.condition(template) for _ in range(repeats)])  # dropped anew in each copy
-        if len(condition) == repeats:
-            condition = condition[:1]
+        if template.condition is None:
+            condition = adapter.null_condition()  # (1, D)
+        else:
+            condition = torch.cat([adapter.condition(template) for _ in range(repeats)])  # dropped anew in each copy
         prediction = self.denoiser.denoise(path.noisy_latents, path.timesteps, condition, copies)
         return repeats * flow_loss(prediction, path, copies.mask, self.flow_loss_kind)
 
@@ -136,7 +144,7 @@ class UniteModule(Configurable, LightningModule):
     def _evaluation_step(self, stage: str, batch: dict[str, Any]) -> dict[str, Any]:
         predictions = {}
         for modality, samples in batch.items():
-            adapter = self.adapters[modality]
+            adapter = self.adapter(modality)
             prepared = adapter.prepare(samples)
             template = adapter.template(prepared)
             registers = adapter.registers(template)
@@ -153,21 +161,45 @@ class UniteModule(Configurable, LightningModule):
         named = {f"{stage}/{modality}/{name}": term.detach() for name, term in terms.items()}
         self.log_dict(named, batch_size=batch_size, sync_dist=stage != "train")
 
+    def adapter(self, modality: str) -> ModalityAdapter:
+        """The adapter of a modality.
+
+        Raises:
+            UserError: There is none of that name.
+        """
+        if modality not in self.adapters:
+            raise UserError(
+                f"modality {modality!r} is not in this model; it has {', '.join(self.adapters)} "
+                "(batches are {modality: samples})"
+            )
+        return self.adapters[modality]
+
     def setup(self, stage: str) -> None:
-        """Before training, let the adapters note what generation needs of the training data."""
+        """Before training, let the adapters note what generation needs of the training data.
+
+        Raises:
+            UserError: The precision rounds the weights themselves.
+        """
+        if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
+            raise UserError(f"--trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
         if stage == "fit":
             for adapter in self.adapters.values():
                 adapter.fit_statistics(self.trainer.datamodule)  # type: ignore[attr-defined]
 
+    def on_train_start(self) -> None:
+        """Give each process, and each continuation of a run, random numbers of its own."""
+        if self.trainer.world_size > 1 or self.global_step > 0:
+            torch.manual_seed(torch.initial_seed() + 1_000_003 * self.global_rank + 7_919 * self.global_step)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Muon and AdamW in one optimizer; the schedule counts optimizer steps."""
-        adamw_names = [*self.encoder.adamw_parameters]
-        for adapter in self.adapters.values():
-            adamw_names.extend(adapter.adamw_parameters)
-        groups = parameter_groups(self, adamw_names, self.optimizer_settings.muon)
+        parts: list[GenerativeEncoder | ModalityAdapter] = [self.encoder, self.denoiser, *self.adapters.values()]
+        groups = parameter_groups(self, parts, self.optimizer_settings.muon)
         optimizer = MuonAdamW(groups, self.optimizer_settings)
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = warmup_cosine(optimizer, self.optimizer_settings, total_steps)
+        total_steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total_steps):
+            raise UserError("the learning rate falls until the end of training: set trainer.max_steps or max_epochs")
+        scheduler = warmup_cosine(optimizer, self.optimizer_settings, int(total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ------------------------------------------------------------------ use
@@ -179,19 +211,32 @@ class UniteModule(Configurable, LightningModule):
         Args:
             modality: Name of the adapter.
             samples: A batch as the datamodule yields it, on the module's device.
-            generator: Source of the registers' noise.
+            generator: Source of the registers' noise, on the module's device.
         """
-        adapter = self.adapters[modality]
-        prepared = adapter.prepare(samples)
-        registers = adapter.registers(adapter.template(prepared))
-        return self.encoder.tokenize(adapter.tokens(prepared), registers, adapter.null_condition(), generator=generator)
+        adapter = self.adapter(modality)
+        with self.evaluation():
+            prepared = adapter.prepare(samples)
+            registers = adapter.registers(adapter.template(prepared))
+            tokens = adapter.tokens(prepared)
+            return self.encoder.tokenize(tokens, registers, adapter.null_condition(), generator=generator)
 
     @torch.no_grad()
     def reconstruct(self, modality: str, samples: Any) -> list[Any]:
         """Finished objects decoded from the latents of samples, one for each."""
-        adapter = self.adapters[modality]
-        template = adapter.template(adapter.prepare(samples))
-        return adapter.finish(adapter.decode(self.tokenize(modality, samples), template), template)
+        adapter = self.adapter(modality)
+        with self.evaluation():
+            template = adapter.template(adapter.prepare(samples))
+            return adapter.finish(adapter.decode(self.tokenize(modality, samples), template), template)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Evaluation mode (nothing is augmented or dropped), and afterwards the mode there was."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     @torch.no_grad()
     def generate(
@@ -219,7 +264,7 @@ class UniteModule(Configurable, LightningModule):
             solver: See :func:`unite.flow.integrate`.
             guidance_scale: Classifier-free guidance; 1 is none.
             guidance_interval: Times between which guidance acts.
-            noise_scale: Standard deviation of the initial noise; below 1 trades variety for fidelity.
+            noise_scale: Standard deviation of the noise; below 1 trades variety for fidelity.
             batch_size: Samples at a time; more needs more memory and changes the draws.
             seed: Makes the result reproducible; None draws from the global generator.
             show_progress: Show a progress bar with rate and remaining time.
@@ -230,9 +275,7 @@ class UniteModule(Configurable, LightningModule):
         for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
-        if modality not in self.adapters:
-            raise UserError(f"modality {modality!r} is not in this model; it has {', '.join(self.adapters)}")
-        adapter = self.adapters[modality]
+        adapter = self.adapter(modality)
         if seed is None:
             seed = int(torch.randint(2**62, ()))  # from the global generator, which seed_everything sets
         generator = torch.Generator().manual_seed(seed)
@@ -240,21 +283,25 @@ class UniteModule(Configurable, LightningModule):
         # Samples of like size together: no time is spent on padding.
         order = torch.argsort(template.sizes, stable=True)
         objects: list[Any] = [None] * num_samples
-        was_training = self.training
-        self.eval()
-        with tqdm(total=num_samples, desc="generate", unit="sample", disable=not show_progress) as bar:
+        with (
+            self.evaluation(),
+            tqdm(total=num_samples, desc="generate", unit="sample", disable=not show_progress) as bar,
+        ):
             for chosen in order.split(batch_size):
                 part = template[chosen].to(self.device)
                 shape = (len(part), adapter.registers(part).values.shape[1], self.encoder.latent_channels)
-                noise = noise_scale * torch.randn(shape, generator=generator).to(self.device)
+
+                def draw_noise(shape: tuple[int, ...] = shape) -> Tensor:
+                    # On the CPU, so that a seed gives the same samples on every device.
+                    return noise_scale * torch.randn(shape, generator=generator).to(self.device)
+
                 latents = self.sample_latents(
-                    adapter, part, noise, num_steps, solver, guidance_scale, guidance_interval
+                    adapter, part, draw_noise, num_steps, solver, guidance_scale, guidance_interval
                 )
                 finished = adapter.finish(adapter.decode(latents, part), part)
                 for index, finished_object in zip(chosen.tolist(), finished, strict=True):
                     objects[index] = finished_object
                 bar.update(len(part))
-        self.train(was_training)
         return objects
 
     @torch.no_grad()
@@ -262,14 +309,14 @@ class UniteModule(Configurable, LightningModule):
         self,
         adapter: ModalityAdapter,
         template: Template,
-        noise: Tensor,
+        draw_noise: Callable[[], Tensor],
         num_steps: int = 50,
         solver: Solver = "euler",
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.1, 1.0),
         on_step: Callable[[int, float, Tensor], None] | None = None,
     ) -> Tensor:
-        """Latents (B, K, C) at the end of the ODE that starts at ``noise`` (B, K, C)."""
+        """Latents (B, K, C) at t = 1, from noise (B, K, C) that ``draw_noise`` gives."""
         registers = adapter.registers(template)
         condition = adapter.condition(template)
         null_condition = adapter.null_condition()
@@ -279,7 +326,7 @@ class UniteModule(Configurable, LightningModule):
             guidance_scale,
             guidance_interval,
         )
-        return integrate(predict, noise, self.time.grid(num_steps), solver, on_step)
+        return integrate(predict, draw_noise(), self.time.grid(num_steps), solver, on_step, draw_noise)
 
 
 def _fresh_copy(encoder: GenerativeEncoder) -> GenerativeEncoder:

@@ -6,11 +6,12 @@ would force manual optimization.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
@@ -212,16 +213,23 @@ def orthogonalize(matrices: Tensor, eps: float = 1e-7) -> Tensor:
     return x.mT if is_tall else x
 
 
-def parameter_groups(module: nn.Module, adamw_names: Sequence[str], muon: bool) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, parts: Iterable[nn.Module], muon: bool) -> list[dict[str, Any]]:
     """Group the trainable parameters as the released code does.
 
-    Matrices go to Muon, unless their name contains one of ``adamw_names``; everything else goes to AdamW.
+    Matrices go to Muon, everything else to AdamW. A part of the module may keep matrices off Muon: those whose
+    name, within that part, contains a word of its ``adamw_parameters``.
     """
+    kept_off = {
+        parameter
+        for part in parts
+        for name, parameter in part.named_parameters()
+        if any(word in name for word in getattr(part, "adamw_parameters", ()))
+    }
     groups: dict[str, list[nn.Parameter]] = {"muon": [], "adamw": []}
-    for name, parameter in module.named_parameters():
+    for parameter in module.parameters():
         if parameter.requires_grad:
-            is_matrix = parameter.ndim == 2 and not any(part in name for part in adamw_names)
-            groups["muon" if muon and is_matrix else "adamw"].append(parameter)
+            is_for_muon = muon and parameter.ndim == 2 and parameter not in kept_off
+            groups["muon" if is_for_muon else "adamw"].append(parameter)
     return [{"params": params, "algorithm": name} for name, params in groups.items() if params]
 
 
@@ -231,6 +239,8 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, settings: OptimizerSettings,
     With ``settings.two_stage`` its decay takes the place of the cosine.
     """
     warmup = min(settings.warmup_steps, max(total_steps - 1, 0))
+    if warmup < settings.warmup_steps:
+        rank_zero_warn(f"warmup_steps {settings.warmup_steps} is all of the {total_steps} steps of this run")
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -65,8 +66,9 @@ class LastCheckpoint(Checkpoint):
         self.path = trainer.strategy.broadcast(Path(trainer.default_root_dir) / LAST_CHECKPOINT)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count steps from where the run starts or continues."""
+        """Count steps from where the run starts or continues, and forget an earlier Ctrl-C."""
         self.saved_step = trainer.global_step
+        self.is_in_step = self.is_stop_asked = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note that weights are about to change."""
@@ -101,6 +103,36 @@ class LastCheckpoint(Checkpoint):
         # Several processes may be in different steps, and saving needs all of them.
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.world_size == 1:
             self.save(trainer)
+
+
+class Forecast(Callback):
+    """Says, after a few steps, how long the run will take, if that is longer than an hour.
+
+    Args:
+        num_steps: Steps to measure, after a first one that is not typical.
+    """
+
+    def __init__(self, num_steps: int = 3) -> None:
+        self.num_steps = num_steps
+        self._steps = 0
+        self._start = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure, and speak once."""
+        self._steps += 1
+        if self._steps == 1:
+            self._start = time.perf_counter()
+        if self._steps != 1 + self.num_steps or not trainer.is_global_zero:
+            return
+        seconds = (time.perf_counter() - self._start) / self.num_steps
+        steps_left = (trainer.estimated_stepping_batches - trainer.global_step) * trainer.accumulate_grad_batches
+        hours = seconds * steps_left / 3600
+        if 1 < hours < math.inf:
+            time_left = f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+            where = "this CPU" if trainer.strategy.root_device.type == "cpu" else "this machine"
+            print(f"\n{seconds:.2g} s per step on {where}: {steps_left:,.0f} more steps will take about {time_left}")
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
@@ -203,15 +235,15 @@ def require_same_model(model: LightningModule, checkpoint: dict[str, Any], path:
     """Refuse a checkpoint whose weights do not fit the configured model.
 
     Raises:
-        UserError: A parameter is missing, or of another shape.
+        UserError: A parameter or buffer is missing on either side, or of another shape.
     """
-    for name, parameter in model.named_parameters():
-        saved = checkpoint["state_dict"].get(name)
-        if saved is None or saved.shape != parameter.shape:
-            there = "missing" if saved is None else f"of shape {tuple(saved.shape)}"
+    here, there = model.state_dict(), checkpoint["state_dict"]
+    for name in {**here, **there}:
+        if name not in here or name not in there or here[name].shape != there[name].shape:
+            shapes = [f"of shape {tuple(side[name].shape)}" if name in side else "missing" for side in (there, here)]
             raise UserError(
-                f"{path} is a checkpoint of another model: {name} is {there} there, and of shape "
-                f"{tuple(parameter.shape)} in these settings; leave out --config to use the checkpoint's own"
+                f"{path} is a checkpoint of another model: {name} is {shapes[0]} there, and {shapes[1]} "
+                "in these settings; leave out --config to use the checkpoint's own"
             )
 
 

@@ -23,6 +23,7 @@ from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
 from unite.run_folder import (
     LAST_CHECKPOINT,
+    Forecast,
     LastCheckpoint,
     RunCSVLogger,
     RunTensorBoardLogger,
@@ -61,6 +62,7 @@ class UniteTrainer(Trainer):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = run_folder
+        callbacks.append(Forecast())
         if enable_checkpointing is not False:
             callbacks.append(LastCheckpoint())
         if logger is True:
@@ -85,6 +87,8 @@ class UniteTrainer(Trainer):
     ) -> None:
         """Train a model; writes a run folder: config.yaml, checkpoints, TensorBoard events, metrics.csv.
 
+        At the end it prints a table of the last validation's metrics, and writes them to metrics.json.
+
         Args:
             model: The model to train.
             train_dataloaders: Batches, instead of a datamodule.
@@ -95,6 +99,10 @@ class UniteTrainer(Trainer):
         """
         with self._checkpoint_on_interrupt():
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        metrics = {name: float(value) for name, value in self.callback_metrics.items()}
+        last_validation = {name: value for name, value in metrics.items() if name.startswith("val/")}
+        if last_validation:
+            self._report([last_validation], verbose=True, output=None)
 
     def validate(
         self,

@@ -151,7 +151,8 @@ def test_unknown_atoms_and_sizes_are_refused_by_name() -> None:
     sulfur = Data(z=torch.tensor([16]), pos=torch.zeros(1, 3))
     refuse(built(), sulfur, "element 16")
     refuse(built(max_atoms=2), WATER, "3 atoms, but max_atoms is 2")
-    refuse(built(hydrogens="counted"), WATER, "num_hydrogens")
+    refuse(built(hydrogens="counted"), WATER, "carry no num_hydrogens")
+    refuse(built(hydrogens="explicit"), METHANOL, "united atoms")
     crowded = Data(z=torch.tensor([6]), pos=torch.zeros(1, 3), num_hydrogens=torch.tensor([5]))
     refuse(built(hydrogens="counted"), crowded, "element 6 with 5 hydrogens")
     many = Data(z=torch.tensor([6]), pos=torch.zeros(1, 3), num_hydrogens=torch.tensor([50]))
@@ -181,3 +182,31 @@ def test_labels_are_refused_without_classes(tmp_path: Path) -> None:
     adapter.size_counts[3] = 1
     with pytest.raises(UserError, match="without classes"):
         adapter.draw_template(3, labels=[1])
+
+
+def test_a_single_molecule_of_any_float_type_will_do() -> None:
+    adapter = built().eval()
+    single = Data(z=WATER.z, pos=WATER.pos.double())
+    prepared = adapter.prepare(single)
+    assert prepared.positions.dtype == torch.float32
+    torch.testing.assert_close(prepared.positions, adapter.prepare(Batch.from_data_list([WATER])).positions)
+
+
+def test_mixed_precision_does_not_round_positions() -> None:
+    adapter = built().eval()
+    prepared = adapter.prepare(WATER)
+    template = adapter.template(prepared)
+    latents = torch.randn(1, 3, 4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        tokens = adapter.tokens(prepared)
+        prediction = adapter.decode(latents, template)
+    assert tokens.values.dtype == prediction.positions.dtype == prediction.type_logits.dtype == torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(tokens.values, adapter.tokens(prepared).values, atol=0, rtol=0)
+
+
+def test_odd_decoder_widths_and_loaders_without_sizes_are_refused() -> None:
+    with pytest.raises(UserError, match="decoder_width is 33"):
+        built(decoder_width=33, decoder_heads=3)
+    with pytest.raises(UserError, match="size_histogram"):
+        built().fit_statistics(None)

@@ -83,13 +83,22 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         Args:
             width: Channels D of the encoder.
             latent_channels: Channels C of a latent.
+
+        Raises:
+            UserError: This adapter is part of a module already.
         """
+        if hasattr(self, "condition_embedding"):
+            raise UserError(f"this {type(self).__name__} is part of a module already; make another one")
         # The last row is the null condition, which an unconditional modality always uses.
         self.condition_embedding = nn.Embedding(self.num_classes + 1, width)
         nn.init.normal_(self.condition_embedding.weight, std=0.02)
 
-    def fit_statistics(self, datamodule: LightningDataModule) -> None:
-        """Note, in buffers, what generation needs to know of the training data. Called once before training."""
+    def fit_statistics(self, datamodule: LightningDataModule | None) -> None:
+        """Note, in buffers, what generation needs to know of the training data. Called once before training.
+
+        Args:
+            datamodule: The data, or None where training was given bare loaders.
+        """
 
     def prepare(self, samples: Any) -> Any:
         """Samples in the form the other methods take; augmented if the adapter is in training mode."""

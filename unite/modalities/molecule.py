@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch import Tensor, nn
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
 from torchmetrics import Metric
 
 from unite.blocks import sinusoidal_embedding
@@ -94,6 +94,7 @@ class MoleculeAdapter(ModalityAdapter):
     adamw_parameters: ClassVar[tuple[str, ...]] = ("type_embedding", "position_in", "register_embedding", "_head")
     size_counts: Tensor
     type_table: Tensor
+    places: Tensor
     vocabulary_tensor: Tensor
 
     def __init__(
@@ -135,6 +136,8 @@ class MoleculeAdapter(ModalityAdapter):
         """Make the layers; see the base class."""
         super().build(width, latent_channels)
         decoder_width = self.decoder_width or width
+        if decoder_width % 2:
+            raise UserError(f"decoder_width is {decoder_width}; it must be even, for sines and cosines of places")
         num_registers = self.registers_per_molecule or self.max_atoms
         self.type_embedding = nn.Embedding(len(self.vocabulary), width)
         self.position_in = nn.Linear(3, width)
@@ -149,13 +152,17 @@ class MoleculeAdapter(ModalityAdapter):
         for index, (atomic_number, num_hydrogens) in enumerate(self.vocabulary):
             table[atomic_number, num_hydrogens] = index
         self.register_buffer("type_table", table, persistent=False)
+        places = sinusoidal_embedding(torch.arange(num_registers + self.max_atoms), decoder_width)
+        self.register_buffer("places", places, persistent=False)
         self.register_buffer("vocabulary_tensor", torch.tensor(self.vocabulary), persistent=False)
 
     # ------------------------------------------------------------------ data in
 
-    def fit_statistics(self, datamodule: LightningDataModule) -> None:
+    def fit_statistics(self, datamodule: LightningDataModule | None) -> None:
         """Keep the histogram of training sizes; generation draws the number of atoms from it."""
-        histogram = datamodule.size_histogram()  # type: ignore[attr-defined]
+        if datamodule is None or not hasattr(datamodule, "size_histogram"):
+            raise UserError("molecules need a datamodule with size_histogram(), from which new sizes are drawn")
+        histogram: Tensor = datamodule.size_histogram()
         if len(histogram) > self.max_atoms + 1 and histogram[self.max_atoms + 1 :].any():
             raise UserError(
                 f"the data has molecules of {len(histogram) - 1} atoms, but max_atoms is {self.max_atoms}: raise it"
@@ -163,12 +170,14 @@ class MoleculeAdapter(ModalityAdapter):
         self.size_counts.zero_()
         self.size_counts[: len(histogram)] = histogram[: self.max_atoms + 1].to(self.size_counts)
 
-    def prepare(self, samples: Batch) -> PreparedMolecules:
-        """Pad, centre and, in training, rotate the molecules of a PyG batch.
+    def prepare(self, samples: Batch | Data) -> PreparedMolecules:
+        """Pad, centre and, in training, rotate the molecules of a PyG batch, or a single one.
 
         Raises:
             UserError: An atom type or a size that the model was not built for.
         """
+        if not isinstance(samples, Batch):
+            samples = Batch.from_data_list([samples])
         sizes = samples.ptr.diff()
         num_atoms = int(sizes.max())
         if num_atoms > self.max_atoms:
@@ -176,8 +185,8 @@ class MoleculeAdapter(ModalityAdapter):
         mask = torch.arange(num_atoms, device=sizes.device) < sizes[:, None]  # (B, A)
         types = mask.new_zeros(mask.shape, dtype=torch.long)
         types[mask] = self._types(samples)
-        positions = samples.pos.new_zeros(*mask.shape, 3)
-        positions[mask] = samples.pos
+        positions = torch.zeros(*mask.shape, 3, device=mask.device)
+        positions[mask] = samples.pos.float()
         positions = centre(positions, mask)
         if self.training and self.rotate:
             positions = positions @ random_rotations(len(sizes), device=positions.device)
@@ -185,6 +194,11 @@ class MoleculeAdapter(ModalityAdapter):
 
     def _types(self, samples: Batch) -> Tensor:
         if self.hydrogens == "explicit":
+            if "num_hydrogens" in samples:
+                raise UserError(
+                    "the samples are united atoms (they carry num_hydrogens), but the adapter's hydrogens is "
+                    "'explicit': set both to the same"
+                )
             counts = torch.zeros_like(samples.z)
         elif "num_hydrogens" in samples:
             counts = samples.num_hydrogens
@@ -206,7 +220,8 @@ class MoleculeAdapter(ModalityAdapter):
 
     def tokens(self, prepared: PreparedMolecules) -> Tokens:
         """One token per atom: embedding of its type plus a linear map of its position."""
-        values = self.type_embedding(prepared.types) + self.position_in(prepared.positions)  # (B, A, D)
+        with full_precision(prepared.positions.device):
+            values = self.type_embedding(prepared.types) + self.position_in(prepared.positions)  # (B, A, D)
         return Tokens(values, self._atom_positions(prepared.mask.shape[1]), prepared.mask)
 
     def _atom_positions(self, num_atoms: int) -> Tensor:
@@ -245,17 +260,16 @@ class MoleculeAdapter(ModalityAdapter):
         """Types and centred positions of the atoms."""
         mask = template.mask  # (B, A)
         num_latents = latents.shape[1]
-        places = torch.arange(num_latents + mask.shape[1], device=latents.device)
-        embedding = sinusoidal_embedding(places, self.type_head.in_features)
         if self.registers_per_molecule is None:
-            hidden = self.decoder(latents, embedding[:num_latents], mask)  # (B, A, decoder width)
+            hidden = self.decoder(latents, self.places[:num_latents], mask)  # (B, A, decoder width)
         else:
             # Atoms without a latent of their own ask the registers: one query per atom, told apart by its place.
-            queries = embedding[num_latents:].expand(len(mask), -1, -1)
+            queries = self.places[num_latents : num_latents + mask.shape[1]].expand(len(mask), -1, -1)
             key_mask = F.pad(mask, (num_latents, 0), value=True)
-            hidden = self.decoder(latents, embedding[:num_latents], key_mask, queries)
-        hidden = hidden.float()
-        return MoleculePrediction(self.type_head(hidden), centre(self.position_head(hidden), mask), mask)
+            hidden = self.decoder(latents, self.places[:num_latents], key_mask, queries)
+        with full_precision(hidden.device):
+            hidden = hidden.float()
+            return MoleculePrediction(self.type_head(hidden), centre(self.position_head(hidden), mask), mask)
 
     def reconstruction_loss(self, prediction: MoleculePrediction, prepared: PreparedMolecules) -> dict[str, Tensor]:
         """Cross-entropy of types, squared errors of positions and of the distances of near pairs."""
@@ -280,7 +294,7 @@ class MoleculeAdapter(ModalityAdapter):
     def finish(self, prediction: MoleculePrediction, template: Template) -> list[Molecule]:
         """Molecules as atoms and positions, without padding."""
         kinds = self.vocabulary_tensor[prediction.types].cpu().numpy()  # (B, A, 2)
-        positions = prediction.positions.detach().double().cpu().numpy()
+        positions = prediction.positions.detach().cpu().double().numpy()
         return [
             Molecule(
                 atomic_numbers=kinds[i, :size, 0],
@@ -292,7 +306,7 @@ class MoleculeAdapter(ModalityAdapter):
 
     def draw(self, objects: Sequence[Molecule]) -> Image.Image:
         """A grid of perceived structures; invalid molecules are marked with the reason."""
-        return draw_grid(objects)
+        return draw_grid(objects, max_molecules=len(objects))
 
     def save(self, objects: Sequence[Molecule], folder: Path) -> list[Path]:
         """Write ``samples.sdf`` and ``samples.xyz``."""
@@ -321,6 +335,11 @@ def _vocabulary(elements: Sequence[str], hydrogens: str) -> list[tuple[int, int]
         return [(ATOMIC_NUMBERS[symbol], 0) for symbol in elements]
     heavy = [symbol for symbol in elements if symbol != "H"]
     return [(ATOMIC_NUMBERS[symbol], count) for symbol in heavy for count in range(MAX_HYDROGENS[symbol] + 1)]
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """No mixed precision: bfloat16 would round positions of a few Å by hundredths."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def centre(positions: Tensor, mask: Tensor) -> Tensor:

@@ -253,14 +253,19 @@ def kabsch_rmsd(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -
     overlap = singular_values[:, 0] + singular_values[:, 1] + sign * singular_values[:, 2]
     squared = (points.square() + reference.square()).sum((1, 2)) - 2 * overlap
     rmsd: Tensor = (squared.clamp(min=0) / num_points[:, 0]).sqrt()
-    return rmsd.where(is_finite & rmsd.isfinite(), torch.inf).to(predicted.device)
+    return _onto(predicted.device, rmsd.where(is_finite & rmsd.isfinite(), torch.inf))
 
 
 def _unaligned_rmsd(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Root mean square distance of paired points as they are, shape (B,); infinite where not finite."""
     points, reference, weights = _prepare(predicted, target, mask)
     rmsd = ((points - reference).square().sum((1, 2)) / weights.sum((1, 2)).clamp(min=1)).sqrt()
-    return rmsd.where(rmsd.isfinite(), torch.inf).to(predicted.device)
+    return _onto(predicted.device, rmsd.where(rmsd.isfinite(), torch.inf))
+
+
+def _onto(device: torch.device, values: Tensor) -> Tensor:
+    """Values on the device; in float32 where it has no float64."""
+    return values.float().to(device) if device.type == "mps" else values.to(device)
 
 
 def _prepare(predicted: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
