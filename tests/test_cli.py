@@ -39,6 +39,8 @@ TINY_DATA = {
         "num_val": None,
         "num_test": None,
     },
+    "unite.modalities.image_data.DigitsDataModule": {"batch_size": 8, "num_train": 64, "num_val": 16},
+    "unite.modalities.image_data.ImageFolderDataModule": {"batch_size": 2, "small_images": "enlarge"},
     "unite.modalities.image_shards.WebDatasetDataModule": {
         "batch_size": 2,
         "num_workers": 0,
@@ -53,6 +55,7 @@ TINY_MODELS = {
     }
     for size in ("b", "l", "xl")
 }
+TINY_MODELS["cifar10"] = TINY_MODELS["imagenet256_b"]
 
 
 def shell(*args: str | Path) -> subprocess.Popen[str]:
@@ -286,6 +289,29 @@ def test_sample_options_reach_the_model(
     assert {name: seen[name] for name in expected} == expected
 
 
+def test_guidance_sweep_takes_the_scale_of_the_lowest_fid(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    def generate(self: UniteModule, modality: str, num_samples: int, **options: Any) -> list[torch.Tensor]:
+        seen.append(options["guidance_scale"])
+        return [torch.full((8, 2), abs(options["guidance_scale"] - 2.0))]
+
+    monkeypatch.setattr(UniteModule, "generate", generate)
+    options = ["--ckpt_path", toy_run, "--guidance_sweep", "[1.0, 2.5, 4.0]", "--output", tmp_path]
+    refused = run_cli("sample", *options)
+    assert refused.code == 2
+    assert "this modality has none" in refused.err
+    monkeypatch.setattr("curves.MeanRadius.compute", lambda self: {"fid_toy": self.total / self.count})
+    seen.clear()
+    result = run_cli("sample", *options)
+    assert result.code == 0, result.err
+    assert "best: guidance_scale 2.5" in result.out
+    assert seen == [1.0, 2.5, 4.0, 2.5]
+    assert [row["guidance_scale"] for row in json.loads((tmp_path / "sweep.json").read_text())] == [1.0, 2.5, 4.0]
+
+
 def test_checkpoint_without_its_run_folder_can_sample(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
     shutil.copy(toy_run / "last.ckpt", tmp_path / "alone.ckpt")
     result = run_cli("sample", "--ckpt_path", tmp_path / "alone.ckpt", "--num_samples", "2")
@@ -444,6 +470,8 @@ def test_config_takes_a_step(run_cli: RunCli, config: Path, tmp_path: Path) -> N
     trainer = {"accelerator": "cpu", "precision": "32-true", "fast_dev_run": 1, "callbacks": callbacks}
     trainer["default_root_dir"] = str(tmp_path / "run")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"data": data, "trainer": trainer}))
+    if datamodule.endswith("ImageFolderDataModule"):
+        write_folder(tmp_path / "data", {"train": 2, "val": 2})
     if datamodule.endswith("WebDatasetDataModule"):
         folder = write_folder(tmp_path / "folder", {"train": 2, "val": 2})
         write_shards(folder, tmp_path / "data", ShardSettings(), num_workers=1, overwrite=False)

@@ -1,10 +1,11 @@
 """Lightning's trainer with a run folder, able to generate."""
 
+import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ class UniteTrainer(Trainer):
         num_steps: int = 50,
         solver: Solver = "euler",
         guidance_scale: float = 1.0,
+        guidance_sweep: list[float] | None = None,
         guidance_interval: tuple[float, float] = (0.1, 1.0),
         noise_scale: float = 1.0,
         batch_size: int = 500,
@@ -185,6 +187,8 @@ class UniteTrainer(Trainer):
             num_steps: Steps of the solver from noise to data.
             solver: Solver of the ODE; dopri5 chooses its own steps.
             guidance_scale: Classifier-free guidance; 1 is none.
+            guidance_sweep: Scales to try first, each with ``num_samples``: their metrics go to sweep.json, and the
+                scale of the lowest FID (or of the lowest metric of that family) takes the place of guidance_scale.
             guidance_interval: Times (0 is noise, 1 is data) between which guidance acts: [0.1,1.0].
             noise_scale: Standard deviation of the initial noise; below 1 trades variety for fidelity.
             batch_size: Samples at a time.
@@ -201,27 +205,36 @@ class UniteTrainer(Trainer):
             model.on_load_checkpoint(checkpoint)
             model.load_state_dict(checkpoint["state_dict"])
         model.to(self.strategy.root_device)
-        with self.precision_plugin.forward_context():
-            objects = model.generate(
-                modality,
-                num_samples,
-                labels=labels,
-                num_steps=num_steps,
-                solver=solver,
-                guidance_scale=guidance_scale,
-                guidance_interval=guidance_interval,
-                noise_scale=noise_scale,
-                batch_size=batch_size,
-                seed=torch.initial_seed(),
-                show_progress=self.progress_bar_callback is not None,
-            )
         adapter = model.adapters[modality]
-        written = [*adapter.save(objects, folder), folder / "grid.png"]
-        adapter.draw(objects[:MAX_DRAWN]).save(written[-1])
         metric = self._generation_metric(adapter, datamodule)
+
+        def generate(scale: float) -> list[Any]:
+            with self.precision_plugin.forward_context():
+                return model.generate(
+                    modality,
+                    num_samples,
+                    labels=labels,
+                    num_steps=num_steps,
+                    solver=solver,
+                    guidance_scale=scale,
+                    guidance_interval=guidance_interval,
+                    noise_scale=noise_scale,
+                    batch_size=batch_size,
+                    seed=torch.initial_seed(),
+                    show_progress=self.progress_bar_callback is not None,
+                )
+
+        written: list[Path] = []
+        if guidance_sweep:
+            if metric is None:
+                raise UserError("--guidance_sweep compares scales by FID, and this modality has no metrics")
+            guidance_scale, sweep_file = _sweep(guidance_sweep, generate, metric, folder)
+            written.append(sweep_file)
+        objects = generate(guidance_scale)
+        written += [*adapter.save(objects, folder), folder / "grid.png"]
+        adapter.draw(objects[:MAX_DRAWN]).save(written[-1])
         if metric is not None:
-            metric.update(objects)
-            values = {name: float(value) for name, value in metric.compute().items()}
+            values = _measure(metric, objects)
             print(as_table(values))
             written.append(write_metrics(values, folder))
         for path in written:
@@ -274,3 +287,32 @@ class UniteTrainer(Trainer):
         if not last.is_file():
             return f"interrupted at step {self.global_step}; no checkpoint was written"
         return f"interrupted at step {self.global_step}; continue with: unite fit --ckpt_path {shown(last)}"
+
+
+def _measure(metric: Metric, objects: list[Any]) -> dict[str, float]:
+    """Metrics of finished objects by name."""
+    metric.reset()
+    metric.update(objects)
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def _sweep(
+    scales: list[float], generate: Callable[[float], list[Any]], metric: Metric, folder: Path
+) -> tuple[float, Path]:
+    """The guidance scale of the lowest FID, and the file with the metrics of all.
+
+    Raises:
+        UserError: No metric is a FID.
+    """
+    rows: list[dict[str, float]] = []
+    for scale in scales:
+        rows.append({"guidance_scale": scale, **_measure(metric, generate(scale))})
+        fid = next((name for name in rows[-1] if name.startswith("fid")), None)
+        if fid is None:
+            raise UserError("--guidance_sweep compares scales by FID, and this modality has none")
+        print(f"guidance_scale {scale:g}: {fid} {rows[-1][fid]:.4g}")
+    best = min(rows, key=lambda row: row[fid])
+    print(f"best: guidance_scale {best['guidance_scale']:g}")
+    path = folder / "sweep.json"
+    path.write_text(json.dumps(rows, indent=2) + "\n")
+    return best["guidance_scale"], path
