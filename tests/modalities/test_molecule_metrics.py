@@ -70,6 +70,7 @@ def test_real_molecules_score_what_the_documentation_says(are_hydrogens_counted:
     assert metrics["validity"] >= 0.999
     assert metrics["uniqueness"] >= 0.999
     assert metrics["valid_unique"] >= 0.999
+    assert metrics["charged_carbon"] <= 0.001
     assert metrics["connected"] >= 0.999
     assert metrics["novelty"] == 0
     assert abs(metrics["atom_stability"] - 0.993) <= 0.001
@@ -86,6 +87,7 @@ def test_mixture_gives_the_numbers_counted_by_hand() -> None:
         "uniqueness": 3 / 5,
         "valid_unique": 3 / 8,
         "novelty": 2 / 3,
+        "charged_carbon": 0.0,
         "connected": 6 / 8,
         "atom_stability": (num_atoms - 5 - 1) / num_atoms,
         "molecule_stability": 5 / 8,
@@ -97,6 +99,16 @@ def test_mixture_gives_the_numbers_counted_by_hand() -> None:
         "reject/radical": 1 / 8,
     }
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(expected)
+
+
+def test_valid_molecules_with_a_charged_carbon_are_counted() -> None:
+    """Cyclopropane, and the same three CH2 in an open chain, which the bond-order search reads as C+ and C-."""
+    ring = np.array([[0.0, 0.0, 0.0], [1.5, 0.0, 0.0], [0.75, 1.3, 0.0]])
+    chain = np.array([[0.0, 0.0, 0.0], [1.5, 0.0, 0.0], [2.3, 1.3, 0.0]])
+    carbons, hydrogens = np.array([6, 6, 6]), np.array([2, 2, 2])
+    metrics = generation_metrics([Molecule(carbons, ring, hydrogens), Molecule(carbons, chain, hydrogens)])
+    assert metrics["validity"] == 1
+    assert metrics["charged_carbon"] == 0.5
 
 
 def test_reject_reasons_and_validity_add_up_to_one() -> None:

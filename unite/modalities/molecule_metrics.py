@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from rdkit import Chem
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -26,6 +27,7 @@ from unite.modalities.molecule_perception import (
 _COUNTERS: Final = (
     "num_requested",
     "num_valid",
+    "num_charged_carbon",
     "num_connected",
     "num_atoms",
     "num_stable_atoms",
@@ -44,6 +46,8 @@ class MoleculeGenerationMetrics(Metric):
     - ``validity``: accepted by :func:`~unite.modalities.molecule_perception.perceive` (99.99 %).
     - ``uniqueness``: distinct keys among valid molecules (99.99 %); falls with the number of samples.
     - ``valid_unique``: distinct valid keys (99.98 %).
+    - ``charged_carbon``: valid, but with a charge on a carbon (0.02 %). The protocol accepts such ions where hydrogen
+      counts and geometry disagree; subtract them from ``validity`` for a figure that does not.
     - ``novelty``: distinct valid keys that are not in ``train_keys``, among distinct valid keys; only with
       ``train_keys``. Not a quality: QM9 enumerates its space, and good samples are often known.
     - ``connected``: one piece, whatever its valences (> 99.9 %).
@@ -70,6 +74,7 @@ class MoleculeGenerationMetrics(Metric):
 
     num_requested: Tensor
     num_valid: Tensor
+    num_charged_carbon: Tensor
     num_connected: Tensor
     num_atoms: Tensor
     num_stable_atoms: Tensor
@@ -116,6 +121,9 @@ class MoleculeGenerationMetrics(Metric):
         self.valid_keys.append(torch.tensor(keys, dtype=torch.int64, device=self.device))
         self.num_requested += len(molecules)
         self.num_valid += len(keys)
+        self.num_charged_carbon += sum(
+            found.mol is not None and _has_charged_carbon(found.mol) for found in perceptions
+        )
         self.num_connected += sum(found.is_connected for found in perceptions)
         self.num_rejected += torch.from_numpy(rejected).to(self.device)
         self.num_atoms += int(edm.num_atoms.sum())
@@ -131,6 +139,7 @@ class MoleculeGenerationMetrics(Metric):
             "validity": _fraction(self.num_valid, self.num_requested),
             "uniqueness": _fraction(num_distinct, self.num_valid),
             "valid_unique": _fraction(num_distinct, self.num_requested),
+            "charged_carbon": _fraction(self.num_charged_carbon, self.num_requested),
             "connected": _fraction(self.num_connected, self.num_requested),
             "atom_stability": _fraction(self.num_stable_atoms, self.num_atoms),
             "molecule_stability": _fraction(self.num_stable, self.num_requested),
@@ -143,6 +152,10 @@ class MoleculeGenerationMetrics(Metric):
         for reason, num_rejected in zip(REJECT_REASONS, self.num_rejected, strict=True):
             metrics[f"reject/{reason}"] = _fraction(num_rejected, self.num_requested)
         return metrics
+
+
+def _has_charged_carbon(mol: Chem.Mol) -> bool:
+    return any(atom.GetAtomicNum() == 6 and atom.GetFormalCharge() != 0 for atom in mol.GetAtoms())
 
 
 class MoleculeReconstructionMetrics(Metric):
