@@ -30,7 +30,7 @@ TOY = TESTS / "toy_modality"
 # A shell's `unite`: -P keeps the current folder off the import path, as for an installed script.
 UNITE = [sys.executable, "-P", "-c", "import sys; from unite.cli import main; sys.exit(main())"]
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
-TINY_DATA = {
+TINY_DATA: dict[str, dict[str, Any]] = {
     "unite.modalities.qm9.QM9DataModule": {
         "csv_files": [str(TESTS / "data" / "qm9_tiny.csv")],
         "batch_size": 4,

@@ -205,7 +205,7 @@ class UniteTrainer(Trainer):
             model.on_load_checkpoint(checkpoint)
             model.load_state_dict(checkpoint["state_dict"])
         model.to(self.strategy.root_device)
-        adapter = model.adapters[modality]
+        adapter = model.adapter(modality)
         metric = self._generation_metric(adapter, datamodule)
 
         def generate(scale: float) -> list[Any]:
@@ -305,12 +305,14 @@ def _sweep(
         UserError: No metric is a FID.
     """
     rows: list[dict[str, float]] = []
+    fid = ""
     for scale in scales:
-        rows.append({"guidance_scale": scale, **_measure(metric, generate(scale))})
-        fid = next((name for name in rows[-1] if name.startswith("fid")), None)
-        if fid is None:
+        values = _measure(metric, generate(scale))
+        fid = next((name for name in values if name.startswith("fid")), "")
+        if not fid:
             raise UserError("--guidance_sweep compares scales by FID, and this modality has none")
-        print(f"guidance_scale {scale:g}: {fid} {rows[-1][fid]:.4g}")
+        print(f"guidance_scale {scale:g}: {fid} {values[fid]:.4g}")
+        rows.append({"guidance_scale": scale, **values})
     best = min(rows, key=lambda row: row[fid])
     print(f"best: guidance_scale {best['guidance_scale']:g}")
     path = folder / "sweep.json"
