@@ -1,6 +1,8 @@
 """Averaged weights and the metrics callback."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
 from tests.test_module import make_module, make_trainer
-from tests.toy_modality.curves import CurveDataModule
+from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite.callbacks import GenerationMetrics, WeightAveraging
 from unite.errors import UserError
 from unite.module import UniteModule
@@ -140,7 +142,7 @@ def test_metrics_and_pictures_are_logged(tmp_path: Path) -> None:
     _, trainer = fit(tmp_path, metrics, max_epochs=2, max_steps=-1, logger=loggers)
     assert "val/curve/mean_radius" in trainer.callback_metrics
     pictures = sorted(path.name for path in (tmp_path / "pictures").iterdir())
-    assert pictures == ["val_curve_samples_0000004.png", "val_curve_samples_0000008.png"]
+    assert pictures == ["val_curve_samples_0000004.png", "val_curve_samples_0000008.png"]  # curves show no originals
     assert "val/curve/mean_radius" in (tmp_path / "metrics.csv").read_text()
     assert list(tmp_path.glob("events.out.*"))
 
@@ -226,3 +228,29 @@ def test_counts_of_zero_are_refused_before_the_run(name: str) -> None:
         GenerationMetrics(**{name: 0})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="num_drawn is -1; it must be at least 0"):
         GenerationMetrics(num_drawn=-1)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_classes_are_balanced_over_all_processes(world_size: int, tmp_path: Path) -> None:
+    """Each process goes on in the cycle of classes where the one before it stops."""
+    seen: list[int] = []
+
+    class Generating(UniteModule):
+        def generate(self, modality: str, num_samples: int, **options: Any) -> list[Any]:
+            seen.extend(options["labels"])
+            return super().generate(modality, num_samples, **options)
+
+    module = Generating(make_module().encoder, {"curve": CurveAdapter()})
+    for rank in range(world_size):
+        trainer = SimpleNamespace(
+            world_size=world_size,
+            global_rank=rank,
+            is_global_zero=False,
+            precision_plugin=SimpleNamespace(forward_context=nullcontext),
+            progress_bar_callback=None,
+        )
+        callback = GenerationMetrics(num_samples=9, num_steps=1)
+        callback._generation = callback._reconstruction = {"curve": None}
+        module.log_dict = lambda values: None  # type: ignore[method-assign, assignment, misc]
+        callback._report("val", trainer, module, 9)  # type: ignore[arg-type]
+    assert seen == [i % 2 for i in range(9)]

@@ -64,7 +64,8 @@ def test_fit_leaves_checkpoints_metrics_and_pictures(run: Path) -> None:
         "val/molecule/flow",
         "val/molecule/distances",
     } <= metrics.keys()
-    assert Image.open(next((run / "pictures").glob("*.png"))).size[0] > 100
+    for kind in ("samples", "reconstructions"):
+        assert Image.open(next((run / "pictures").glob(f"val_molecule_{kind}_*.png"))).size[0] > 100
 
 
 @pytest.mark.parametrize(("command", "stage"), [("validate", "val"), ("test", "test")])

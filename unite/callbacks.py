@@ -1,5 +1,6 @@
 """Callbacks: averaged weights for every evaluation, and metrics and pictures of what the model makes."""
 
+import math
 import weakref
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torchmetrics import Metric
 
 from unite.errors import UserError
 from unite.flow import Solver
+from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
 
 
@@ -158,6 +160,7 @@ class GenerationMetrics(Callback):
         num_steps: Steps of the solver.
         solver: See :func:`unite.flow.integrate`.
         guidance_scale: Classifier-free guidance; 1 is none.
+        guidance_interval: Times between which guidance acts.
         noise_scale: Standard deviation of the initial noise.
         batch_size: Samples at a time.
         every_n_validations: Generate only in every n-th validation; reconstruction metrics come with each.
@@ -172,6 +175,7 @@ class GenerationMetrics(Callback):
         num_steps: int = 50,
         solver: Solver = "euler",
         guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.1, 1.0),
         noise_scale: float = 1.0,
         batch_size: int = 500,
         every_n_validations: int = 1,
@@ -195,6 +199,7 @@ class GenerationMetrics(Callback):
         self.num_steps = num_steps
         self.solver: Solver = solver
         self.guidance_scale = guidance_scale
+        self.guidance_interval = guidance_interval
         self.noise_scale = noise_scale
         self.batch_size = batch_size
         self.every_n_validations = every_n_validations
@@ -220,15 +225,29 @@ class GenerationMetrics(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the reconstructions of a batch."""
+        """Count the reconstructions of a batch, and draw some of the first."""
         module = _as_unite(pl_module)
         for modality, (prediction, prepared) in outputs.items():
+            if batch_idx == 0 and self.num_drawn and trainer.is_global_zero and not trainer.sanity_checking:
+                self._draw_reconstructions(trainer, modality, module.adapters[modality], prediction, prepared)
             metric = self._reconstruction[modality]
             if metric is not None:
                 arguments = module.adapters[modality].metric_arguments(prediction, prepared)
                 metric.to(module.device).update(*arguments)
 
     on_test_batch_end = on_validation_batch_end
+
+    def _draw_reconstructions(
+        self, trainer: Trainer, modality: str, adapter: ModalityAdapter, prediction: Any, prepared: Any
+    ) -> None:
+        """Originals, each followed by its reconstruction."""
+        originals = adapter.originals(prepared)
+        if originals:
+            made = adapter.finish(prediction, adapter.template(prepared))
+            pairs = [item for pair in zip(originals, made, strict=True) for item in pair]
+            stage = "test" if trainer.testing else "val"
+            picture = adapter.draw(pairs[: 2 * math.ceil(self.num_drawn / 2)])
+            show_picture(trainer, f"{stage}/{modality}/reconstructions", picture)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the metrics of reconstructions and, if it is time, of new samples."""
@@ -251,15 +270,19 @@ class GenerationMetrics(Callback):
             if reconstruction is not None:
                 values.update(reconstruction.compute())
             if num_samples:
-                # Each process makes its share; the metric adds them up.
+                # Each process makes its share; the metric adds them up. Classes go on where the rank before stops.
                 share = -(-num_samples // trainer.world_size)
+                first, num_classes = trainer.global_rank * share, adapter.num_classes
+                classes = [(first + i) % num_classes for i in range(share)] if num_classes else None
                 with trainer.precision_plugin.forward_context():  # as `unite sample` does
                     objects = module.generate(
                         modality,
                         share,
+                        labels=classes,
                         num_steps=self.num_steps,
                         solver=self.solver,
                         guidance_scale=self.guidance_scale,
+                        guidance_interval=self.guidance_interval,
                         noise_scale=self.noise_scale,
                         batch_size=self.batch_size,
                         seed=self.seed + trainer.global_rank,

@@ -186,6 +186,16 @@ class UniteModule(Configurable, LightningModule):
             for adapter in self.adapters.values():
                 adapter.fit_statistics(self.trainer.datamodule)  # type: ignore[attr-defined]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Names of classes travel in checkpoints."""
+        checkpoint["class_names"] = {name: adapter.class_names for name, adapter in self.adapters.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Inverse of :meth:`on_save_checkpoint`."""
+        for name, class_names in checkpoint.get("class_names", {}).items():
+            if name in self.adapters:
+                self.adapters[name].class_names = class_names
+
     def on_train_start(self) -> None:
         """Give each process, and each continuation of a run, random numbers of its own."""
         if self.trainer.world_size > 1 or self.global_step > 0:

@@ -207,6 +207,8 @@ class UniteTrainer(Trainer):
         model.to(self.strategy.root_device)
         adapter = model.adapter(modality)
         metric = self._generation_metric(adapter, datamodule)
+        if metric is not None:
+            metric.to(model.device)
 
         def generate(scale: float) -> list[Any]:
             with self.precision_plugin.forward_context():

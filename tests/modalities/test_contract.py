@@ -174,6 +174,15 @@ def test_different_samples_have_different_latents(case: Case, module: UniteModul
     assert len({tuple(z.tolist()) for z in latents}) == 4
 
 
+def test_originals_are_what_the_samples_were(case: Case, module: UniteModule, samples: Any) -> None:
+    adapter = module.adapters[case.modality]
+    originals = adapter.originals(adapter.prepare(samples))
+    assert len(originals) in (0, 8)
+    for i, original in enumerate(originals[:3]):
+        (alone,) = adapter.originals(adapter.prepare(case.select(samples, [i])))
+        np.testing.assert_allclose(numbers_of(original), numbers_of(alone), atol=1e-5)
+
+
 def test_registers_template_and_tokens_agree(case: Case, module: UniteModule, samples: Any) -> None:
     adapter = module.adapters[case.modality]
     prepared = adapter.prepare(samples)

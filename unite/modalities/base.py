@@ -74,6 +74,9 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
     condition_dropout: float = 0.1
     """Share of training samples whose class is hidden, so that guidance has an unconditional prediction to use."""
 
+    class_names: list[str] | None = None
+    """Names of the classes, if the training data has some; checkpoints keep them."""
+
     adamw_parameters: ClassVar[tuple[str, ...]] = ()
     """Parts of parameter names that Muon leaves to AdamW: embeddings of inputs, heads of a few outputs."""
 
@@ -144,6 +147,10 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
     @abstractmethod
     def finish(self, prediction: Any, template: Template) -> list[Any]:
         """Finished objects, one per sample, on the CPU: what a user wants to hold."""
+
+    def originals(self, prepared: Any) -> list[Any]:
+        """Prepared samples as finished objects, to be drawn beside their reconstructions; empty for no picture."""
+        return []
 
     @abstractmethod
     def draw(self, objects: Sequence[Any]) -> Image.Image:

@@ -184,7 +184,16 @@ class ImageAdapter(ModalityAdapter):
     # ------------------------------------------------------------------ data in
 
     def fit_statistics(self, datamodule: object) -> None:
-        """Nothing to note; the weights for LPIPS are looked for now, before training."""
+        """Keep the names of the classes; the weights for LPIPS are looked for now, before training.
+
+        Raises:
+            UserError: The data has more or fewer classes than the model.
+        """
+        self.class_names = getattr(datamodule, "class_names", None)
+        if self.num_classes and self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise UserError(
+                f"num_classes is {self.num_classes}, but the data has {len(self.class_names)} classes: set it to that"
+            )
         self.perceptual_distance()
 
     def prepare(self, samples: Mapping[str, Tensor]) -> PreparedImages:
@@ -291,6 +300,10 @@ class ImageAdapter(ModalityAdapter):
         """Images as arrays (H, W, channels) of bytes, rounded (the released evaluation truncates)."""
         bytes_ = prediction.detach().clamp(0, 1).mul(255).round().to(torch.uint8)
         return list(bytes_.permute(0, 2, 3, 1).cpu().numpy())
+
+    def originals(self, prepared: PreparedImages) -> list[NDArray[np.uint8]]:
+        """The images as :meth:`finish` gives them."""
+        return self.finish(prepared.images, self.template(prepared))
 
     def draw(self, objects: Sequence[NDArray[np.uint8]]) -> Image.Image:
         """A grid of images; small ones are enlarged."""

@@ -293,15 +293,22 @@ class MoleculeAdapter(ModalityAdapter):
 
     def finish(self, prediction: MoleculePrediction, template: Template) -> list[Molecule]:
         """Molecules as atoms and positions, without padding."""
-        kinds = self.vocabulary_tensor[prediction.types].cpu().numpy()  # (B, A, 2)
-        positions = prediction.positions.detach().cpu().double().numpy()
+        return self._molecules(prediction.types, prediction.positions, template.sizes)
+
+    def originals(self, prepared: PreparedMolecules) -> list[Molecule]:
+        """The molecules as they were encoded."""
+        return self._molecules(prepared.types, prepared.positions, prepared.mask.sum(dim=1))
+
+    def _molecules(self, types: Tensor, positions: Tensor, sizes: Tensor) -> list[Molecule]:
+        kinds = self.vocabulary_tensor[types].cpu().numpy()  # (B, A, 2)
+        places = positions.detach().cpu().double().numpy()
         return [
             Molecule(
                 atomic_numbers=kinds[i, :size, 0],
-                positions=positions[i, :size],
+                positions=places[i, :size],
                 num_hydrogens=kinds[i, :size, 1] if self.hydrogens == "counted" else None,
             )
-            for i, size in enumerate(template.sizes.tolist())
+            for i, size in enumerate(sizes.tolist())
         ]
 
     def draw(self, objects: Sequence[Molecule]) -> Image.Image:
