@@ -51,7 +51,7 @@ TINY_DATA: dict[str, dict[str, Any]] = {
 TINY_MODELS = {
     f"imagenet256_{size}": {
         "encoder.init_args": {"depth": 5, "width": 32, "num_heads": 2},
-        "adapters.image.init_args": {"decoder_depth": 1, "decoder_width": 32, "decoder_heads": 2},
+        "adapters.image.init_args": {"decoder_depth": 1, "decoder_width": 32, "decoder_heads": 2, "num_classes": 3},
     }
     for size in ("b", "l", "xl")
 }

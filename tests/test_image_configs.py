@@ -56,6 +56,9 @@ def test_settings_are_those_of_the_paper(size: str) -> None:
     )
     assert config["trainer"]["max_steps"] == {"b": 240, "l": 120, "xl": 120}[size] * steps_per_epoch
     assert config["trainer"]["gradient_clip_val"] == 3.0
+    num_accumulated = config["trainer"].get("accumulate_grad_batches", 1)
+    assert 8 * config["data"]["init_args"]["batch_size"] * num_accumulated == 1024
+    assert config["trainer"]["val_check_interval"] == 10 * steps_per_epoch * num_accumulated
 
 
 @pytest.mark.slow

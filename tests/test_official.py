@@ -174,6 +174,10 @@ def test_import_gives_a_checkpoint_with_the_averaged_weights(
     result = run_cli("sample", "--ckpt_path", tmp_path / "ours.ckpt", "--num_samples", "4", "--num_steps", "2")
     assert result.code == 0, result.err
     assert len(list((tmp_path / "samples" / "images").glob("*.png"))) == 4
+    result = run_cli("fit", "--ckpt_path", tmp_path / "ours.ckpt")
+    assert result.code == 2
+    (line,) = result.err.strip().splitlines()
+    assert "ours.ckpt has no optimizer state" in line
 
 
 def test_import_of_the_last_step_and_of_vgg16(run_cli: RunCli, official_file: Path, tmp_path: Path) -> None:

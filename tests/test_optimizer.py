@@ -136,6 +136,11 @@ def test_wrong_settings_are_refused() -> None:
         TwoStageDecay(first_start=1, first_end=2, second_start=3)
     with pytest.raises(UserError, match=r"steps at \[20, 10\]"):
         TwoStageDecay(first_start=20, first_end=10)
+    with pytest.raises(UserError, match=r"optimizer.two_stage.shape is 'square'; it must be one of 'cosine', 'linear'"):
+        TwoStageDecay(first_start=10, first_end=20, shape="square")  # type: ignore[arg-type]
+    for ratio in (-0.1, 1.5, float("nan")):
+        with pytest.raises(UserError, match=r"middle_lr_ratio is .*; it must be within 0 \.\. 1"):
+            TwoStageDecay(first_start=10, first_end=20, middle_lr_ratio=ratio)
     with pytest.raises(UserError, match="first decay must not begin before the warmup ends"):
         OptimizerSettings(warmup_steps=30, two_stage=TwoStageDecay(first_start=20, first_end=40))
     with pytest.raises(UserError, match="lr is 0"):

@@ -92,6 +92,11 @@ class UniteCLI(LightningCLI):
             settings.ckpt_path = str(self.ckpt_path)
         if command != "fit" and not self.ckpt_path:
             raise UserError(f"unite {command} needs --ckpt_path: a checkpoint, or a run folder with {LAST_CHECKPOINT}")
+        if command == "fit" and self.ckpt_path and "optimizer_states" not in self.checkpoint:
+            raise UserError(
+                f"{self.ckpt_path} has no optimizer state (it was imported, or saved without), so no run can be "
+                "continued from it; it serves validate, test and sample"
+            )
         if command != "sample" and settings.get("data") is None:
             raise UserError("no data: give --data with the class_path of a datamodule, or a --config that has it")
         settings.trainer.default_root_dir = str(self._run_folder(command, settings.trainer.default_root_dir))

@@ -236,8 +236,7 @@ def from_official_names(
     }
     same = {ours: given[theirs] for theirs, ours in official_name_table(module).items()}
     named = {name: value.float().clone() for name, value in (special | same).items()}
-    # The denoiser is the encoder under a second name, with the same tensors.
-    state = {name: named[name.replace("denoiser.", "encoder.", 1)] for name in module.state_dict()}
+    state = {name: named[name] for name in module.state_dict()}
     return Imported(module, state, num_all - len(given))
 
 

@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
+from unite.configurable import check_choices
 from unite.errors import UserError
 
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -46,6 +47,9 @@ class TwoStageDecay:
     shape: Literal["cosine", "linear"] = "cosine"
 
     def __post_init__(self) -> None:
+        check_choices("optimizer.two_stage", get_type_hints(type(self)), vars(self))
+        if not 0 <= self.middle_lr_ratio <= 1:
+            raise UserError(f"optimizer.two_stage.middle_lr_ratio is {self.middle_lr_ratio}; it must be within 0 .. 1")
         if (self.second_start is None) != (self.second_end is None):
             raise UserError("optimizer.two_stage.second_start and second_end go together: set both or neither")
         places = [self.first_start, self.first_end]

@@ -113,6 +113,11 @@ def _prepare_images(options: argparse.Namespace) -> None:
         print(f"{split}: {num_images:,} images in {len(shards)} shards, {num_bytes / 1e6:,.1f} MB")
     if manifest.skipped:
         print(f"skipped {len(manifest.skipped)} images that cannot be used, listed in the manifest")
+    if list(manifest.splits) == ["train"]:
+        print(
+            "only train was written, so there is nothing to validate on; for that arrange SRC as train/CLASS/IMAGE and "
+            "val/CLASS/IMAGE files, and repeat with --overwrite"
+        )
     print(f"wrote {shown(options.folder / MANIFEST)}")
 
 

@@ -110,10 +110,13 @@ class Forecast(Callback):
 
     Args:
         num_steps: Steps to measure, after a first one that is not typical.
+        patience: Seconds after which fewer steps will do.
     """
 
-    def __init__(self, num_steps: int = 3) -> None:
+    def __init__(self, num_steps: int = 3, patience: float = 20.0) -> None:
         self.num_steps = num_steps
+        self.patience = patience
+        self._has_spoken = False
         self._steps = 0
         self._start = 0.0
 
@@ -124,9 +127,12 @@ class Forecast(Callback):
         self._steps += 1
         if self._steps == 1:
             self._start = time.perf_counter()
-        if self._steps != 1 + self.num_steps or not trainer.is_global_zero:
+        elapsed = time.perf_counter() - self._start
+        is_time = self._steps > self.num_steps or (self._steps > 1 and elapsed > self.patience)
+        if not is_time or self._has_spoken or not trainer.is_global_zero:
             return
-        seconds = (time.perf_counter() - self._start) / self.num_steps
+        self._has_spoken = True
+        seconds = elapsed / (self._steps - 1)
         steps_left = (trainer.estimated_stepping_batches - trainer.global_step) * trainer.accumulate_grad_batches
         hours = seconds * steps_left / 3600
         if 1 < hours < math.inf:

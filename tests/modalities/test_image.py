@@ -21,7 +21,7 @@ from unite.modalities.image import (
     sinusoidal_embedding_2d,
     unpatchify,
 )
-from unite.modalities.image_grid import draw_grid
+from unite.modalities.image_grid import draw_grid, save_images
 from unite.module import UniteModule
 
 
@@ -176,6 +176,15 @@ def test_images_are_saved_as_they_are(channels: int, tmp_path: Path) -> None:
     for file, image in zip(files, images, strict=True):
         with Image.open(file) as opened:
             assert np.array_equal(np.asarray(opened).reshape(image.shape), image)
+
+
+def test_saved_images_are_those_of_the_last_call_only(tmp_path: Path) -> None:
+    images = [np.zeros((8, 8, 1), dtype=np.uint8)] * 3
+    save_images(images, tmp_path)
+    (tmp_path / "mine.png").touch()
+    (tmp_path / "00000002.png").touch()
+    save_images(images[:1], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.png", "00000002.png", "mine.png"]
 
 
 def test_a_grid_shows_each_image_in_its_place() -> None:

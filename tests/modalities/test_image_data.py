@@ -631,6 +631,34 @@ def test_class_folders_alone_are_a_training_split(folder: Path, tmp_path: Path) 
     assert list(manifest.splits) == ["train"]
 
 
+def test_shards_without_a_validation_split_can_be_trained_on(run_cli: RunCli, folder: Path, tmp_path: Path) -> None:
+    result = run_cli("prepare", "images", folder / "val", tmp_path)
+    (line,) = [line for line in result.out.splitlines() if "only train was written" in line]
+    assert "val/CLASS/IMAGE" in line
+    assert "only train" not in run_cli("prepare", "images", folder, tmp_path, "--overwrite").out
+    assert run_cli("prepare", "images", folder / "val", tmp_path, "--overwrite").code == 0
+
+    def fit(**options: Any) -> None:
+        datamodule = WebDatasetDataModule(str(tmp_path), 16, batch_size=4, num_workers=0)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options,
+        )
+        trainer.fit(Recorder(), datamodule=datamodule)
+        assert trainer.global_step == 3
+
+    fit(limit_val_batches=0)
+    with pytest.raises(UserError, match=r"no split val; make them from .*val/CLASS.*--trainer.limit_val_batches 0"):
+        fit()
+    with pytest.raises(UserError, match=r"no split test; make them from a folder with test/CLASS/IMAGE files$"):
+        WebDatasetDataModule(str(tmp_path), 16).setup("test")
+
+
 def test_repeated_prepare_changes_nothing(folder: Path, own_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(own_shards)
     monkeypatch.setattr(shard_writer, "_write_shard", None)
@@ -708,6 +736,21 @@ def test_other_shards_are_not_overwritten_unless_told_to(run_cli: RunCli, folder
     assert contents(own_shards) == before
     assert run_cli(*args, "--overwrite").code == 0
     assert sorted(contents(own_shards)) == [MANIFEST, "train-000000.tar", "train-000001.tar", "val-000000.tar"]
+
+
+def test_foreign_files_beside_shards_survive(run_cli: RunCli, folder: Path, own_shards: Path, tmp_path: Path) -> None:
+    foreign = ["backup.tar", "train-1.tar", "train-000000.tar.tar", "my-train-000000.tar"]
+    for name in foreign:
+        (own_shards / name).write_text("mine")
+    args = ("prepare", "images", folder, own_shards, "--images_per_shard", "30")
+    assert "holds 8 shards of other images" in run_cli(*args).err
+    assert run_cli(*args, "--overwrite").code == 0
+    assert all((own_shards / name).read_text() == "mine" for name in foreign)
+    (tmp_path / MANIFEST).write_text("of something else")
+    result = run_cli("prepare", "images", folder, tmp_path)
+    assert result.code == 2
+    assert "holds a manifest.json of other images or settings" in result.err
+    assert (tmp_path / MANIFEST).read_text() == "of something else"
 
 
 def test_bad_images_stop_or_are_skipped_and_listed(run_cli: RunCli, tmp_path: Path) -> None:

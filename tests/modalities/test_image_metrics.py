@@ -25,7 +25,7 @@ from tests.modalities.image_samples import write_folder
 from unite.errors import UserError
 from unite.modalities import digit_features, image_metrics
 from unite.modalities.features import FeatureNetwork
-from unite.modalities.image_data import DigitsDataModule, ImageFolderDataModule, ImagesInMemory
+from unite.modalities.image_data import DigitsDataModule, ImageDataModule, ImageFolderDataModule, ImagesInMemory
 from unite.modalities.image_metrics import (
     FeatureStatistics,
     ImageGenerationMetrics,
@@ -39,6 +39,7 @@ from unite.modalities.image_metrics import (
     psnr,
     ssim,
 )
+from unite.modalities.image_shards import WebDatasetDataModule
 from unite.modalities.inception import InceptionV3, load_inception, resize_like_tensorflow
 
 Images = list[np.ndarray]
@@ -514,14 +515,28 @@ def test_without_weights_nothing_is_called_fid(tmp_path: Path, caplog: pytest.Lo
         load_inception()
 
 
-def test_inception_gives_fid_where_there_are_weights(inception: InceptionV3, tmp_path: Path) -> None:
+def test_inception_gives_fid_where_there_are_weights(
+    inception: InceptionV3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.save(inception.state_dict(), tmp_path / "w.pth")
+    monkeypatch.setenv("UNITE_INCEPTION_WEIGHTS", str(tmp_path / "w.pth"))
     datamodule = ImageFolderDataModule(str(write_folder(tmp_path, {"train": 2, "val": 1})), 8)
-    metric = image_generation_metrics(datamodule, tmp_path / "w.pth", show_progress=False)
+    metric = image_generation_metrics(datamodule, show_progress=False)
     assert metric is not None
     metric.update([np.zeros((8, 8, 3), dtype=np.uint8)] * 2)
     assert int(metric.reference_num) == 6
     assert metric.network.metric("fid") == "fid"
+
+
+@pytest.mark.parametrize("kind", [ImageFolderDataModule, WebDatasetDataModule])
+def test_missing_reference_images_are_noticed_before_anything_is_measured(
+    kind: type[ImageDataModule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNITE_INCEPTION_WEIGHTS", "any")
+    monkeypatch.setattr(image_metrics, "load_inception", PixelFeatures)
+    with pytest.raises(UserError, match=r"gone\S* .*set data.root"):
+        image_generation_metrics(kind(root=str(tmp_path / "gone"), image_size=8))  # type: ignore[call-arg]
+    assert image_generation_metrics(None) is not None
 
 
 def test_prepare_reference_writes_what_metrics_read(
@@ -540,8 +555,9 @@ def test_prepare_reference_writes_what_metrics_read(
     assert read.features is not None
     assert len(read.features) == 5
     datamodule = ImageFolderDataModule(str(source), 16, reference=str(file))
-    monkeypatch.setattr(image_metrics, "load_inception", lambda path: Small())
-    metric = image_generation_metrics(datamodule, "any")
+    monkeypatch.setenv("UNITE_INCEPTION_WEIGHTS", "any")
+    monkeypatch.setattr(image_metrics, "load_inception", Small)
+    metric = image_generation_metrics(datamodule)
     assert metric is not None
     metric.update(
         [image.permute(1, 2, 0).numpy() for batch in datamodule.reference_images(split="val") for image in batch]

@@ -228,6 +228,25 @@ class ImageDataModule(LightningDataModule):
     def num_images(self, split: Split) -> int:
         """Images of a split, within `num_train` and its like."""
 
+    def require_images(self, split: Split) -> None:
+        """Notice what is wrong with a split before anything long begins.
+
+        Raises:
+            UserError: The split is missing, damaged, or smaller than asked for.
+        """
+        self.num_images(split)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load or check the images that a stage needs; training without validation needs no split for it."""
+        stages: dict[str | None, Sequence[Split]] = {
+            "fit": ("train",) if self.trainer and self.trainer.limit_val_batches == 0 else ("train", "val"),
+            "validate": ("val",),
+            "test": ("test",),
+            "predict": (self.predict_split,),
+        }
+        for split in stages.get(stage, get_args(Split)):
+            self.require_images(split)
+
     @abstractmethod
     def loader(
         self, split: Split, batch_size: int, *, shuffle: bool = False, num_replicas: int = 1, rank: int = 0
@@ -300,12 +319,6 @@ class ImageRowsDataModule(ImageDataModule):
     def num_images(self, split: Split) -> int:
         """Images of a split, within `num_train` and its like."""
         return self.rows(split).numel()
-
-    def setup(self, stage: str | None = None) -> None:
-        """Load the images that a stage needs, so that what is wrong with them shows before anything long begins."""
-        stages: dict[str | None, Sequence[Split]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for split in stages.get(stage, (self.predict_split,) if stage == "predict" else get_args(Split)):
-            self.rows(split)
 
     def loader(
         self, split: Split, batch_size: int, *, shuffle: bool = False, num_replicas: int = 1, rank: int = 0

@@ -1,6 +1,7 @@
 """Finished images: arrays (H, W, channels) of bytes as PNG files and as one picture."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,8 +39,14 @@ def draw_grid(images: Sequence[NDArray[np.uint8]], num_columns: int | None = Non
 
 
 def save_images(images: Sequence[NDArray[np.uint8]], folder: Path) -> Path:
-    """Write ``000000.png`` and so on into a folder, which is made, and return the folder."""
+    """Write ``000000.png`` and so on into a folder, which is made, and return the folder.
+
+    Those that an earlier call with more images left behind are removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.png"):
+        if re.fullmatch(r"[0-9]{6}\.png", path.name) and int(path.stem) >= len(images):
+            path.unlink()
     for index, image in enumerate(images):
         as_picture(image).save(folder / f"{index:06d}.png")
     return folder

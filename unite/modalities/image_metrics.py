@@ -470,28 +470,25 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     return similarity.mean(dim=(1, 2, 3))
 
 
-def feature_network(datamodule: LightningDataModule | None, weights: str | Path | None = None) -> FeatureNetwork | None:
+def feature_network(datamodule: LightningDataModule | None) -> FeatureNetwork | None:
     """The network that metrics of this data use; None, said once, where there is none.
 
-    In this order: Inception with the weights named, the datamodule's own network, Inception with the weights that
-    `UNITE_INCEPTION_WEIGHTS` names.
+    The datamodule's own network comes before Inception with the weights that `UNITE_INCEPTION_WEIGHTS` names.
 
     Args:
         datamodule: The data.
-        weights: Inception's weight file.
 
     Raises:
         UserError: The weight file cannot be used.
     """
-    if weights is None:
-        own = getattr(datamodule, "feature_network", None)
-        network: FeatureNetwork | None = own() if own is not None else None
-        if network is not None:
-            return network
-        if inception_weights() is None:
-            _say_what_is_left_out()
-            return None
-    return load_inception(weights)
+    own = getattr(datamodule, "feature_network", None)
+    network: FeatureNetwork | None = own() if own is not None else None
+    if network is not None:
+        return network
+    if inception_weights() is None:
+        _say_what_is_left_out()
+        return None
+    return load_inception()
 
 
 @functools.cache
@@ -504,26 +501,25 @@ def _say_what_is_left_out() -> None:
     )
 
 
-def image_generation_metrics(
-    datamodule: LightningDataModule | None, weights: str | Path | None = None, **options: Any
-) -> ImageGenerationMetrics | None:
+def image_generation_metrics(datamodule: LightningDataModule | None, **options: Any) -> ImageGenerationMetrics | None:
     """Metrics for images generated after this data; None where there is no network to make features.
 
     Args:
         datamodule: Names a file with statistics of the reference set (`reference_file`), or gives the reference
             images (`reference_images`); None leaves out all but Inception Score.
-        weights: Inception's weight file; None as in :func:`feature_network`.
         options: Further arguments of :class:`ImageGenerationMetrics`.
 
     Raises:
-        UserError: The weights or the statistics cannot be used.
+        UserError: The weights, the statistics, or the reference images cannot be used.
     """
-    network = feature_network(datamodule, weights)
+    network = feature_network(datamodule)
     if network is None:
         return None
     file = getattr(datamodule, "reference_file", None)
     reference = None if file is None else FeatureStatistics.load(file, network.num_features)
     images = getattr(datamodule, "reference_images", None)
+    if reference is None and (require := getattr(datamodule, "require_images", None)) is not None:
+        require("train")  # missing images are to show here, not after all samples are made
     return ImageGenerationMetrics(network, reference, images, **options)
 
 

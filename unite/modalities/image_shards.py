@@ -481,11 +481,14 @@ class WebDatasetDataModule(ImageDataModule):
         """Names of the classes."""
         return self.manifest.class_names
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read the manifest and check the shards on this machine, so that a missing one shows before training."""
-        for split in get_args(Split):
-            require_shards(self.root, self.shards(split))
-            self.num_images(split)
+    def require_images(self, split: Split) -> None:
+        """Check the manifest, and the shards if they are on this machine.
+
+        Raises:
+            UserError: The split is missing, damaged, or smaller than asked for.
+        """
+        require_shards(self.root, self.shards(split))
+        self.num_images(split)
 
     def shards(self, split: Split) -> list[Shard]:
         """Shards of a split.
@@ -496,7 +499,11 @@ class WebDatasetDataModule(ImageDataModule):
         stand_in = {"train": "train", "val": "test", "test": "val"}[split]
         shards = self.manifest.splits.get(split) or self.manifest.splits.get(stand_in)
         if not shards:
-            raise UserError(f"the shards in {self.root} have no split {split}; make them from a folder that has it")
+            without = "" if split != "val" else ", or train without validation: --trainer.limit_val_batches 0"
+            raise UserError(
+                f"the shards in {self.root} have no split {split}; make them from a folder with {split}/CLASS/IMAGE "
+                f"files{without}"
+            )
         return shards
 
     def num_images(self, split: Split) -> int:

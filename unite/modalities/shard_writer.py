@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from unite.modalities.image_shards import MANIFEST, Manifest, Shard
 
 PROGRESS = ".prepare.json"
 SPLITS = ("train", "val", "test")
+SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
 
 @dataclass(frozen=True)
@@ -151,11 +153,11 @@ def _finished_shards(folder: Path, plan: _Plan, overwrite: bool) -> dict[str, di
         progress = json.loads((folder / PROGRESS).read_text())
         earlier_plan, recorded = progress["plan"], progress["shards"]
     if earlier_plan != plan.fingerprint:
-        others = sorted(path.name for path in folder.glob("*.tar"))
-        if others and not overwrite:
+        others = sorted(path.name for path in folder.glob("*.tar") if SHARD_NAME.fullmatch(path.name))
+        if (others or (folder / MANIFEST).exists()) and not overwrite:
+            held = f"{len(others)} shards" if others else f"a {MANIFEST}"
             raise UserError(
-                f"{folder} holds {len(others)} shards of other images or settings; choose another folder, or add "
-                "--overwrite"
+                f"{folder} holds {held} of other images or settings; choose another folder, or add --overwrite"
             )
         for path in [*(folder / name for name in others), folder / MANIFEST, folder / PROGRESS]:
             path.unlink(missing_ok=True)
