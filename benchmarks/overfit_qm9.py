@@ -1,7 +1,7 @@
 """Can the whole machinery be exact? A small model learns 64 molecules by heart, then decodes and generates them.
 
-The settings are those of configs/qm9_small.yaml, but for more flow steps and no random rotations: a pose is learnt by
-heart, too.
+The settings are those of configs/qm9_small.yaml, but for more flow steps, less noise before the decoder, and no random
+rotations: a pose is learnt by heart, too.
 
 python benchmarks/overfit_qm9.py [--steps 1200] [--threads 2]
 """
@@ -44,7 +44,6 @@ def main() -> None:
         optimizer=OptimizerSettings(lr=1e-2, warmup_steps=100),
         time=TimeDistribution(shift=1.0),
         flow_steps=4,
-        noise_probability=1.0,
     )
     trainer = UniteTrainer(
         max_steps=arguments.steps,
