@@ -286,6 +286,10 @@ class UniteModule(Configurable, LightningModule):
             if value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
         adapter = self.adapter(modality)
+        if guidance_scale != 1 and adapter.num_classes == 0:
+            raise UserError(
+                f"guidance_scale is {guidance_scale}, but this model was trained without classes: leave it at 1"
+            )
         if seed is None:
             seed = int(torch.randint(2**62, ()))  # from the global generator, which seed_everything sets
         generator = torch.Generator().manual_seed(seed)

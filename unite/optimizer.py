@@ -244,7 +244,7 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, settings: OptimizerSettings,
     """
     warmup = min(settings.warmup_steps, max(total_steps - 1, 0))
     if warmup < settings.warmup_steps:
-        rank_zero_warn(f"warmup_steps {settings.warmup_steps} is all of the {total_steps} steps of this run")
+        rank_zero_warn(f"warmup_steps {settings.warmup_steps} is longer than the {total_steps} steps of this run")
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -198,15 +198,21 @@ class UniteTrainer(Trainer):
         if modality is None and len(model.adapters) > 1:
             raise UserError(f"this model has several modalities; choose with --modality: {', '.join(model.adapters)}")
         modality = modality or next(iter(model.adapters))
+        if num_samples < 1:
+            raise UserError(f"num_samples is {num_samples}; it must be at least 1")
         folder = Path(output or Path(self.default_root_dir) / "samples")
         require_writable(folder)
         if ckpt_path is not None:
             checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
             model.on_load_checkpoint(checkpoint)
             model.load_state_dict(checkpoint["state_dict"])
+            print(f"checkpoint {shown(Path(ckpt_path))}, step {checkpoint.get('global_step', 0)}")
         model.to(self.strategy.root_device)
         adapter = model.adapter(modality)
         metric = self._generation_metric(adapter, datamodule)
+        if labels:
+            print("no metrics: they compare with all classes, and only some were asked for")
+            metric = None
         if metric is not None:
             metric.to(model.device)
 

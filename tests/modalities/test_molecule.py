@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch_geometric.data import Batch, Data
 
 from unite.errors import UserError
+from unite.generative_encoder import GenerativeEncoder
 from unite.modalities.base import Template
 from unite.modalities.molecule import (
     MoleculeAdapter,
@@ -19,6 +20,7 @@ from unite.modalities.molecule import (
     random_rotations,
 )
 from unite.modalities.qm9 import QM9DataModule
+from unite.module import UniteModule
 
 WATER = Data(z=torch.tensor([8, 1, 1]), pos=torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.8, 0.7], [0.0, -0.8, 0.7]]))
 METHANOL = Data(
@@ -210,3 +212,10 @@ def test_odd_decoder_widths_and_loaders_without_sizes_are_refused() -> None:
         built(decoder_width=33, decoder_heads=3)
     with pytest.raises(UserError, match="size_histogram"):
         built().fit_statistics(None)
+
+
+def test_guidance_is_refused_without_classes() -> None:
+    encoder = GenerativeEncoder("XS", latent_channels=4, depth=1, width=32, num_heads=2)
+    module = UniteModule(encoder, {"molecule": MoleculeAdapter()})
+    with pytest.raises(UserError, match=r"guidance_scale is 2\.0, but this model knows no classes"):
+        module.generate("molecule", 2, guidance_scale=2.0)
