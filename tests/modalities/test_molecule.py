@@ -217,5 +217,5 @@ def test_odd_decoder_widths_and_loaders_without_sizes_are_refused() -> None:
 def test_guidance_is_refused_without_classes() -> None:
     encoder = GenerativeEncoder("XS", latent_channels=4, depth=1, width=32, num_heads=2)
     module = UniteModule(encoder, {"molecule": MoleculeAdapter()})
-    with pytest.raises(UserError, match=r"guidance_scale is 2\.0, but this model knows no classes"):
+    with pytest.raises(UserError, match=r"guidance_scale is 2\.0, but this model was trained without classes"):
         module.generate("molecule", 2, guidance_scale=2.0)
