@@ -261,3 +261,13 @@ def test_loss_terms_and_metrics_have_different_names() -> None:
     values = metric.compute()
     assert values["l1"] == 0
     assert not {*terms, *adapter.loss_weights} & set(values)
+
+
+def test_inception_weights_can_be_named_by_the_adapter(tmp_path: Path) -> None:
+    """A file that is none shows that the path arrives; the network itself is tested with the metrics."""
+    file = tmp_path / "weights.pth"
+    torch.save({"fc.bias": torch.zeros(3)}, file)
+    adapter = ImageAdapter(image_size=8, patch_size=4, inception_weights=str(file))
+    for make_metric in (adapter.generation_metric, adapter.reconstruction_metric):
+        with pytest.raises(UserError, match=r"weights\.pth"):
+            make_metric(None)

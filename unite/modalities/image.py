@@ -80,6 +80,9 @@ class ImageAdapter(ModalityAdapter):
         perceptual_weight: Weight of LPIPS beside L1; 0 for L1 alone.
         vgg16_weights: Weight file of VGG16 for LPIPS (``vgg16-397923af.pth`` of torchvision). None takes the
             environment variable ``UNITE_VGG16_WEIGHTS``; without either, training runs on L1 and says so.
+        inception_weights: Weight file of the Inception of FID (torch-fidelity's
+            ``weights-inception-2015-12-05-6726825d.pth``). None takes the datamodule's own network, or the environment
+            variable ``UNITE_INCEPTION_WEIGHTS``.
 
     Raises:
         UserError: A setting is outside its range.
@@ -107,6 +110,7 @@ class ImageAdapter(ModalityAdapter):
         condition_dropout: float = 0.1,
         perceptual_weight: float = 1.0,
         vgg16_weights: str | None = None,
+        inception_weights: str | None = None,
     ) -> None:
         super().__init__()
         size = DECODER_SIZES[decoder_size]
@@ -149,6 +153,7 @@ class ImageAdapter(ModalityAdapter):
         self.condition_dropout = condition_dropout
         self.perceptual_weight = perceptual_weight
         self.vgg16_weights = vgg16_weights
+        self.inception_weights = inception_weights
         # In a tuple, so that the frozen network gets into no checkpoint, optimizer or average.
         self._perceptual: tuple[PerceptualDistance | None] | None = None
         self._labels_are_checked = False
@@ -317,11 +322,13 @@ class ImageAdapter(ModalityAdapter):
 
     def generation_metric(self, datamodule: LightningDataModule | None) -> Metric | None:
         """FID and its kin, as far as there are a network for features and a reference set."""
-        return image_generation_metrics(datamodule)
+        return image_generation_metrics(datamodule, self.inception_weights)
 
     def reconstruction_metric(self, datamodule: LightningDataModule | None = None) -> Metric:
         """L1, PSNR, SSIM; rFID and LPIPS where there are networks for them."""
-        return ImageReconstructionMetrics(feature_network(datamodule), self.perceptual_distance())
+        return ImageReconstructionMetrics(
+            feature_network(datamodule, self.inception_weights), self.perceptual_distance()
+        )
 
     def metric_arguments(self, prediction: Tensor, prepared: PreparedImages) -> tuple[Tensor, Tensor]:
         """Decoded and encoded images."""

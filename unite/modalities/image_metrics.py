@@ -470,17 +470,21 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     return similarity.mean(dim=(1, 2, 3))
 
 
-def feature_network(datamodule: LightningDataModule | None) -> FeatureNetwork | None:
+def feature_network(datamodule: LightningDataModule | None, weights: str | None = None) -> FeatureNetwork | None:
     """The network that metrics of this data use; None, said once, where there is none.
 
-    The datamodule's own network comes before Inception with the weights that `UNITE_INCEPTION_WEIGHTS` names.
+    Weights that are named come first, then the datamodule's own network, then Inception with the weights that
+    `UNITE_INCEPTION_WEIGHTS` names.
 
     Args:
         datamodule: The data.
+        weights: Weight file of Inception.
 
     Raises:
         UserError: The weight file cannot be used.
     """
+    if weights is not None:
+        return load_inception(weights)
     own = getattr(datamodule, "feature_network", None)
     network: FeatureNetwork | None = own() if own is not None else None
     if network is not None:
@@ -501,18 +505,21 @@ def _say_what_is_left_out() -> None:
     )
 
 
-def image_generation_metrics(datamodule: LightningDataModule | None, **options: Any) -> ImageGenerationMetrics | None:
+def image_generation_metrics(
+    datamodule: LightningDataModule | None, weights: str | None = None, **options: Any
+) -> ImageGenerationMetrics | None:
     """Metrics for images generated after this data; None where there is no network to make features.
 
     Args:
         datamodule: Names a file with statistics of the reference set (`reference_file`), or gives the reference
             images (`reference_images`); None leaves out all but Inception Score.
+        weights: Weight file of Inception, see :func:`feature_network`.
         options: Further arguments of :class:`ImageGenerationMetrics`.
 
     Raises:
         UserError: The weights, the statistics, or the reference images cannot be used.
     """
-    network = feature_network(datamodule)
+    network = feature_network(datamodule, weights)
     if network is None:
         return None
     file = getattr(datamodule, "reference_file", None)
