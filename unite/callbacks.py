@@ -1,6 +1,5 @@
 """Callbacks: averaged weights for every evaluation, and metrics and pictures of what the model makes."""
 
-import math
 import weakref
 from pathlib import Path
 from typing import Any
@@ -190,12 +189,12 @@ class GenerationMetrics(Callback):
             "num_steps": num_steps,
             "batch_size": batch_size,
             "every_n_validations": every_n_validations,
-            "num_drawn": num_drawn + 1,
         }
         for name, value in counts.items():
             if value < 1:
-                least = 0 if name == "num_drawn" else 1
-                raise UserError(f"GenerationMetrics.{name} is {value - 1 + least}; it must be at least {least}")
+                raise UserError(f"GenerationMetrics.{name} is {value}; it must be at least 1")
+        if num_drawn < 0:
+            raise UserError(f"GenerationMetrics.num_drawn is {num_drawn}; it must be at least 0")
         self.num_steps = num_steps
         self.solver: Solver = solver
         self.guidance_scale = guidance_scale
@@ -246,7 +245,7 @@ class GenerationMetrics(Callback):
             made = adapter.finish(prediction, adapter.template(prepared))
             pairs = [item for pair in zip(originals, made, strict=True) for item in pair]
             stage = "test" if trainer.testing else "val"
-            picture = adapter.draw(pairs[: 2 * math.ceil(self.num_drawn / 2)])
+            picture = adapter.draw(pairs[: self.num_drawn + self.num_drawn % 2])  # whole pairs
             show_picture(trainer, f"{stage}/{modality}/reconstructions", picture)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -209,10 +209,11 @@ class UniteTrainer(Trainer):
             print(f"checkpoint {shown(Path(ckpt_path))}, step {checkpoint.get('global_step', 0)}")
         model.to(self.strategy.root_device)
         adapter = model.adapter(modality)
-        metric = self._generation_metric(adapter, datamodule)
+        metric = None
         if labels:
             print("no metrics: they compare with all classes, and only some were asked for")
-            metric = None
+        else:
+            metric = self._generation_metric(adapter, datamodule)
         if metric is not None:
             metric.to(model.device)
 

@@ -1,7 +1,6 @@
 """QM9: the cache, the split, the batches, and their order, on 64 real molecules and on the full data set."""
 
 import hashlib
-import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -46,8 +45,6 @@ def tiny(tmp_path: Path) -> MakeDataModule:
 @pytest.fixture(scope="session")
 def qm9_root(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder with a cache of the full data set, built once per test session."""
-    if importlib.util.find_spec("qm9pack") is None:
-        pytest.skip("needs qm9pack")
     root = str(tmp_path_factory.mktemp("qm9"))
     QM9DataModule(root, source="qm9pack").prepare_data()
     return root
