@@ -8,7 +8,9 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from unite.configurable import Configurable, arguments_as_config
+from unite.deferred import DeferredLoss
 from unite.errors import UserError
 from unite.flow import (
     Solver,
@@ -32,6 +35,26 @@ from unite.modalities.base import ModalityAdapter, Template
 from unite.optimizer import MuonAdamW, OptimizerSettings, parameter_groups, warmup_cosine
 
 
+class StepTerms(NamedTuple):
+    """What a training step finds for one modality.
+
+    Attributes:
+        terms: Terms of the loss by name, before weighting.
+        weights: Weight of each term; 1 where not named.
+        batch_size: Number of samples B.
+    """
+
+    terms: dict[str, Tensor]
+    weights: dict[str, float]
+    batch_size: int
+
+    @property
+    def loss(self) -> Tensor:
+        """Weighted sum of the terms, detached."""
+        weighted = [self.weights.get(name, 1.0) * term.detach() for name, term in self.terms.items()]
+        return torch.stack(weighted).sum()
+
+
 class UniteModule(Configurable, LightningModule):
     """Trains tokenizer, generator and decoder together, for one or several modalities.
 
@@ -43,6 +66,8 @@ class UniteModule(Configurable, LightningModule):
         weight_sharing: One network for both passes; false makes a separate denoiser of the same size.
         stop_gradient: Detach the latents in the flow pass, so that the flow loss never shapes the tokenizer's output.
         flow_steps: Flow steps S per reconstruction; their losses are summed, as in the released code.
+        flow_chunk: Flow steps to have in memory at a time in training: reconstruction, then each chunk of flow steps,
+            are differentiated and freed one after the other. None takes all at once. The results are the same.
         flow_loss: ``velocity`` (released code) or ``data`` (paper), see :func:`unite.flow.flow_loss`.
         flow_weight: Weight of the flow loss against the reconstruction loss.
         noise_probability: Share of samples whose latents the decoder sees with a little noise in training.
@@ -61,6 +86,7 @@ class UniteModule(Configurable, LightningModule):
         weight_sharing: bool = True,
         stop_gradient: bool = True,
         flow_steps: int = 3,
+        flow_chunk: int | None = None,
         flow_loss: Literal["velocity", "data"] = "velocity",
         flow_weight: float = 1.0,
         noise_probability: float = 0.5,
@@ -71,6 +97,8 @@ class UniteModule(Configurable, LightningModule):
             raise UserError("model.adapters is empty; name at least one modality")
         if flow_steps < 1:
             raise UserError(f"model.flow_steps is {flow_steps}; it must be at least 1")
+        if flow_chunk is not None and flow_chunk < 1:
+            raise UserError(f"model.flow_chunk is {flow_chunk}; it must be at least 1, or null for all flow steps")
         for name, value in (("noise_probability", noise_probability), ("noise_min_time", noise_min_time)):
             if not 0 <= value <= 1:
                 raise UserError(f"model.{name} is {value}; it must lie in [0, 1]")
@@ -87,10 +115,12 @@ class UniteModule(Configurable, LightningModule):
         self.time = time
         self.stop_gradient = stop_gradient
         self.flow_steps = flow_steps
+        self.flow_chunk = flow_chunk
         self.flow_loss_kind: Literal["velocity", "data"] = flow_loss
         self.flow_weight = flow_weight
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
+        self.step_terms: dict[str, StepTerms] = {}
 
     @property
     def denoiser(self) -> GenerativeEncoder:
@@ -102,36 +132,41 @@ class UniteModule(Configurable, LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Two passes through the Generative Encoder: tokenize and reconstruct, then denoise the latents."""
         loss = torch.zeros((), device=self.device)
+        self.step_terms = {}
         for modality, samples in batch.items():
             adapter = self.adapter(modality)
             prepared = adapter.prepare(samples)
             template = adapter.template(prepared)
             registers = adapter.registers(template)  # values (B or 1, K, D), mask (B, K)
+            flow_pass = FlowPass(self, adapter, template, registers)  # made first: its backward pass comes last
 
             latents = self.encoder.tokenize(adapter.tokens(prepared), registers, adapter.null_condition())  # (B, K, C)
             seen = reconstruction_noise(latents, self.noise_probability, self.noise_min_time)
             terms = adapter.reconstruction_loss(adapter.decode(seen, template), prepared)
-            terms["flow"] = self.flow_loss(adapter, latents, template, registers)
+            terms["flow"] = flow_pass.loss(latents)
 
             weights = {**adapter.loss_weights, "flow": self.flow_weight}
             loss = loss + sum(weights.get(name, 1.0) * term for name, term in terms.items())
-            self.log_terms("train", modality, terms, len(template))
-        self.log("train/loss", loss, prog_bar=True)
+            self.step_terms[modality] = StepTerms(terms, weights, len(template))
+        if self.flow_chunk is None:
+            self.log_step()  # else the flow loss is known only after the backward pass
         return loss
+
+    def on_after_backward(self) -> None:
+        """Log the step if it could not be logged before."""
+        if self.flow_chunk is not None:
+            self.log_step()
+
+    def log_step(self) -> None:
+        """Log the terms of the running step, and their weighted sum as ``train/loss``."""
+        for modality, (terms, _, batch_size) in self.step_terms.items():
+            self.log_terms("train", modality, terms, batch_size)
+        loss = sum(terms.loss for terms in self.step_terms.values())
+        self.log("train/loss", loss, prog_bar=True)
 
     def flow_loss(self, adapter: ModalityAdapter, latents: Tensor, template: Template, registers: Tokens) -> Tensor:
         """Denoising error of S independently noised copies of the latents (B, K, C), summed over the copies."""
-        clean = latents.detach() if self.stop_gradient else latents
-        repeats = self.flow_steps
-        data = clean.repeat(repeats, 1, 1)  # (S * B, K, C), step by step
-        path = path_sample(data, torch.randn_like(data), self.time.sample(len(data), data.device))
-        copies = _repeat_registers(registers, repeats)
-        if template.condition is None:
-            condition = adapter.null_condition()  # (1, D)
-        else:
-            condition = torch.cat([adapter.condition(template) for _ in range(repeats)])  # dropped anew in each copy
-        prediction = self.denoiser.denoise(path.noisy_latents, path.timesteps, condition, copies)
-        return repeats * flow_loss(prediction, path, copies.mask, self.flow_loss_kind)
+        return FlowPass(self, adapter, template, registers).loss(latents)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Loss terms of reconstruction and flow; returns the predictions for the callbacks' metrics."""
@@ -341,6 +376,65 @@ class UniteModule(Configurable, LightningModule):
             guidance_interval,
         )
         return integrate(predict, draw_noise(), self.time.grid(num_steps), solver, on_step, draw_noise)
+
+
+class FlowPass:
+    """The second pass of a step: S noisy copies of the latents, denoised all at once or chunk by chunk.
+
+    All random numbers are drawn for all copies before any is denoised, so that chunks change nothing.
+
+    Args:
+        module: The module.
+        adapter: Adapter of the modality.
+        template: Template of the samples.
+        registers: Registers of the samples, values (B, K, D) or (1, K, D).
+    """
+
+    def __init__(
+        self, module: UniteModule, adapter: ModalityAdapter, template: Template, registers: Tokens
+    ) -> None:
+        self.module = module
+        self.registers = registers
+        self.condition = adapter.null_condition()  # (1, D)
+        if template.condition is not None:  # (S * B, D), copy by copy; dropped anew in each
+            self.condition = torch.cat([adapter.condition(template) for _ in range(module.flow_steps)])
+        self.is_deferred = module.flow_chunk is not None and module.training and torch.is_grad_enabled()
+        self.deferred: DeferredLoss | None = None
+        if self.is_deferred and module.stop_gradient:
+            self.deferred = self._defer(self.condition, registers.values)
+
+    def _defer(self, *inputs: Tensor) -> DeferredLoss:
+        return DeferredLoss(inputs, list(self.module.denoiser.parameters()))
+
+    def loss(self, latents: Tensor) -> Tensor:
+        """Denoising error of the latents' copies, summed over the S copies; zero until differentiated if in chunks.
+
+        Args:
+            latents: Clean latents, shape (B, K, C).
+        """
+        module = self.module
+        clean = latents.detach() if module.stop_gradient else latents
+        batch, steps = len(clean), module.flow_steps
+        noise = torch.randn_like(clean.repeat(steps, 1, 1))  # (S * B, K, C), copy by copy
+        timesteps = module.time.sample(len(noise), noise.device)
+
+        def error(first: int, last: int, condition: Tensor, registers: Tensor, clean: Tensor = clean) -> Tensor:
+            """Of the copies from ``first`` to before ``last``."""
+            rows = slice(first * batch, last * batch)
+            path = path_sample(clean.repeat(last - first, 1, 1), noise[rows], timesteps[rows])
+            slots = _repeat_registers(replace(self.registers, values=registers), last - first)
+            prediction = module.denoiser.denoise(
+                path.noisy_latents, path.timesteps, condition if len(condition) == 1 else condition[rows], slots
+            )
+            return (last - first) * flow_loss(prediction, path, slots.mask, module.flow_loss_kind)
+
+        if not self.is_deferred:
+            return error(0, steps, self.condition, self.registers.values)
+        if self.deferred is None:  # the flow loss goes on into the latents
+            self.deferred = self._defer(self.condition, self.registers.values, latents)
+        chunk = module.flow_chunk or steps
+        self.deferred.parts = [partial(error, i, min(i + chunk, steps)) for i in range(0, steps, chunk)]
+        return self.deferred.scalar
 
 
 def _fresh_copy(encoder: GenerativeEncoder) -> GenerativeEncoder:
