@@ -23,6 +23,9 @@ COMMANDS = {
     "validate": Command("unite.lightning_cli", "metrics of a checkpoint on the validation split"),
     "test": Command("unite.lightning_cli", "metrics of a checkpoint on the test split"),
     "sample": Command("unite.lightning_cli", "generate: unite sample --ckpt_path runs/qm9_small --num_samples 100"),
+    "reconstruct": Command("unite.lightning_cli", "inputs beside their reconstructions: pictures, files, metrics"),
+    "predict": Command("unite.lightning_cli", "latents of a data split as safetensors: --split train|val|test"),
+    "score": Command("unite.score", "metrics of any files: unite score molecules FILE.sdf, unite score images DIR"),
     "prepare": Command("unite.prepare", "caches, shards, statistics: unite prepare images SRC OUT"),
     "import-official": Command(
         "unite.official", "the authors' checkpoint as ours: unite import-official UNITE-B.pt OUT"
@@ -40,7 +43,8 @@ commands:
 common options (all of a command: unite COMMAND --help):
   --config FILE       settings; several are merged, later ones win
   --ckpt_path PATH    a checkpoint or run folder; brings the settings of its run along
-  --output DIR        where validate, test and sample write
+  --output DIR        where a command writes
+  --overwrite         let sample, reconstruct, predict and score replace files that are there
   --seed N            makes a command reproducible
   --model.flow_steps 1 --data.init_args.batch_size 64 ...
                       any key of the config files, overridden
@@ -81,6 +85,11 @@ def main(args: list[str] | None = None) -> int:
         return 130
     except SystemExit as error:  # --help and --print_config end this way
         return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except OSError as error:  # a full disk, a folder that vanished: not for us to mend
+        if is_debug:
+            traceback.print_exc()
+        print(f"unite: failed: {error}", file=sys.stderr)
+        return 1
     except Exception as error:
         traceback.print_exc()
         print(f"unite: failed: {type(error).__name__}: {error}", file=sys.stderr)

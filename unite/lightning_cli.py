@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from unite.errors import UserError
 from unite.messages import one_line, shown, silence_noise
 from unite.module import UniteModule
+from unite.output_folder import require_writable
 from unite.run_folder import (
     CONFIG_FILE,
     LAST_CHECKPOINT,
@@ -22,7 +23,6 @@ from unite.run_folder import (
     is_first_process,
     read_checkpoint,
     require_same_model,
-    require_writable,
 )
 from unite.trainer import UniteTrainer
 
@@ -72,7 +72,8 @@ class UniteCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Methods of the trainer that are commands, with the arguments that are not options."""
         names = LightningCLI.subcommands()
-        return {name: names[name] for name in ("fit", "validate", "test")} | {"sample": {"model", "datamodule"}}
+        own: dict[str, set[str]] = {name: {"model", "datamodule"} for name in ("sample", "reconstruct", "predict")}
+        return {name: names[name] for name in ("fit", "validate", "test")} | own
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises its errors."""
@@ -102,7 +103,7 @@ class UniteCLI(LightningCLI):
         settings.trainer.default_root_dir = str(self._run_folder(command, settings.trainer.default_root_dir))
         if command != "fit":
             settings.trainer.logger = False
-            if command != "sample" and settings.output:
+            if command in ("validate", "test") and settings.output:
                 settings.trainer.default_root_dir = settings.output  # pictures go where metrics.json goes
             require_writable(Path(settings.output or settings.trainer.default_root_dir))
 

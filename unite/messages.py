@@ -9,8 +9,10 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning.pytorch.cli import LightningArgumentParser
+if TYPE_CHECKING:  # printing needs no Lightning
+    from lightning.pytorch.cli import LightningArgumentParser
 
 NOISY_LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
@@ -45,7 +47,7 @@ def _is_signal(record: logging.LogRecord) -> bool:
     return not any(re.match(noise, record.getMessage().strip()) for noise in NOISE)
 
 
-def one_line(error: BaseException, parser: LightningArgumentParser | None = None) -> str:
+def one_line(error: BaseException, parser: "LightningArgumentParser | None" = None) -> str:
     """The message of an error in one line: no restated types, and the closest spelling that is allowed."""
     redundant = re.compile(
         r"Does not validate|Subtypes: |Errors:|Given value type|Given value: (Namespace\(|NestedArg\(|\{)"
@@ -72,7 +74,7 @@ def one_line(error: BaseException, parser: LightningArgumentParser | None = None
     return message.strip() + _suggestion(message, parser)
 
 
-def _suggestion(message: str, parser: LightningArgumentParser | None) -> str:
+def _suggestion(message: str, parser: "LightningArgumentParser | None") -> str:
     """``; did you mean ...?`` where a name is unknown and a similar one exists."""
     unknown = re.search(r"unknown option: --([\w.]+)|[Oo]ption '([\w.]+)'", message)
     if not unknown:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -33,6 +33,9 @@ from unite.flow import (
 from unite.generative_encoder import GenerativeEncoder, Tokens
 from unite.modalities.base import ModalityAdapter, Template
 from unite.optimizer import MuonAdamW, OptimizerSettings, parameter_groups, warmup_cosine
+
+if TYPE_CHECKING:
+    from unite.generation import KeptLatents
 
 
 class StepTerms(NamedTuple):
@@ -298,6 +301,7 @@ class UniteModule(Configurable, LightningModule):
         batch_size: int = 500,
         seed: int | None = None,
         show_progress: bool = False,
+        kept: "KeptLatents | None" = None,
     ) -> list[Any]:
         """Generate finished objects from noise: draw a template, solve the ODE, decode.
 
@@ -313,6 +317,8 @@ class UniteModule(Configurable, LightningModule):
             batch_size: Samples at a time; more needs more memory and changes the draws.
             seed: Makes the result reproducible; None draws from the global generator.
             show_progress: Show a progress bar with rate and remaining time.
+            kept: Latents of batches that an interrupted call with the same arguments has finished; those of new
+                batches are added.
 
         Raises:
             UserError: An argument is outside its range.
@@ -336,7 +342,7 @@ class UniteModule(Configurable, LightningModule):
             self.evaluation(),
             tqdm(total=num_samples, desc="generate", unit="sample", disable=not show_progress) as bar,
         ):
-            for chosen in order.split(batch_size):
+            for number, chosen in enumerate(order.split(batch_size)):
                 part = template[chosen].to(self.device)
                 shape = (len(part), adapter.registers(part).values.shape[1], self.encoder.latent_channels)
 
@@ -344,9 +350,14 @@ class UniteModule(Configurable, LightningModule):
                     # On the CPU, so that a seed gives the same samples on every device.
                     return noise_scale * torch.randn(shape, generator=generator).to(self.device)
 
-                latents = self.sample_latents(
-                    adapter, part, draw_noise, num_steps, solver, guidance_scale, guidance_interval
-                )
+                latents = None if kept is None else kept.load(number, generator)
+                if latents is None:
+                    latents = self.sample_latents(
+                        adapter, part, draw_noise, num_steps, solver, guidance_scale, guidance_interval
+                    )
+                    if kept is not None:
+                        kept.save(number, latents, generator)
+                latents = latents.to(self.device)
                 finished = adapter.finish(adapter.decode(latents, part), part)
                 for index, finished_object in zip(chosen.tolist(), finished, strict=True):
                     objects[index] = finished_object
@@ -364,8 +375,21 @@ class UniteModule(Configurable, LightningModule):
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.1, 1.0),
         on_step: Callable[[int, float, Tensor], None] | None = None,
+        on_prediction: Callable[[float, Tensor], None] | None = None,
     ) -> Tensor:
-        """Latents (B, K, C) at t = 1, from noise (B, K, C) that ``draw_noise`` gives."""
+        """Latents (B, K, C) at t = 1, from noise (B, K, C) that ``draw_noise`` gives.
+
+        Args:
+            adapter: Adapter of the modality.
+            template: Sizes and conditions of the samples, on the module's device.
+            draw_noise: Gives standard normal noise of the latents' shape; called anew by the ``ancestral`` solver.
+            num_steps: Steps of the solver.
+            solver: See :func:`unite.flow.integrate`.
+            guidance_scale: Classifier-free guidance; 1 is none.
+            guidance_interval: Times between which guidance acts.
+            on_step: Called after every step with its number, time and state.
+            on_prediction: Called with the time and the clean latents predicted then, whenever the solver asks.
+        """
         registers = adapter.registers(template)
         condition = adapter.condition(template)
         null_condition = adapter.null_condition()
@@ -375,7 +399,14 @@ class UniteModule(Configurable, LightningModule):
             guidance_scale,
             guidance_interval,
         )
-        return integrate(predict, draw_noise(), self.time.grid(num_steps), solver, on_step, draw_noise)
+
+        def reported(latents: Tensor, time: float) -> Tensor:
+            prediction = predict(latents, time)
+            if on_prediction is not None:
+                on_prediction(time, prediction)
+            return prediction
+
+        return integrate(reported, draw_noise(), self.time.grid(num_steps), solver, on_step, draw_noise)
 
 
 class FlowPass:

@@ -25,7 +25,8 @@ from unite.generative_encoder import SIZES, GenerativeEncoder
 from unite.messages import shown
 from unite.modalities.image import DECODER_SIZES, ImageAdapter, sinusoidal_embedding_2d
 from unite.module import UniteModule
-from unite.run_folder import LAST_CHECKPOINT, require_writable
+from unite.output_folder import require_writable
+from unite.run_folder import LAST_CHECKPOINT
 
 MODALITY = "image"
 COMPILER_PREFIX = "_orig_mod."

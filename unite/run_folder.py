@@ -251,20 +251,3 @@ def require_same_model(model: LightningModule, checkpoint: dict[str, Any], path:
                 f"{path} is a checkpoint of another model: {name} is {shapes[0]} there, and {shapes[1]} "
                 "in these settings; leave out --config to use the checkpoint's own"
             )
-
-
-def require_writable(folder: Path) -> None:
-    """Make a folder and be sure that files can be written there.
-
-    Raises:
-        UserError: They cannot.
-    """
-    probe = folder / f".unite-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror}); see --output and --trainer.default_root_dir"
-        ) from error

@@ -1,12 +1,12 @@
 """Lightning's trainer with a run folder, able to generate."""
 
-import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,22 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torchmetrics import Metric
 
+from unite.encoding import LatentFiles, Split, limit_batches, split_loader, write_latents, write_reconstructions
 from unite.errors import UserError
 from unite.flow import Solver
+from unite.generation import SampleSettings, fingerprint, write_samples
 from unite.messages import as_table, shown
-from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
+from unite.output_folder import OutputFolder
 from unite.run_folder import (
     LAST_CHECKPOINT,
     Forecast,
     LastCheckpoint,
     RunCSVLogger,
     RunTensorBoardLogger,
-    require_writable,
     write_metrics,
 )
-
-MAX_DRAWN = 64
 
 
 class UniteTrainer(Trainer):
@@ -163,6 +161,7 @@ class UniteTrainer(Trainer):
         weights_only: bool | None = None,
         num_samples: int = 16,
         output: str | Path | None = None,
+        overwrite: bool = False,
         modality: str | None = None,
         labels: list[int] | None = None,
         num_steps: int = 50,
@@ -172,8 +171,11 @@ class UniteTrainer(Trainer):
         guidance_interval: tuple[float, float] = (0.1, 1.0),
         noise_scale: float = 1.0,
         batch_size: int = 500,
+        film_strip: int = 0,
     ) -> None:
-        """Generate samples with a checkpoint; writes them as files, with a picture and metrics.json.
+        """Generate samples with a checkpoint; writes them as files, with a picture, labels and metrics.json.
+
+        Interrupted, the same command continues.
 
         Args:
             model: The model to sample from.
@@ -182,80 +184,157 @@ class UniteTrainer(Trainer):
             weights_only: Passed to torch.load; None is torch's own (safe) default.
             num_samples: How many samples.
             output: Folder for the files; default: ``samples`` in the checkpoint's run folder.
+            overwrite: Replace files that the folder has already.
             modality: What to generate; may be left out if the model has one modality.
             labels: Classes to generate, cycled; default: all in turn.
             num_steps: Steps of the solver from noise to data.
             solver: Solver of the ODE; dopri5 chooses its own steps.
             guidance_scale: Classifier-free guidance; 1 is none.
-            guidance_sweep: Scales to try first, each with ``num_samples``: their metrics go to sweep.json, and the
-                scale of the lowest FID (or of the lowest metric of that family) takes the place of guidance_scale.
+            guidance_sweep: Scales to try, each with ``num_samples``: their metrics go to sweep.json, and the samples
+                of the lowest FID (or of the lowest metric of that family) are written.
             guidance_interval: Times (0 is noise, 1 is data) between which guidance acts: [0.1,1.0].
             noise_scale: Standard deviation of the initial noise; below 1 trades variety for fidelity.
             batch_size: Samples at a time.
+            film_strip: Draw so many further samples on their way from noise to data, as film_strip.png.
         """
-        if not isinstance(model, UniteModule):
-            raise TypeError(f"sample needs a UniteModule, not a {type(model).__name__}")
-        if modality is None and len(model.adapters) > 1:
-            raise UserError(f"this model has several modalities; choose with --modality: {', '.join(model.adapters)}")
-        modality = modality or next(iter(model.adapters))
+        model = self._as_unite(model)
+        modality = only_modality(model, modality)
         if num_samples < 1:
             raise UserError(f"num_samples is {num_samples}; it must be at least 1")
-        folder = Path(output or Path(self.default_root_dir) / "samples")
-        require_writable(folder)
+        if film_strip < 0:
+            raise UserError(f"film_strip is {film_strip}; it must be at least 0")
+        settings = SampleSettings(
+            modality,
+            num_samples,
+            labels,
+            num_steps,
+            solver,
+            guidance_scale,
+            guidance_interval,
+            noise_scale,
+            batch_size,
+            seed=torch.initial_seed(),
+        )
+        self._load(model, ckpt_path, weights_only)
+        folder = self._output_folder(model, output, "samples", overwrite, asdict(settings))
+        write_samples(
+            model,
+            datamodule,
+            settings,
+            folder,
+            self.precision_plugin.forward_context,
+            guidance_sweep,
+            film_strip,
+            show_progress=self.progress_bar_callback is not None,
+        )
+
+    def reconstruct(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        num_samples: int = 64,
+        split: Split = "test",
+        output: str | Path | None = None,
+        overwrite: bool = False,
+        modality: str | None = None,
+    ) -> None:
+        """Decode the latents of real samples; writes both as files, with a picture and metrics.json.
+
+        Args:
+            model: The model.
+            datamodule: The data.
+            ckpt_path: The checkpoint.
+            weights_only: Passed to torch.load; None is torch's own (safe) default.
+            num_samples: How many samples; the metrics are of the batches that these are in.
+            split: The split to take them from, in its order.
+            output: Folder for the files; default: ``reconstructions`` in the checkpoint's run folder.
+            overwrite: Replace files that the folder has already.
+            modality: What to reconstruct; may be left out if the model has one modality.
+        """
+        model = self._as_unite(model)
+        modality = only_modality(model, modality)
+        if num_samples < 1:
+            raise UserError(f"num_samples is {num_samples}; it must be at least 1")
+        self._load(model, ckpt_path, weights_only)
+        folder = self._output_folder(model, output, "reconstructions", overwrite, {"split": split, "num": num_samples})
+        limit_batches(datamodule, num_samples)
+        write_reconstructions(
+            model,
+            datamodule,
+            split_loader(datamodule, split),
+            modality,
+            num_samples,
+            folder,
+            self.precision_plugin.forward_context,
+            seed=torch.initial_seed(),
+            show_progress=self.progress_bar_callback is not None,
+        )
+
+    def predict(  # type: ignore[override]  # Lightning's returns what a module's forward gives; a UniteModule has none
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        split: Split = "test",
+        output: str | Path | None = None,
+        overwrite: bool = False,
+        modality: str | None = None,
+    ) -> None:
+        """Write the latents of a split as safetensors: the tokenizer as a feature extractor.
+
+        What the files hold, and how to read them, says :class:`unite.encoding.LatentFiles`. Interrupted, the same
+        command continues.
+
+        Args:
+            model: The model.
+            datamodule: The data.
+            ckpt_path: The checkpoint.
+            weights_only: Passed to torch.load; None is torch's own (safe) default.
+            split: The split, in its order.
+            output: Folder for the files; default: ``latents`` in the checkpoint's run folder.
+            overwrite: Replace files that the folder has already.
+            modality: Encode this modality only; default: all.
+        """
+        model = self._as_unite(model)
+        if modality is not None:
+            model.adapter(modality)
+        self._load(model, ckpt_path, weights_only)
+        settings = {"split": split, "modality": modality, "seed": torch.initial_seed()}
+        folder = self._output_folder(model, output, "latents", overwrite, settings)
+        write_latents(
+            model,
+            split_loader(datamodule, split),
+            LatentFiles(folder, split),
+            self.precision_plugin.forward_context,
+            seed=torch.initial_seed(),
+            modality=modality,
+            show_progress=self.progress_bar_callback is not None,
+        )
+
+    def _as_unite(self, model: LightningModule) -> UniteModule:
+        if not isinstance(model, UniteModule):
+            raise TypeError(f"this command needs a UniteModule, not a {type(model).__name__}")
+        return model
+
+    def _load(self, model: UniteModule, ckpt_path: str | Path | None, weights_only: bool | None) -> None:
+        """Fill the model with a checkpoint's weights, and bring it to the device."""
         if ckpt_path is not None:
             checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
             model.on_load_checkpoint(checkpoint)
             model.load_state_dict(checkpoint["state_dict"])
             print(f"checkpoint {shown(Path(ckpt_path))}, step {checkpoint.get('global_step', 0)}")
         model.to(self.strategy.root_device)
-        adapter = model.adapter(modality)
-        metric = None
-        if labels:
-            print("no metrics: they compare with all classes, and only some were asked for")
-        else:
-            metric = self._generation_metric(adapter, datamodule)
-        if metric is not None:
-            metric.to(model.device)
 
-        def generate(scale: float) -> list[Any]:
-            with self.precision_plugin.forward_context():
-                return model.generate(
-                    modality,
-                    num_samples,
-                    labels=labels,
-                    num_steps=num_steps,
-                    solver=solver,
-                    guidance_scale=scale,
-                    guidance_interval=guidance_interval,
-                    noise_scale=noise_scale,
-                    batch_size=batch_size,
-                    seed=torch.initial_seed(),
-                    show_progress=self.progress_bar_callback is not None,
-                )
-
-        written: list[Path] = []
-        if guidance_sweep:
-            if metric is None:
-                raise UserError("--guidance_sweep compares scales by FID, and this modality has no metrics")
-            guidance_scale, sweep_file = _sweep(guidance_sweep, generate, metric, folder)
-            written.append(sweep_file)
-        objects = generate(guidance_scale)
-        written += [*adapter.save(objects, folder), folder / "grid.png"]
-        adapter.draw(objects[:MAX_DRAWN]).save(written[-1])
-        if metric is not None:
-            values = _measure(metric, objects)
-            print(as_table(values))
-            written.append(write_metrics(values, folder))
-        for path in written:
-            print(f"wrote {shown(path)}")
-
-    def _generation_metric(self, adapter: ModalityAdapter, datamodule: LightningDataModule | None) -> Metric | None:
-        """The adapter's metric; without comparison to the training data where that is not at hand."""
-        try:
-            return adapter.generation_metric(datamodule)
-        except UserError as error:
-            print(f"unite: no comparison with the training data: {error}", file=sys.stderr)
-            return adapter.generation_metric(None)
+    def _output_folder(
+        self, model: UniteModule, output: str | Path | None, name: str, overwrite: bool, settings: dict[str, Any]
+    ) -> OutputFolder:
+        """The folder asked for, or one of that name in the run folder."""
+        path = Path(output or Path(self.default_root_dir) / name)
+        decisive = {**settings, "precision": str(self.precision), "weights": fingerprint(model)}
+        return OutputFolder(path, decisive, overwrite)
 
     def _report(self, results: list[Mapping[str, float]], verbose: bool, output: str | Path | None) -> None:
         """Print and write what an evaluation found."""
@@ -298,32 +377,14 @@ class UniteTrainer(Trainer):
         return f"interrupted at step {self.global_step}; continue with: unite fit --ckpt_path {shown(last)}"
 
 
-def _measure(metric: Metric, objects: list[Any]) -> dict[str, float]:
-    """Metrics of finished objects by name."""
-    metric.reset()
-    metric.update(objects)
-    return {name: float(value) for name, value in metric.compute().items()}
-
-
-def _sweep(
-    scales: list[float], generate: Callable[[float], list[Any]], metric: Metric, folder: Path
-) -> tuple[float, Path]:
-    """The guidance scale of the lowest FID, and the file with the metrics of all.
+def only_modality(model: UniteModule, modality: str | None) -> str:
+    """The modality asked for, or the one there is.
 
     Raises:
-        UserError: No metric is a FID.
+        UserError: There are several and none is named, or none of that name.
     """
-    rows: list[dict[str, float]] = []
-    fid = ""
-    for scale in scales:
-        values = _measure(metric, generate(scale))
-        fid = next((name for name in values if name.startswith("fid")), "")
-        if not fid:
-            raise UserError("--guidance_sweep compares scales by FID, and this modality has none")
-        print(f"guidance_scale {scale:g}: {fid} {values[fid]:.4g}")
-        rows.append({"guidance_scale": scale, **values})
-    best = min(rows, key=lambda row: row[fid])
-    print(f"best: guidance_scale {best['guidance_scale']:g}")
-    path = folder / "sweep.json"
-    path.write_text(json.dumps(rows, indent=2) + "\n")
-    return best["guidance_scale"], path
+    if modality is None and len(model.adapters) > 1:
+        raise UserError(f"this model has several modalities; choose with --modality: {', '.join(model.adapters)}")
+    modality = modality or next(iter(model.adapters))
+    model.adapter(modality)
+    return modality

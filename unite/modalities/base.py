@@ -152,6 +152,13 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         """Prepared samples as finished objects, to be drawn beside their reconstructions; empty for no picture."""
         return []
 
+    def annotations(self, samples: Any) -> dict[str, Tensor]:
+        """What samples carry beside their data, such as ids and properties: tensors (B, ...) by name.
+
+        ``unite predict`` writes them beside the latents.
+        """
+        return {}
+
     @abstractmethod
     def draw(self, objects: Sequence[Any]) -> Image.Image:
         """A picture of some finished objects."""

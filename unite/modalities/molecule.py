@@ -299,6 +299,10 @@ class MoleculeAdapter(ModalityAdapter):
         """The molecules as they were encoded."""
         return self._molecules(prepared.types, prepared.positions, prepared.mask.sum(dim=1))
 
+    def annotations(self, samples: Batch | Data) -> dict[str, Tensor]:
+        """Numbers of the molecules in the data set, and their properties ``y`` if they have some."""
+        return {name: samples[name] for name in ("molecule_id", "y") if name in samples}
+
     def _molecules(self, types: Tensor, positions: Tensor, sizes: Tensor) -> list[Molecule]:
         kinds = self.vocabulary_tensor[types].cpu().numpy()  # (B, A, 2)
         places = positions.detach().cpu().double().numpy()

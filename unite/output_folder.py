@@ -1,0 +1,140 @@
+"""Where a command puts its results: nothing is overwritten unasked, and an interrupted command can go on.
+
+Imports nothing heavy: commands that need no network begin at once.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from unite.errors import UserError
+
+PARTS = "parts"
+SETTINGS_FILE = "settings.json"
+
+
+class OutputFolder:
+    """A folder for the results of one command.
+
+    What is finished of a longer work waits in the folder ``parts`` within it. The same command, typed again after an
+    interruption, finds it there; :meth:`finish` removes it.
+
+    Args:
+        path: The folder; made if need be.
+        settings: Whatever determines the results, as JSON can hold it. Parts that were made with other settings are
+            not continued.
+        overwrite: Whether files that are there may be replaced, and parts of another command thrown away.
+
+    Raises:
+        UserError: The folder cannot be written to, has files already, or parts of another command.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        require_empty(path, overwrite)
+        self.path = path
+        self.parts = path / PARTS
+        wanted = json.loads(json.dumps(dict(settings)))  # lists for tuples, as the file has them
+        found = self._settings_of_parts()
+        if found is not None and found != wanted:
+            if not overwrite:
+                name = next(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
+                raise UserError(
+                    f"{self.parts} belongs to an interrupted command with another {name} ({_short(found.get(name))}, "
+                    f"now {_short(wanted.get(name))}): repeat that one to continue it, or start anew with --overwrite"
+                )
+            shutil.rmtree(self.parts)
+            found = None
+        if found is None:
+            if self.parts.is_dir() and any(self.parts.iterdir()):
+                raise UserError(f"{self.parts} holds files that no command of this kind wrote; choose another --output")
+            self.parts.mkdir(exist_ok=True)
+            write_whole(self.parts / SETTINGS_FILE, json.dumps(wanted, indent=2).encode())
+
+    def _settings_of_parts(self) -> dict[str, Any] | None:
+        try:
+            found = json.loads((self.parts / SETTINGS_FILE).read_text())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    @contextmanager
+    def kept_on_interrupt(self) -> Iterator[None]:
+        """Say on Ctrl-C that the work can go on.
+
+        Raises:
+            KeyboardInterrupt: In place of one without a message.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; {self.parts} keeps what is done: the same command continues"
+            ) from None
+
+    def finish(self) -> None:
+        """Remove the parts."""
+        shutil.rmtree(self.parts)
+
+
+def require_empty(path: Path, overwrite: bool) -> None:
+    """Make a folder that results can be written to, and be sure that none are replaced unasked.
+
+    Raises:
+        UserError: It cannot be written to, or holds files other than hidden ones and parts.
+    """
+    require_writable(path)
+    found = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".") and entry.name != PARTS)
+    if found and not overwrite:
+        some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+        raise UserError(f"{path} has files already ({some}); choose another --output, or replace them with --overwrite")
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder and be sure that files can be written there.
+
+    Raises:
+        UserError: They cannot.
+    """
+    probe = folder / f".unite-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}); see --output and --trainer.default_root_dir"
+        ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears only once it is complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write a JSON file and return its path; numbers that JSON does not have (NaN, infinite) become null."""
+    write_whole(path, (json.dumps(_finite(content), indent=2) + "\n").encode())
+    return path
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
