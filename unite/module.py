@@ -8,7 +8,8 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from unite.configurable import Configurable, arguments_as_config
 from unite.errors import UserError
+from unite.export import load_pretrained
 from unite.flow import (
     Solver,
     TimeDistribution,
@@ -91,6 +93,7 @@ class UniteModule(Configurable, LightningModule):
         self.flow_weight = flow_weight
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
+        self.num_trained = 0  # samples that training steps of this process have seen
 
     @property
     def denoiser(self) -> GenerativeEncoder:
@@ -158,6 +161,7 @@ class UniteModule(Configurable, LightningModule):
 
     def log_terms(self, stage: str, modality: str, terms: dict[str, Tensor], batch_size: int) -> None:
         """Log unweighted loss terms as ``stage/modality/term``."""
+        self.num_trained += batch_size if stage == "train" else 0
         named = {f"{stage}/{modality}/{name}": term.detach() for name, term in terms.items()}
         self.log_dict(named, batch_size=batch_size, sync_dist=stage != "train")
 
@@ -213,6 +217,22 @@ class UniteModule(Configurable, LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ------------------------------------------------------------------ use
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Self:
+        """The model of a folder that ``unite export`` wrote, or of ``owner/name`` on the Hugging Face Hub.
+
+        Args:
+            source: The folder, or the id (needs ``unite[hub]``).
+            revision: Branch, tag or commit on the Hub.
+
+        Returns:
+            The module in evaluation mode, on the CPU.
+
+        Raises:
+            UserError: It is not there, damaged, or made by other versions or classes; see :mod:`unite.export`.
+        """
+        return load_pretrained(cls, source, revision)
 
     @torch.no_grad()
     def tokenize(self, modality: str, samples: Any, generator: torch.Generator | None = None) -> Tensor:

@@ -22,6 +22,7 @@ from unite.flow import Solver
 from unite.messages import as_table, shown
 from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
+from unite.monitor import TrainingMonitor
 from unite.run_folder import (
     LAST_CHECKPOINT,
     Forecast,
@@ -63,7 +64,7 @@ class UniteTrainer(Trainer):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = run_folder
-        callbacks.append(Forecast())
+        callbacks += [Forecast(), TrainingMonitor()]
         if enable_checkpointing is not False:
             callbacks.append(LastCheckpoint())
         if logger is True:
