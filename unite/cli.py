@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from unite import __version__
 from unite.errors import UserError
+from unite.messages import coloured, quiet
 
 
 class Command(NamedTuple):
@@ -30,6 +31,7 @@ COMMANDS = {
     "import-official": Command(
         "unite.official", "the authors' checkpoint as ours: unite import-official UNITE-B.pt OUT"
     ),
+    "export": Command("unite.export", "a folder to share: unite export runs/qm9_small DIR"),
 }
 
 HELP = f"""usage: unite COMMAND [options]
@@ -46,6 +48,8 @@ common options (all of a command: unite COMMAND --help):
   --output DIR        where a command writes
   --overwrite         let sample, reconstruct, predict and score replace files that are there
   --seed N            makes a command reproducible
+  --device NAME       cpu, cuda (one GPU), cuda:1 or mps; default: what the settings say, else the best there is
+  --quiet             no progress bars and no notes; results, warnings and errors stay
   --model.flow_steps 1 --data.init_args.batch_size 64 ...
                       any key of the config files, overridden
   --debug             show the stack trace of a mistake
@@ -65,8 +69,8 @@ def main(args: list[str] | None = None) -> int:
         Exit code: 0 done, 1 failed, 2 wrong input (one line on stderr says what), 130 interrupted.
     """
     args = list(sys.argv[1:] if args is None else args)
-    is_debug = "--debug" in args
-    args = [arg for arg in args if arg != "--debug"]
+    is_debug, is_quiet = "--debug" in args, "--quiet" in args
+    args = [arg for arg in args if arg not in ("--debug", "--quiet")]
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="", file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
@@ -74,11 +78,12 @@ def main(args: list[str] | None = None) -> int:
         print(f"unite {__version__}")
         return 0
     try:
-        run_command(args)
+        with quiet(is_quiet):
+            run_command(args)
     except UserError as error:
         if is_debug:
             traceback.print_exc()
-        print(f"unite: error: {error}", file=sys.stderr)
+        print(f"unite: {coloured('error:', 'red', sys.stderr)} {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"\nunite: {str(error) or 'interrupted'}", file=sys.stderr)
@@ -92,7 +97,7 @@ def main(args: list[str] | None = None) -> int:
         return 1
     except Exception as error:
         traceback.print_exc()
-        print(f"unite: failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"unite: {coloured('failed:', 'red', sys.stderr)} {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
 

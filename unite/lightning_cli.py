@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from unite.errors import UserError
-from unite.messages import one_line, shown, silence_noise
+from unite.export import SETTINGS_FILE, is_exported, require_known_classes
+from unite.folders import leaving_no_empty_folders, require_writable
+from unite.messages import info, is_quiet, one_line, shown, silence_noise
 from unite.module import UniteModule
-from unite.output_folder import require_writable
+from unite.options import trainer_options
 from unite.run_folder import (
     CONFIG_FILE,
     LAST_CHECKPOINT,
@@ -25,6 +28,11 @@ from unite.run_folder import (
     require_same_model,
 )
 from unite.trainer import UniteTrainer
+
+COMMON_OPTIONS = """Common options: --config FILE (several are merged, later ones win); --ckpt_path PATH, a checkpoint,
+run folder or exported folder, which brings its settings along; --seed N; --device cpu | cuda | cuda:N | mps, in place
+of --trainer.accelerator and --trainer.devices; --quiet: no progress bars and no notes; --debug: where a mistake was
+found."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -52,21 +60,23 @@ class UniteCLI(LightningCLI):
         options = _early_options(args[1:])
         self.ckpt_path = find_checkpoint(options.ckpt_path)
         self.checkpoint = read_checkpoint(self.ckpt_path) if self.ckpt_path else {}
-        self.run_config = find_run_config(self.ckpt_path) if self.ckpt_path else None
+        self.exported = self.ckpt_path.parent if self.ckpt_path and is_exported(self.ckpt_path) else None
+        self.run_config = find_run_config(self.ckpt_path) if self.ckpt_path and not self.exported else None
         self.options = options
         self.claim: Path | None = None
-        try:
-            super().__init__(
-                UniteModule,
-                trainer_class=UniteTrainer,
-                save_config_callback=SaveRunConfig,
-                save_config_kwargs={"overwrite": True},
-                seed_everything_default=0,
-                auto_configure_optimizers=False,
-                args=[args[0], *self._with_run_config(options)],
-            )
-        finally:
-            self._withdraw_claim()
+        with ExitStack() as self._refusals:
+            try:
+                super().__init__(
+                    UniteModule,
+                    trainer_class=UniteTrainer,
+                    save_config_callback=SaveRunConfig,
+                    save_config_kwargs={"overwrite": True},
+                    seed_everything_default=0,
+                    auto_configure_optimizers=False,
+                    args=[args[0], *self._with_run_config(options)],
+                )
+            finally:
+                self._withdraw_claim()
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -79,6 +89,10 @@ class UniteCLI(LightningCLI):
         """A parser that raises its errors."""
         return super().init_parser(exit_on_error=False, allow_abbrev=False, **kwargs)
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options that are taken from the command line before a parser sees them are told all the same."""
+        parser.epilog = COMMON_OPTIONS
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; settle what the checkpoint and the command together determine."""
         try:
@@ -90,22 +104,26 @@ class UniteCLI(LightningCLI):
         command = self.config.subcommand
         settings = self.config[command]
         if "ckpt_path" in settings and self.ckpt_path:
-            settings.ckpt_path = str(self.ckpt_path)
+            # Lightning cannot read an exported folder: its weights are in the model already.
+            settings.ckpt_path = None if self.exported else str(self.ckpt_path)
         if command != "fit" and not self.ckpt_path:
             raise UserError(f"unite {command} needs --ckpt_path: a checkpoint, or a run folder with {LAST_CHECKPOINT}")
         if command == "fit" and self.ckpt_path and "optimizer_states" not in self.checkpoint:
             raise UserError(
-                f"{self.ckpt_path} has no optimizer state (it was imported, or saved without), so no run can be "
-                "continued from it; it serves validate, test and sample"
+                f"{self.ckpt_path} has no optimizer state (it was imported, exported, or saved without), so no run can "
+                "be continued from it; it serves validate, test and sample"
             )
         if command != "sample" and settings.get("data") is None:
             raise UserError("no data: give --data with the class_path of a datamodule, or a --config that has it")
         settings.trainer.default_root_dir = str(self._run_folder(command, settings.trainer.default_root_dir))
+        self._refusals.enter_context(leaving_no_empty_folders(Path(settings.trainer.default_root_dir)))
         if command != "fit":
             settings.trainer.logger = False
             if command in ("validate", "test") and settings.output:
                 settings.trainer.default_root_dir = settings.output  # pictures go where metrics.json goes
-            require_writable(Path(settings.output or settings.trainer.default_root_dir))
+            folder = Path(settings.output or settings.trainer.default_root_dir)
+            self._refusals.enter_context(leaving_no_empty_folders(folder))
+            require_writable(folder)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own would let the checkpoint silently override the command line."""
@@ -131,6 +149,10 @@ class UniteCLI(LightningCLI):
             raise UserError(one_line(error)) from error
         if self.checkpoint:
             require_same_model(self.model, self.checkpoint, self.ckpt_path)
+        if self.exported:
+            self.model.on_load_checkpoint(self.checkpoint)
+            self.model.load_state_dict(self.checkpoint["state_dict"])
+            info(f"model {shown(self.exported)}, step {self.checkpoint['global_step']}")
 
     def _run_subcommand(self, subcommand: str) -> None:
         self.checkpoint = {}  # the trainer reads it anew
@@ -142,18 +164,25 @@ class UniteCLI(LightningCLI):
     def before_fit(self) -> None:
         """Say where the run goes."""
         if is_first_process() and not self.config.fit.trainer.fast_dev_run:
-            print(f"run folder: {shown(self.trainer.default_root_dir)}", flush=True)
+            info(f"run folder: {shown(self.trainer.default_root_dir)}")
 
     def after_fit(self) -> None:
         """Say what was written."""
         if is_first_process() and not self.config.fit.trainer.fast_dev_run:
             folder = self.trainer.default_root_dir
+            if not any(name.startswith("val/") for name in self.trainer.callback_metrics):
+                info(
+                    f"no metrics: the run ended at step {self.trainer.global_step}, before its first validation; for "
+                    f"some: unite validate --ckpt_path {shown(folder)}"
+                )
             print(f"wrote {shown(folder)}: {', '.join(sorted(os.listdir(folder)))}")
 
     def _with_run_config(self, options: argparse.Namespace) -> list[str]:
         """The options in the order of precedence, beginning with config files."""
         configs = list(options.config)
         if self.ckpt_path and not configs:
+            if self.exported:
+                require_known_classes(self.checkpoint["hyper_parameters"], self.exported / SETTINGS_FILE)
             hparams = {k: v for k, v in self.checkpoint["hyper_parameters"].items() if not k.startswith("_")}
             configs = [str(self.run_config or json.dumps({"model": hparams}))]
         args = [f"--config={config}" for config in configs]
@@ -163,9 +192,17 @@ class UniteCLI(LightningCLI):
             args.append(f"--trainer.default_root_dir={options.root}")
         if options.seed:
             args.append(f"--seed_everything={options.seed}")
+        if options.device:
+            typed = [
+                option for option in options.others if option.startswith(("--trainer.accelerator", "--trainer.devices"))
+            ]
+            if typed:
+                raise UserError(f"--device and {typed[0].partition('=')[0]} say the same: give one of them")
+            args += trainer_options(options.device)
         if options.labels:
             args.append(f"--labels=[{','.join(options.labels)}]")
-        return [*args, *options.others]
+        bars = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"] if is_quiet() else []
+        return [*args, *options.others, *bars]
 
     def _run_folder(self, command: str, configured: str | None) -> Path:
         """The folder asked for, else the checkpoint's, else one named after the config files."""
@@ -198,7 +235,7 @@ class UniteCLI(LightningCLI):
             number += 1
             folder = root / f"version_{number}"
         if number:
-            print(f"{shown(root)} holds a run already: it stays, this one goes to {shown(folder)}")
+            info(f"{shown(root)} holds a run already: it stays, this one goes to {shown(folder)}")
         return folder
 
     def _withdraw_claim(self) -> None:
@@ -222,6 +259,7 @@ def _early_options(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--ckpt_path")
     parser.add_argument("--trainer.default_root_dir", dest="root")
     parser.add_argument("--seed", "--seed_everything")
+    parser.add_argument("--device")
     parser.add_argument("--labels", nargs="+")
     try:
         options, options_others = parser.parse_known_args(args)

@@ -1,17 +1,25 @@
-"""What the command line says: errors in one line, tables, and no noise."""
+"""What the command line says: errors in one line, tables, and no noise.
 
+Imports nothing heavy, so that ``unite --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
 import difflib
 import importlib
 import inspect
 import logging
 import os
+import pkgutil
 import re
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
-if TYPE_CHECKING:  # printing needs no Lightning
+if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser
 
 NOISY_LOGGERS = (
@@ -33,6 +41,48 @@ NOISE = (
     r"(Restoring states from|Loaded model weights from) the checkpoint",
     r"Loading `train_dataloader` to estimate",
 )
+PACKAGE = Path(__file__).parent
+COLOURS = {"red": 31, "yellow": 33}
+_format_warning = warnings.formatwarning
+_is_quiet = False
+
+
+@contextlib.contextmanager
+def quiet(is_asked: bool = True) -> Iterator[None]:
+    """Within the block, if asked: no progress bars, no lines of :func:`info` or of Lightning's.
+
+    Results, warnings and errors are still told.
+    """
+    global _is_quiet
+    before = _is_quiet, os.environ.get("TQDM_DISABLE")
+    if is_asked:
+        _is_quiet = True
+        os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported, which is later
+    try:
+        yield
+    finally:
+        _is_quiet, variable = before
+        os.environ.pop("TQDM_DISABLE", None)
+        if variable is not None:
+            os.environ["TQDM_DISABLE"] = variable
+
+
+def is_quiet() -> bool:
+    """Whether ``--quiet`` was given."""
+    return _is_quiet
+
+
+def info(text: str) -> None:
+    """Print what is good to know but no result: ``--quiet`` leaves it out."""
+    if not _is_quiet:
+        print(text, flush=True)
+
+
+def coloured(text: str, colour: str, stream: TextIO) -> str:
+    """Text in a colour if it goes to a terminal, and the user has not set NO_COLOR (no-color.org)."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\033[{COLOURS[colour]}m{text}\033[0m"
 
 
 def silence_noise() -> None:
@@ -41,13 +91,25 @@ def silence_noise() -> None:
         logging.getLogger(name).addFilter(_is_signal)
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
+    warnings.formatwarning = _own_warning_in_one_line
+
+
+def _own_warning_in_one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of this package is for the user: where it stands in the code is not."""
+    if PACKAGE in Path(filename).parents:
+        return f"unite: {coloured('warning:', 'yellow', sys.stderr)} {message}\n"
+    return _format_warning(message, category, filename, lineno, line)
 
 
 def _is_signal(record: logging.LogRecord) -> bool:
+    if _is_quiet and record.levelno < logging.WARNING:
+        return False
     return not any(re.match(noise, record.getMessage().strip()) for noise in NOISE)
 
 
-def one_line(error: BaseException, parser: "LightningArgumentParser | None" = None) -> str:
+def one_line(error: BaseException, parser: LightningArgumentParser | None = None) -> str:
     """The message of an error in one line: no restated types, and the closest spelling that is allowed."""
     redundant = re.compile(
         r"Does not validate|Subtypes: |Errors:|Given value type|Given value: (Namespace\(|NestedArg\(|\{)"
@@ -65,6 +127,7 @@ def one_line(error: BaseException, parser: "LightningArgumentParser | None" = No
         (r"Problem with given class_path '([^']+)':", r"\1:"),
         (r"(?:typing\.)?Literal\[([^]]*)\]", r"one of \1"),
         (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
+        (r"Expected a dot import path string:", "expected package.module.Class, got"),
         (r"Expected an? ", "expected "),
         (r"\.? (?:Got|Given) value: ", ", got "),
         (r"expected (\w+) expected", r"expected \1 or"),
@@ -74,8 +137,14 @@ def one_line(error: BaseException, parser: "LightningArgumentParser | None" = No
     return message.strip() + _suggestion(message, parser)
 
 
-def _suggestion(message: str, parser: "LightningArgumentParser | None") -> str:
+def _suggestion(message: str, parser: LightningArgumentParser | None) -> str:
     """``; did you mean ...?`` where a name is unknown and a similar one exists."""
+    wrong_class = re.search(
+        r"([\w.]+): (?:module '[\w.]+' has no attribute|No module named)|package\.module\.Class, got (\w+)", message
+    )
+    if wrong_class:
+        close = _similar_class(wrong_class[1] or wrong_class[2])
+        return f"; did you mean {close}?" if close else ""
     unknown = re.search(r"unknown option: --([\w.]+)|[Oo]ption '([\w.]+)'", message)
     if not unknown:
         return ""
@@ -90,8 +159,31 @@ def _suggestion(message: str, parser: "LightningArgumentParser | None") -> str:
         name, [option for option in allowed if not name.startswith(option + ".")], n=1, cutoff=0.8
     )
     last_parts = difflib.get_close_matches(name.rpartition(".")[2], by_last_part, n=1, cutoff=0.8)
-    close = options or [by_last_part[part] for part in last_parts]
-    return f"; did you mean {close[0]}?" if close else ""
+    found = options or [by_last_part[part] for part in last_parts]
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _similar_class(class_path: str) -> str | None:
+    """The class of a similar name in the same module or, failing that, anywhere in this package."""
+    module, _, name = class_path.rpartition(".")
+    for path in ([module] if module else []), _own_modules():
+        classes: dict[str, str] = {}
+        for module_name in path:
+            with contextlib.suppress(ImportError):
+                members = vars(importlib.import_module(module_name))
+                classes |= {key: f"{module_name}.{key}" for key, item in members.items() if inspect.isclass(item)}
+        close = difflib.get_close_matches(name, classes, n=1, cutoff=0.8)
+        if close:
+            return classes[close[0]]
+    return None
+
+
+def _own_modules() -> list[str]:
+    """Modules of this package; those that define a class come after those that only import it."""
+    import unite
+
+    names = [module.name for module in pkgutil.walk_packages(unite.__path__, "unite.") if "__" not in module.name]
+    return sorted(names, key=lambda name: name.startswith("unite.modalities"))
 
 
 def shown(path: str | Path) -> str:

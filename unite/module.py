@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from unite.configurable import Configurable, arguments_as_config
 from unite.deferred import DeferredLoss
 from unite.errors import UserError
+from unite.export import load_pretrained
 from unite.flow import (
     Solver,
     TimeDistribution,
@@ -124,6 +126,7 @@ class UniteModule(Configurable, LightningModule):
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
         self.step_terms: dict[str, StepTerms] = {}
+        self.num_trained = 0  # samples that training steps of this process have seen
 
     @property
     def denoiser(self) -> GenerativeEncoder:
@@ -196,6 +199,7 @@ class UniteModule(Configurable, LightningModule):
 
     def log_terms(self, stage: str, modality: str, terms: dict[str, Tensor], batch_size: int) -> None:
         """Log unweighted loss terms as ``stage/modality/term``."""
+        self.num_trained += batch_size if stage == "train" else 0
         named = {f"{stage}/{modality}/{name}": term.detach() for name, term in terms.items()}
         self.log_dict(named, batch_size=batch_size, sync_dist=stage != "train")
 
@@ -251,6 +255,22 @@ class UniteModule(Configurable, LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ------------------------------------------------------------------ use
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Self:
+        """The model of a folder that ``unite export`` wrote, or of ``owner/name`` on the Hugging Face Hub.
+
+        Args:
+            source: The folder, or the id (needs ``unite[hub]``).
+            revision: Branch, tag or commit on the Hub.
+
+        Returns:
+            The module in evaluation mode, on the CPU.
+
+        Raises:
+            UserError: It is not there, damaged, or made by other versions or classes; see :mod:`unite.export`.
+        """
+        return load_pretrained(cls, source, revision)
 
     @torch.no_grad()
     def tokenize(self, modality: str, samples: Any, generator: torch.Generator | None = None) -> Tensor:
@@ -421,9 +441,7 @@ class FlowPass:
         registers: Registers of the samples, values (B, K, D) or (1, K, D).
     """
 
-    def __init__(
-        self, module: UniteModule, adapter: ModalityAdapter, template: Template, registers: Tokens
-    ) -> None:
+    def __init__(self, module: UniteModule, adapter: ModalityAdapter, template: Template, registers: Tokens) -> None:
         self.module = module
         self.registers = registers
         self.condition = adapter.null_condition()  # (1, D)

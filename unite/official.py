@@ -21,11 +21,12 @@ from torch import Tensor
 
 from unite.blocks import RotaryAngles
 from unite.errors import UserError
+from unite.folders import require_writable
 from unite.generative_encoder import SIZES, GenerativeEncoder
 from unite.messages import shown
 from unite.modalities.image import DECODER_SIZES, ImageAdapter, sinusoidal_embedding_2d
 from unite.module import UniteModule
-from unite.output_folder import require_writable
+from unite.options import OptionParser
 from unite.run_folder import LAST_CHECKPOINT
 
 MODALITY = "image"
@@ -426,14 +427,8 @@ def run(args: list[str]) -> None:
     print(f"wrote {shown(path)}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        """One line, as for every other mistake."""
-        raise UserError(f"{self.prog}: {message}")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OptionParser(
         prog="unite import-official",
         description="Make a checkpoint of ours from a file of the authors' training script.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

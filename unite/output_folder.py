@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unite.errors import UserError
+from unite.folders import require_writable
 
 PARTS = "parts"
 SETTINGS_FILE = "settings.json"
@@ -92,23 +93,6 @@ def require_empty(path: Path, overwrite: bool) -> None:
     if found and not overwrite:
         some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
         raise UserError(f"{path} has files already ({some}); choose another --output, or replace them with --overwrite")
-
-
-def require_writable(folder: Path) -> None:
-    """Make a folder and be sure that files can be written there.
-
-    Raises:
-        UserError: They cannot.
-    """
-    probe = folder / f".unite-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror}); see --output and --trainer.default_root_dir"
-        ) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

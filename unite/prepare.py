@@ -5,14 +5,9 @@ Imports come with the work, so that ``unite prepare --help`` answers at once.
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
 from unite.errors import UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog.removeprefix('unite ')}: {message}; see {self.prog} --help")
+from unite.options import OptionParser, torch_device
 
 
 def run(args: list[str]) -> None:
@@ -26,10 +21,10 @@ def run(args: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OptionParser(
         prog="unite prepare", description="Make caches, shards, and reference statistics.", allow_abbrev=False
     )
-    kinds = parser.add_subparsers(metavar="WHAT", required=True, parser_class=_Parser)
+    kinds = parser.add_subparsers(metavar="WHAT", required=True, parser_class=OptionParser)
 
     qm9 = kinds.add_parser("qm9", help="the cache of QM9", description="Build the cache of QM9.", allow_abbrev=False)
     qm9.add_argument("--root", default="data/qm9", help="folder for the cache (default: %(default)s)")
@@ -77,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     reference.add_argument("--inception_weights", help="weight file (default: what UNITE_INCEPTION_WEIGHTS names)")
     reference.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
     reference.add_argument("--num_workers", type=int, default=0, help="processes that read (default: %(default)s)")
+    reference.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
     reference.set_defaults(run=_prepare_reference)
 
     for part in (images, reference):
@@ -122,14 +118,13 @@ def _prepare_images(options: argparse.Namespace) -> None:
 
 
 def _prepare_reference(options: argparse.Namespace) -> None:
-    import torch
-
     from unite.messages import shown
     from unite.modalities.image_data import ImageDataModule, ImageFolderDataModule
     from unite.modalities.image_metrics import measure_features
     from unite.modalities.image_shards import MANIFEST, WebDatasetDataModule, locate
     from unite.modalities.inception import load_inception
 
+    device = torch_device(options.device)
     if options.file.suffix != ".npz":
         raise UserError(f"{options.file} must end in .npz")
     if not options.file.parent.is_dir():
@@ -142,7 +137,6 @@ def _prepare_reference(options: argparse.Namespace) -> None:
         **{f"num_{options.split}": options.num_images},
     )
     network = load_inception(options.inception_weights)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = datamodule.reference_images(split=options.split)
     statistics = measure_features(images, network, device, options.num_kept)
     statistics.save(options.file)

@@ -21,6 +21,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from unite.errors import UserError
+from unite.export import SETTINGS_FILE, WEIGHTS_FILE, is_exported, read_exported
+from unite.folders import require_writable as require_writable
+from unite.messages import info
 
 CONFIG_FILE = "config.yaml"
 LAST_CHECKPOINT = "last.ckpt"
@@ -138,7 +141,7 @@ class Forecast(Callback):
         if 1 < hours < math.inf:
             time_left = f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
             where = "this CPU" if trainer.strategy.root_device.type == "cpu" else "this machine"
-            print(f"\n{seconds:.2g} s per step on {where}: {steps_left:,.0f} more steps will take about {time_left}")
+            info(f"\n{seconds:.2g} s per step on {where}: {steps_left:,.0f} more steps will take about {time_left}")
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
@@ -201,14 +204,17 @@ def write_metrics(values: Mapping[str, float], folder: Path) -> Path:
 
 
 def find_checkpoint(path: str | None) -> Path | None:
-    """The checkpoint file that ``--ckpt_path`` names, itself or by its run folder.
+    """The checkpoint file that ``--ckpt_path`` names, itself or by its run folder; the weights of an exported folder.
 
     Raises:
         UserError: There is none.
     """
     if path is None:
         return None
-    found = Path(path) / LAST_CHECKPOINT if Path(path).is_dir() else Path(path)
+    found = Path(path)
+    if found.is_dir():
+        is_shared = (found / SETTINGS_FILE).is_file() and not (found / LAST_CHECKPOINT).is_file()
+        found = found / (WEIGHTS_FILE if is_shared else LAST_CHECKPOINT)
     if not found.is_file():
         raise UserError(f"--ckpt_path {path}: no such checkpoint; give a .ckpt file, or a run folder with one")
     return found
@@ -222,11 +228,13 @@ def find_run_config(checkpoint: Path) -> Path | None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of a :class:`UniteModule`, its tensors still on disk.
+    """A checkpoint of a :class:`UniteModule`, its tensors still on disk; or the same of an exported folder.
 
     Raises:
         UserError: The file is damaged, or of another program.
     """
+    if is_exported(path):
+        return read_exported(path.parent)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:

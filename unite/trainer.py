@@ -22,6 +22,7 @@ from unite.flow import Solver
 from unite.generation import SampleSettings, fingerprint, write_samples
 from unite.messages import as_table, shown
 from unite.module import UniteModule
+from unite.monitor import TrainingMonitor
 from unite.output_folder import OutputFolder
 from unite.run_folder import (
     LAST_CHECKPOINT,
@@ -61,7 +62,7 @@ class UniteTrainer(Trainer):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = run_folder
-        callbacks.append(Forecast())
+        callbacks += [Forecast(), TrainingMonitor()]
         if enable_checkpointing is not False:
             callbacks.append(LastCheckpoint())
         if logger is True:

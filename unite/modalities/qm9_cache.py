@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unite.errors import UserError
+from unite.folders import require_writable
 
 Split = Literal["train", "val", "test"]
 
@@ -34,6 +34,7 @@ MIN_MOLECULES = 7
 MAX_HYDROGEN_DISTANCE = 1.6
 #: Marks a hydrogen without a heavy atom near enough, in `MoleculeTable.num_hydrogens`.
 UNATTACHED = 255
+WRITE_HINT = "set data.root to a writable folder"
 INSTALL_HINT = 'install it with: pip install "unite[qm9]" (or: pip install qm9pack)'
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def load_or_build(path: Path, read: Callable[[], Iterable[RawMolecule]]) -> Mole
             return MoleculeTable(**load_tensors(path))
         except DamagedCacheError as error:
             logger.warning("rebuilding %s: %s", path, error)
-    require_writable(path.parent)
+    require_writable(path.parent, WRITE_HINT, "the QM9 cache")
     table = build_table(read())
     save_tensors(vars(table), path)
     return table
@@ -182,22 +183,6 @@ def checksum(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def require_writable(folder: Path) -> None:
-    """Makes `folder` where it is missing.
-
-    Raises:
-        UserError: If it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"cannot write the QM9 cache to {folder} ({error.strerror}); set data.root to a writable folder"
-        ) from error
 
 
 def build_table(molecules: Iterable[RawMolecule]) -> MoleculeTable:

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from unite.folders import require_writable
 from unite.modalities import molecule_perception
 from unite.modalities.molecule_perception import Molecule, hash_key, molecule_key, perceive_all
 from unite.modalities.qm9_cache import (
+    WRITE_HINT,
     DamagedCacheError,
     MoleculeTable,
     checksum,
     load_tensors,
-    require_writable,
     save_tensors,
 )
 
@@ -48,7 +49,7 @@ def training_keys(table: MoleculeTable, rows: Tensor, are_hydrogens_counted: boo
             return load_tensors(path)["keys"]
         except DamagedCacheError as error:
             logger.warning("making %s again: %s", path, error)
-    require_writable(folder)
+    require_writable(folder, WRITE_HINT, "the QM9 cache")
     keys = make_keys(molecules)
     save_tensors({"keys": keys}, path)
     return keys

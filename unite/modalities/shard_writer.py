@@ -7,7 +7,6 @@ import json
 import os
 import re
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
@@ -18,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from unite.errors import UserError
+from unite.folders import require_writable
 from unite.modalities.image_files import SmallImages, center_crop, class_folders, list_images, open_image
 from unite.modalities.image_shards import MANIFEST, Manifest, Shard
 
@@ -88,7 +88,7 @@ def write_shards(source: Path, folder: Path, settings: ShardSettings, num_worker
         KeyboardInterrupt: Interrupted; the message says how far it came.
     """
     plan = _make_plan(source, settings)
-    _require_writable(folder)
+    require_writable(folder, "name a writable folder as OUT", "shards")
     done = _finished_shards(folder, plan, overwrite)
     num_images = sum(map(len, plan.shards.values()))
     num_kept = sum(len(plan.shards[name]) for name in done)
@@ -241,12 +241,3 @@ def _write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _require_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write shards to {folder} ({error.strerror}); name a writable folder as OUT") from error

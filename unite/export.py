@@ -1,0 +1,474 @@
+"""Share a model: a folder with its weights, its settings and a model card, and the way back.
+
+The folder holds ``model.safetensors`` (averaged weights, where the run averaged), ``config.json`` (settings as plain
+values, names of classes, the format's version, the checksum of the weights) and ``README.md``. Nothing in it is code,
+and nothing in it can make this package import code that the user has not imported: see :func:`read_exported`.
+
+Imports come with the work, so that ``unite export --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from unite import __version__
+from unite.errors import UserError
+from unite.folders import require_writable
+from unite.messages import one_line, shown
+from unite.options import OptionParser
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unite.module import UniteModule
+
+    Module = TypeVar("Module", bound=UniteModule)
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+SETTINGS_FILE = "config.json"
+CARD_FILE = "README.md"
+FILES = (WEIGHTS_FILE, SETTINGS_FILE, CARD_FILE)
+#: Settings that name files of the machine a model was trained on; training alone needs them.
+MACHINE_PATHS = ("vgg16_weights", "inception_weights")
+HUB_HINT = 'pip install "unite[hub]"'
+
+CARD = """---
+license: {license}
+library_name: unite
+tags: [unite, {tags}]
+---
+# {title}
+
+A model of [UNITE](https://arxiv.org/abs/2603.22283): one network that tokenizes data into latents and generates latents
+from noise. Exported with `unite` {version} from training step {step}; weights: {weights}.
+
+## Use
+
+```python
+from unite import UniteModule
+
+module = UniteModule.from_pretrained("{folder}")
+samples = module.generate("{modality}", 16, seed=0)
+module.adapters["{modality}"].draw(samples).save("grid.png")
+```
+
+On the command line: `unite sample --ckpt_path {folder} --num_samples 16`.
+
+## Metrics
+
+{metrics}
+
+## Training data
+
+{data}
+
+## Settings
+
+{parameters} M parameters. `config.json` has all settings of the model.
+
+## Licence
+
+{license_text}
+
+## Citation
+
+```bibtex
+@article{{unite2026,
+  title   = {{End-to-End Training for Unified Tokenization and Latent Denoising}},
+  author  = {{Duggal and Bai and Wu and Zhang and Shechtman and Torralba and Isola and Freeman}},
+  journal = {{arXiv preprint arXiv:2603.22283}},
+  year    = {{2026}}
+}}
+```
+"""
+
+
+def is_exported(checkpoint: Path) -> bool:
+    """Whether a file is the weights of an exported folder."""
+    return checkpoint.name == WEIGHTS_FILE
+
+
+def export_checkpoint(
+    checkpoint: str | Path, folder: str | Path, license_id: str = "unknown", overwrite: bool = False
+) -> list[Path]:
+    """Write a checkpoint as a folder to share.
+
+    Args:
+        checkpoint: A checkpoint, or a run folder for its ``last.ckpt``. Metrics and data of the model card come from
+            the run folder, if there is one.
+        folder: Where to write; made if missing.
+        license_id: Licence of the weights, for the model card: an identifier such as ``mit``.
+        overwrite: Replace an exported model that is there.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: The checkpoint cannot be read, or the folder not be written.
+    """
+    from unite.run_folder import find_checkpoint, find_run_config, read_checkpoint
+
+    path, folder = find_checkpoint(str(checkpoint)), Path(folder)
+    assert path is not None
+    if is_exported(path):
+        raise UserError(f"{checkpoint} is an exported model already: copy the folder, or name its run")
+    if not re.fullmatch(r"[\w.+-]+", license_id):
+        raise UserError(f"--license is {license_id!r}; it must be an identifier such as mit, apache-2.0 or cc-by-4.0")
+    content = read_checkpoint(path)
+    present = [name for name in FILES if (folder / name).exists()]
+    if present and not overwrite:
+        raise UserError(f"{shown(folder)} has a {present[0]}: add --overwrite to replace it, or choose another folder")
+    require_writable(folder, "choose another folder")
+    settings = _without_machine_paths(
+        {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
+    )
+    # A clone each: what shares memory could not be written.
+    weights = {name: value.clone().contiguous() for name, value in content["state_dict"].items()}
+    (folder / SETTINGS_FILE).unlink(
+        missing_ok=True
+    )  # last to come, so that a broken export is not taken for a whole one
+    _write_weights(weights, folder / WEIGHTS_FILE)
+    (folder / CARD_FILE).write_text(
+        _model_card(
+            folder, settings, content, license_id, _metrics_text(path, content), _data_text(find_run_config(path))
+        )
+    )
+    config = {
+        "format": "unite",
+        "format_version": FORMAT_VERSION,
+        "unite_version": __version__,
+        "global_step": content.get("global_step", 0),
+        "weights_sha256": _sha256(folder / WEIGHTS_FILE),
+        "class_names": content.get("class_names", {}),
+        "model": settings,
+    }
+    (folder / SETTINGS_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    return [folder / name for name in FILES]
+
+
+def load_pretrained(module_class: type[Module], source: str | Path, revision: str | None = None) -> Module:
+    """The model of an exported folder, in evaluation mode on the CPU.
+
+    Args:
+        module_class: :class:`~unite.module.UniteModule` or a subclass.
+        source: The folder, or the id ``owner/name`` of a model on the Hugging Face Hub (needs ``unite[hub]``).
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        UserError: It is not there, damaged, or made by other versions or classes.
+    """
+    from lightning.pytorch.cli import instantiate_module
+
+    from unite.run_folder import require_same_model
+
+    folder = Path(source) if Path(source).is_dir() else _download(str(source), revision)
+    content = read_exported(folder)
+    require_known_classes(content["hyper_parameters"], folder / SETTINGS_FILE)
+    try:
+        module = instantiate_module(module_class, content["hyper_parameters"])
+    except Exception as error:  # jsonargparse, a constructor: whatever the file holds is its maker's mistake
+        raise UserError(f"{folder / SETTINGS_FILE} makes no model: {one_line(error)}") from error
+    require_same_model(module, content, folder / WEIGHTS_FILE)
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"])
+    return module.eval()
+
+
+def read_exported(folder: Path) -> dict[str, Any]:
+    """An exported folder in the form of a checkpoint: ``hyper_parameters``, ``state_dict``, ``class_names``, step.
+
+    Raises:
+        UserError: A file is missing, damaged, or of a format that this version does not know.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path, weights = folder / SETTINGS_FILE, folder / WEIGHTS_FILE
+    for file in (path, weights):
+        if not file.is_file():
+            raise UserError(f"{folder} is no exported model: it has no {file.name}; make one with unite export")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {one_line(error)}") from error
+    if not isinstance(config, dict) or config.get("format") != "unite":
+        raise UserError(f"{path} is not of a unite model; those are written by unite export")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format_version {config.get('format_version')!r}; unite {__version__} reads {FORMAT_VERSION}: "
+            f"it was written by unite {config.get('unite_version')}"
+        )
+    settings, class_names = config.get("model"), config.get("class_names", {})
+    if not isinstance(settings, dict) or not {"encoder", "adapters"} <= settings.keys():
+        raise UserError(f"{path} is damaged: its 'model' must hold the settings of encoder and adapters")
+    if not isinstance(class_names, dict):
+        raise UserError(f"{path} is damaged: its 'class_names' must be lists by modality")
+    if config.get("weights_sha256") != _sha256(weights):
+        raise UserError(
+            f"{weights} is damaged, or not the file that {SETTINGS_FILE} was written with: its SHA-256 differs"
+        )
+    try:
+        state_dict = load_file(weights)
+    except SafetensorError as error:
+        raise UserError(f"{weights} is damaged: {one_line(error)}") from error
+    return {
+        "hyper_parameters": settings,
+        "state_dict": state_dict,
+        "class_names": class_names,
+        "global_step": config.get("global_step", 0),
+    }
+
+
+def require_known_classes(settings: Mapping[str, Any], path: Path) -> None:
+    """Refuse settings that name anything but an encoder and adapters, of this package or imported by the user.
+
+    A class_path is an instruction to import a module, and importing runs it. A file from elsewhere may therefore
+    name modules of this package, and those the user has imported on purpose.
+
+    Raises:
+        UserError: There is another name.
+    """
+    from unite.generative_encoder import GenerativeEncoder
+    from unite.modalities.base import ModalityAdapter
+
+    adapters = settings["adapters"]
+    if not isinstance(adapters, dict) or not adapters:
+        raise UserError(f"{path} is damaged: its 'adapters' must be settings by modality")
+    _require_class(settings["encoder"], GenerativeEncoder, path)
+    for adapter in adapters.values():
+        _require_class(adapter, ModalityAdapter, path)
+    rest = [value for name, value in settings.items() if name not in ("encoder", "adapters")]
+    rest += [part["init_args"] for part in (settings["encoder"], *adapters.values())]
+    _require_known_values(rest, path)
+
+
+def _require_known_values(value: Any, path: Path) -> None:
+    """The same for classes among the arguments."""
+    from unite.configurable import Configurable
+
+    if isinstance(value, dict):
+        if "class_path" in value:
+            _require_class(value, Configurable, path)
+        for item in value.values():
+            _require_known_values(item, path)
+    elif isinstance(value, list):
+        for item in value:
+            _require_known_values(item, path)
+
+
+def _require_class(value: Any, base: type, path: Path) -> None:
+    keys = {"class_path": str, "init_args": dict}
+    if not isinstance(value, dict) or {key: type(item) for key, item in value.items()} != keys:
+        raise UserError(f"{path} is damaged: a {base.__name__} must be given by class_path and init_args")
+    class_path: str = value["class_path"]
+    module_name, _, name = class_path.rpartition(".")
+    if module_name.partition(".")[0] == "unite":
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise UserError(f"{path} names {class_path}, which unite {__version__} does not have") from error
+    elif module_name in sys.modules:
+        module = sys.modules[module_name]
+    else:
+        raise UserError(
+            f"{path} names {class_path}, which is not part of unite: if you trust it, import {module_name or 'it'} "
+            "first (on the command line: give a --config of your own that names it)"
+        )
+    found = getattr(module, name, None)
+    if not isinstance(found, type) or not issubclass(found, base):
+        raise UserError(f"{path} names {class_path}, which is no {base.__name__}")
+
+
+def push_to_hub(folder: str | Path, repo_id: str, private: bool = False, api: Any = None) -> str:
+    """Upload an exported folder to the Hugging Face Hub; the account is the one of ``hf auth login``.
+
+    Args:
+        folder: An exported folder.
+        repo_id: ``owner/name``; made if it does not exist.
+        private: Make it private.
+        api: A ``huggingface_hub.HfApi``; None makes one.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        UserError: The folder is no exported model, ``huggingface_hub`` is missing, or the Hub refuses.
+    """
+    _require_repo_id(repo_id)
+    read_exported(Path(folder))
+    if api is None:
+        api = _hub(repo_id).HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(FILES))
+    except Exception as error:  # no network, no token, no right: the library has its own classes for each
+        raise UserError(f"cannot upload to {repo_id}: {one_line(error)}") from error
+    return str(url)
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    """The folder of a model on the Hub, downloaded unless it has been before."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise UserError(
+            f"{repo_id} is no folder; give one that unite export wrote, or OWNER/NAME on the Hugging Face Hub"
+        )
+    hub = _hub(repo_id)
+    try:
+        return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=[WEIGHTS_FILE, SETTINGS_FILE]))
+    except Exception as error:  # see push_to_hub
+        raise UserError(f"cannot download {repo_id}: {one_line(error)}") from error
+
+
+def _hub(repo_id: str) -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise UserError(
+            f"{repo_id} is no folder here, and the Hugging Face Hub needs another package: {HUB_HINT}"
+        ) from error
+
+
+def _require_repo_id(repo_id: str) -> None:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise UserError(f"--push_to_hub is {repo_id!r}; it must be OWNER/NAME")
+
+
+def _without_machine_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: None if name in MACHINE_PATHS else _without_machine_paths(item) for name, item in value.items()}
+    return [_without_machine_paths(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(weights, temporary, metadata={"format": "pt"})
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}); make room, or choose another folder"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _model_card(
+    folder: Path, settings: Mapping[str, Any], content: Mapping[str, Any], license_id: str, metrics: str, data: str
+) -> str:
+    num_parameters = sum(value.numel() for value in content["state_dict"].values() if value.is_floating_point())
+    modalities = list(settings["adapters"])
+    return CARD.format(
+        license=license_id,
+        tags=", ".join(modalities),
+        title=folder.resolve().name,
+        version=__version__,
+        step=content.get("global_step", 0),
+        weights="averaged (EMA)" if "current_model_state" in content else "as in the checkpoint",
+        folder=folder.resolve().name,
+        modality=modalities[0],
+        metrics=metrics,
+        data=data,
+        parameters=f"{num_parameters / 1e6:.1f}",
+        license_text="Not stated by the authors of these weights." if license_id == "unknown" else f"`{license_id}`.",
+    )
+
+
+def _metrics_text(checkpoint: Path, content: Mapping[str, Any]) -> str:
+    """The run's metrics: of the validation at the checkpoint's step, and those of metrics.json from other stages."""
+    from unite.run_folder import METRICS_FILE
+
+    tables = []
+    step = int(content.get("global_step", 0))
+    validation = _validation_metrics(checkpoint.parent / "metrics.csv", step)
+    if validation:
+        tables.append(_table(f"Validation at step {step}", validation))
+    with contextlib.suppress(OSError, ValueError):  # a card without metrics is better than no export
+        found = json.loads((checkpoint.parent / METRICS_FILE).read_text())
+        values = {name: value for name, value in found.items() if not (validation and name.startswith("val/"))}
+        if values:
+            tables.append(_table("The run's latest evaluation (`metrics.json`)", values))
+    return "\n\n".join(tables) or "None were found in the run folder."
+
+
+def _validation_metrics(file: Path, step: int) -> dict[str, float]:
+    """What metrics.csv has of the validation after ``step`` optimizer steps; Lightning counts them from 0."""
+    if not file.is_file():
+        return {}
+    with file.open(newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["step"] in (str(step), str(step - 1))]
+    return {name: float(value) for row in rows for name, value in row.items() if name.startswith("val/") and value}
+
+
+def _table(caption: str, values: Mapping[str, float | None]) -> str:
+    rows = [f"| `{name}` | {'' if value is None else format(value, '.4g')} |" for name, value in values.items()]
+    return "\n".join([f"{caption}; fractions in [0, 1].", "", "| metric | value |", "|---|---|", *rows])
+
+
+def _data_text(config: Path | None) -> str:
+    """The datamodule of the run, without the paths of the machine it ran on."""
+    import yaml
+
+    data = yaml.safe_load(config.read_text()).get("data") if config is not None else None
+    if not isinstance(data, dict) or "class_path" not in data:
+        return "Not recorded beside the checkpoint."
+    arguments = {
+        name: value
+        for name, value in (data.get("init_args") or {}).items()
+        if value is not None
+        and not (isinstance(value, str) and ("/" in value or "\\" in value))
+        and name != "csv_files"
+    }
+    settings = ", ".join(f"`{name}: {value}`" for name, value in arguments.items())
+    return f"`{data['class_path']}`" + (f" with {settings}." if settings else ".")
+
+
+def run(args: list[str]) -> None:
+    """The command ``unite export``."""
+    options = _parser().parse_args(args[1:])
+    if options.push_to_hub:
+        _require_repo_id(options.push_to_hub)
+        _hub(options.push_to_hub)
+    for path in export_checkpoint(options.checkpoint, options.folder, options.license, options.overwrite):
+        print(f"wrote {shown(path)}")
+    if options.license == "unknown":
+        print(f"the licence is not stated: name one with --license, or edit {shown(options.folder / CARD_FILE)}")
+    if options.push_to_hub:
+        print(f"uploaded to {push_to_hub(options.folder, options.push_to_hub, options.private)}")
+
+
+def _parser() -> OptionParser:
+    parser = OptionParser(
+        prog="unite export",
+        description="Write a checkpoint as a folder to share: model.safetensors (averaged weights), config.json and a "
+        "model card. Read it with UniteModule.from_pretrained(DIR), or unite sample --ckpt_path DIR.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint, or a run folder for its last.ckpt")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder to write")
+    parser.add_argument(
+        "--license", default="unknown", metavar="ID", help="licence of the weights, e.g. mit (default: unknown)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an exported model in DIR")
+    parser.add_argument(
+        "--push_to_hub", metavar="OWNER/NAME", help=f"then upload DIR to the Hugging Face Hub ({HUB_HINT})"
+    )
+    parser.add_argument("--private", action="store_true", help="make the uploaded model private")
+    return parser
