@@ -40,7 +40,9 @@ SUFFIXES = {".py": "python", ".yaml": "yaml"}
 
 def on_config(config: Any) -> Any:
     """List all pages of results in the navigation."""
-    results = sorted(path.relative_to(config.docs_dir).as_posix() for path in Path(config.docs_dir, "results").glob("*.md"))
+    results = sorted(
+        path.relative_to(config.docs_dir).as_posix() for path in Path(config.docs_dir, "results").glob("*.md")
+    )
     for entry in config.nav:
         if "Results" in entry:
             entry["Results"] = results
