@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,13 +75,14 @@ def test_quiet_ends_with_its_block(capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_bars_of_other_commands_are_quiet_too(tmp_path: Path, tiny_csv: Path) -> None:
-    code = (
-        "import sys; from unite.cli import main; from unite.modalities import qm9_cache; from pathlib import Path; "
-        f"qm9_cache.find_qm9pack = lambda: [Path({str(tiny_csv)!r})]; sys.exit(main(sys.argv[1:]))"
-    )
+    package = tmp_path / "qm9pack"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    shutil.copy(tiny_csv, package / "data" / "qm9_part1.csv")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(TESTS.parent)])}
     for number, more in enumerate(([], ["--quiet"])):
-        command = [sys.executable, "-c", code, "prepare", "qm9", "--root", str(tmp_path / str(number)), *more]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        command = [*UNITE, "prepare", "qm9", "--root", str(tmp_path / str(number)), *more]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
         assert result.returncode == 0, result.stderr
         assert ("reading molecules" in result.stderr) == (not more)
         assert "64 molecules in" in result.stdout
@@ -202,7 +204,7 @@ def test_device_on_the_command_line(run_cli: RunCli, tmp_path: Path, monkeypatch
     assert "no metrics: the run ended at step 1, before its first validation" in result.out
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "accelerator: cpu" in config
-    assert "devices: 1" in config
+    assert "devices: '1'" in config
 
 
 # ---------------------------------------------------------------------- folders
@@ -234,13 +236,18 @@ def test_a_refused_command_leaves_no_empty_folders(
 def test_folders_with_something_in_them_stay(tmp_path: Path) -> None:
     (tmp_path / "old" / "empty").mkdir(parents=True)
     new = tmp_path / "new" / "out"
-    for folder in (tmp_path / "old", new):
-        with pytest.raises(RuntimeError, match="halfway"), leaving_no_empty_folders(folder):
+
+    def fail_halfway(folder: Path) -> None:
+        with leaving_no_empty_folders(folder):
             require_writable(folder)
             (folder / "child").mkdir()
             if folder == new:
                 (folder / "file").touch()
             raise RuntimeError("halfway")
+
+    for folder in (tmp_path / "old", new):
+        with pytest.raises(RuntimeError, match="halfway"):
+            fail_halfway(folder)
     assert [path.name for path in (tmp_path / "old").iterdir()] == ["empty"]
     assert [path.name for path in new.iterdir()] == ["file"]
 

@@ -3,8 +3,10 @@
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import TESTS, RunCli
@@ -13,12 +15,12 @@ from unite import GenerativeEncoder, OptimizerSettings, UniteModule, UniteTraine
 from unite.callbacks import GenerationMetrics
 
 
-def fit(folder: Path, **settings: object) -> EventAccumulator:
+def fit(folder: Path, **settings: Any) -> EventAccumulator:
     encoder = GenerativeEncoder("XS", latent_channels=4, depth=1, width=16, num_heads=2)
     module = UniteModule(encoder, {"curve": CurveAdapter()}, OptimizerSettings(lr=1e-2, warmup_steps=4))
     data = CurveDataModule(num_curves=48, batch_size=16)  # three batches
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    callbacks = [GenerationMetrics(num_samples=4, num_steps=2)]
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    callbacks: list[Callback] = [GenerationMetrics(num_samples=4, num_steps=2)]
     UniteTrainer(default_root_dir=folder, callbacks=callbacks, **{**quiet, **settings}).fit(module, datamodule=data)
     events = EventAccumulator(str(folder))
     events.Reload()
@@ -39,13 +41,13 @@ def test_throughput_counts_samples_and_leaves_validation_out(tmp_path: Path, mon
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     step, validate = UniteModule.training_step, UniteModule.validation_step
 
-    def training_step(self: UniteModule, *args: object) -> object:
+    def training_step(self: UniteModule, *args: Any) -> Any:
         clock[0] += 0.5
-        return step(self, *args)  # type: ignore[arg-type]
+        return step(self, *args)
 
-    def validation_step(self: UniteModule, *args: object) -> object:
+    def validation_step(self: UniteModule, *args: Any) -> Any:
         clock[0] += 1000.0
-        return validate(self, *args)  # type: ignore[arg-type]
+        return validate(self, *args)
 
     monkeypatch.setattr(UniteModule, "training_step", training_step)
     monkeypatch.setattr(UniteModule, "validation_step", validation_step)
@@ -68,7 +70,7 @@ def test_tensorboard_shows_what_is_promised(run_cli: RunCli, tmp_path: Path, tin
         model: {{encoder.init_args: {{depth: 1, width: 16, num_heads: 2}}}}
         data:
           class_path: unite.modalities.qm9.QM9DataModule
-          init_args: {{csv_files: [{tiny_csv}], root: {tmp_path / "data"}, batch_size: 8, hydrogens: counted, num_val: null}}
+          init_args: {{csv_files: [{tiny_csv}], root: {tmp_path / "data"}, batch_size: 8, num_val: null}}
         trainer:
           max_steps: 4
           val_check_interval: 2
