@@ -82,9 +82,8 @@ def _file(path: str) -> str:
 
 
 def _block(text: str, language: str) -> str:
-    """An indented block of code: fences within the text cannot end it."""
-    lines = "\n".join(f"    {line}".rstrip() for line in text.strip().splitlines())
-    return f"    :::{language}\n{lines}\n"
+    """A block of code, fenced by what no code holds."""
+    return f"~~~~~~{language}\n{text.strip()}\n~~~~~~"
 
 
 # ---------------------------------------------------------------------- commands
@@ -115,7 +114,8 @@ def _helps(name: str) -> Iterator[str]:
     module = importlib.import_module(COMMANDS[name].module)
     text = _help(module, [name])
     yield text
-    for part in re.findall(r"^    (\w[\w-]*) ", text.partition("WHAT\n")[2], flags=re.MULTILINE):
+    positional = text.partition("positional arguments:\n")[2].partition("\n\n")[0]
+    for part in re.findall(r"^ {4}(\w[\w-]*)(?= |$)", positional, flags=re.MULTILINE):
         yield _help(module, [name, part])
 
 

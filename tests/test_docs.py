@@ -82,6 +82,8 @@ def test_every_setting_has_a_meaning_and_every_command_its_options(reference: Mo
     commands = reference.fill("{{ commands }}")
     for name in COMMANDS:
         assert f"## {name}\n" in commands
+    for part in ("qm9", "images", "reference"):
+        assert f"usage: unite prepare {part} " in commands
     for option in ("`--num_samples`", "--image_size", "--push_to_hub", "--context_start"):
         assert option in commands
 
@@ -106,6 +108,7 @@ def test_site_builds_without_warnings_or_network(tmp_path: Path) -> None:
     assert re.search(r"<span style=[^>]*>CurveAdapter</span>", pages["modality.html"])  # in colour
     for name, text in pages.items():
         assert "{{" not in text, name
+        assert ":::" not in text, name
         fetched = re.findall(r"<(?:script|img|iframe)[^>]* src=\"(?:https?:)?//[^>]*>", text)
         fetched += re.findall(r"<link[^>]* rel=\"stylesheet\"[^>]*https?:[^>]*>", text)
         assert fetched == [], name

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tests.conftest import TESTS, RunCli
@@ -287,6 +288,24 @@ def test_export_refuses_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_full_disk_is_told_and_leaves_nothing(
+    run_cli: RunCli, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(tensors: Any, path: Path, **_: Any) -> None:
+        path.touch()
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    result = run_cli("export", tmp_path / "run", tmp_path / "out")
+    assert result.code == 2
+    assert "No space left on device); make room" in result.err
+    assert not (tmp_path / "out").exists()
+    assert run_cli("export", tmp_path / "run", shared, "--overwrite").code == 2
+    assert {path.name for path in shared.iterdir()} == {"model.safetensors", "README.md"}
+    with pytest.raises(UserError, match=r"no config\.json"):  # half of another model is none
+        UniteModule.from_pretrained(shared)
+
+
 def test_overwrite_replaces_a_shared_model(run_cli: RunCli, shared: Path, tmp_path: Path) -> None:
     other = image_module()
     result = run_cli("export", save(other, tmp_path / "other"), shared, "--overwrite")
@@ -361,6 +380,7 @@ def test_push_to_hub_uploads_the_three_files(
         ("owner/model", {"private": True, "exist_ok": True}),
         ("upload", {"repo_id": "owner/model", "folder_path": str(folder), "allow_patterns": files}),
     ]
+    assert 'from_pretrained("owner/model")' in (folder / "README.md").read_text()
     flip_a_bit(shared)
     with pytest.raises(UserError, match="damaged"):
         push_to_hub(shared, "owner/model", api=StubApi(calls))
