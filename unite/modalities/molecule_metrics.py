@@ -176,10 +176,12 @@ def score_molecules(molecules: Sequence[Molecule | Chem.Mol], train_keys: Tensor
 
 
 def _as_molecule(mol: Chem.Mol) -> Molecule:
+    if not mol.GetNumAtoms():
+        return Molecule(np.empty(0, dtype=np.int64), np.empty((0, 3)))
     if not mol.GetNumConformers():
         raise UserError("an RDKit molecule has no conformer; bonds are not read, so positions are needed")
     numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.int64)
-    return Molecule(numbers, mol.GetConformer().GetPositions().reshape(-1, 3))
+    return Molecule(numbers, mol.GetConformer().GetPositions())
 
 
 class MoleculeReconstructionMetrics(Metric):
