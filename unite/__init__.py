@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from unite.flow import TimeDistribution
     from unite.generative_encoder import GenerativeEncoder, Tokens
     from unite.modalities.base import ModalityAdapter, Template
+    from unite.modalities.molecule_metrics import score_molecules
     from unite.module import UniteModule
     from unite.optimizer import OptimizerSettings
     from unite.trainer import UniteTrainer
@@ -30,6 +31,7 @@ __all__ = [
     "UniteTrainer",
     "UserError",
     "__version__",
+    "score_molecules",
 ]
 
 _HOMES = {
@@ -43,6 +45,7 @@ _HOMES = {
     "UniteModule": "unite.module",
     "UniteTrainer": "unite.trainer",
     "UserError": "unite.errors",
+    "score_molecules": "unite.modalities.molecule_metrics",
 }
 
 

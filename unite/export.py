@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from unite import __version__
 from unite.errors import UserError
-from unite.folders import require_writable
+from unite.folders import leaving_no_empty_folders, require_writable
 from unite.messages import one_line, shown
 from unite.options import OptionParser
 
@@ -58,12 +58,12 @@ from noise. Exported with `unite` {version} from training step {step}; weights: 
 ```python
 from unite import UniteModule
 
-module = UniteModule.from_pretrained("{folder}")
+module = UniteModule.from_pretrained("{name}")
 samples = module.generate("{modality}", 16, seed=0)
 module.adapters["{modality}"].draw(samples).save("grid.png")
 ```
 
-On the command line: `unite sample --ckpt_path {folder} --num_samples 16`.
+On the command line, with this folder at hand: `unite sample --ckpt_path {title} --num_samples 16`.
 
 ## Metrics
 
@@ -100,7 +100,11 @@ def is_exported(checkpoint: Path) -> bool:
 
 
 def export_checkpoint(
-    checkpoint: str | Path, folder: str | Path, license_id: str = "unknown", overwrite: bool = False
+    checkpoint: str | Path,
+    folder: str | Path,
+    license_id: str = "unknown",
+    overwrite: bool = False,
+    name: str | None = None,
 ) -> list[Path]:
     """Write a checkpoint as a folder to share.
 
@@ -110,6 +114,7 @@ def export_checkpoint(
         folder: Where to write; made if missing.
         license_id: Licence of the weights, for the model card: an identifier such as ``mit``.
         overwrite: Replace an exported model that is there.
+        name: What others will load it by, for the model card; None for the folder's name.
 
     Returns:
         The files written.
@@ -141,7 +146,12 @@ def export_checkpoint(
     _write_weights(weights, folder / WEIGHTS_FILE)
     (folder / CARD_FILE).write_text(
         _model_card(
-            folder, settings, content, license_id, _metrics_text(path, content), _data_text(find_run_config(path))
+            name or folder.resolve().name,
+            settings,
+            content,
+            license_id,
+            _metrics_text(path, content),
+            _data_text(find_run_config(path)),
         )
     )
     config = {
@@ -351,16 +361,15 @@ def _without_machine_paths(value: Any) -> Any:
 
 
 def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         save_file(weights, temporary, metadata={"format": "pt"})
         temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror or error}); make room, or choose another folder"
-        ) from error
+    except (OSError, SafetensorError) as error:  # the latter wraps a full disk
+        raise UserError(f"cannot write {path} ({one_line(error)}); make room, or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -371,18 +380,18 @@ def _sha256(path: Path) -> str:
 
 
 def _model_card(
-    folder: Path, settings: Mapping[str, Any], content: Mapping[str, Any], license_id: str, metrics: str, data: str
+    name: str, settings: Mapping[str, Any], content: Mapping[str, Any], license_id: str, metrics: str, data: str
 ) -> str:
     num_parameters = sum(value.numel() for value in content["state_dict"].values() if value.is_floating_point())
     modalities = list(settings["adapters"])
     return CARD.format(
         license=license_id,
         tags=", ".join(modalities),
-        title=folder.resolve().name,
+        title=name.rpartition("/")[2],
         version=__version__,
         step=content.get("global_step", 0),
         weights="averaged (EMA)" if "current_model_state" in content else "as in the checkpoint",
-        folder=folder.resolve().name,
+        name=name,
         modality=modalities[0],
         metrics=metrics,
         data=data,
@@ -446,7 +455,11 @@ def run(args: list[str]) -> None:
     if options.push_to_hub:
         _require_repo_id(options.push_to_hub)
         _hub(options.push_to_hub)
-    for path in export_checkpoint(options.checkpoint, options.folder, options.license, options.overwrite):
+    with leaving_no_empty_folders(options.folder):
+        written = export_checkpoint(
+            options.checkpoint, options.folder, options.license, options.overwrite, options.push_to_hub
+        )
+    for path in written:
         print(f"wrote {shown(path)}")
     if options.license == "unknown":
         print(f"the licence is not stated: name one with --license, or edit {shown(options.folder / CARD_FILE)}")

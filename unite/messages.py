@@ -15,7 +15,7 @@ import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -165,25 +165,28 @@ def _suggestion(message: str, parser: LightningArgumentParser | None) -> str:
 
 def _similar_class(class_path: str) -> str | None:
     """The class of a similar name in the same module or, failing that, anywhere in this package."""
+    import unite
+
     module, _, name = class_path.rpartition(".")
-    for path in ([module] if module else []), _own_modules():
-        classes: dict[str, str] = {}
-        for module_name in path:
-            with contextlib.suppress(ImportError):
-                members = vars(importlib.import_module(module_name))
-                classes |= {key: f"{module_name}.{key}" for key, item in members.items() if inspect.isclass(item)}
-        close = difflib.get_close_matches(name, classes, n=1, cutoff=0.8)
+    own = [found.name for found in pkgutil.walk_packages(unite.__path__, "unite.") if "__" not in found.name]
+    candidates = {**_classes([module] if module else [], ""), **_classes(own, "unite.")}
+    for paths in ([path for path in candidates if path.startswith(f"{module}.")], candidates):
+        by_name = {path.rpartition(".")[2]: path for path in paths}
+        close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.8)
         if close:
-            return classes[close[0]]
+            return by_name[close[0]]
     return None
 
 
-def _own_modules() -> list[str]:
-    """Modules of this package; those that define a class come after those that only import it."""
-    import unite
-
-    names = [module.name for module in pkgutil.walk_packages(unite.__path__, "unite.") if "__" not in module.name]
-    return sorted(names, key=lambda name: name.startswith("unite.modalities"))
+def _classes(modules: Iterable[str], home: str) -> dict[str, type]:
+    """Classes by path in those of the modules that can be imported; only those made in ``home``."""
+    found = {}
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            for name, item in vars(importlib.import_module(module)).items():
+                if inspect.isclass(item) and item.__module__.startswith(home):
+                    found[f"{item.__module__ if home else module}.{name}"] = item
+    return found
 
 
 def shown(path: str | Path) -> str:

@@ -22,14 +22,25 @@ class OptionParser(argparse.ArgumentParser):
         Raises:
             UserError: Always.
         """
-        unknown = re.search(r"unrecognized arguments: (--[\w-]+)|invalid choice: '([^']*)'", message)
-        hint = ""
-        if unknown:
-            allowed = [option for action in self._actions for option in action.option_strings]
-            allowed += [str(choice) for action in self._actions for choice in action.choices or ()]
-            close = difflib.get_close_matches(unknown[1] or unknown[2], allowed, n=1, cutoff=0.6)
-            hint = f"; did you mean {close[0]}?" if close else ""
+        option = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        close: list[str] = []
+        if option:
+            close = difflib.get_close_matches(option[1], _options(self), n=1, cutoff=0.7)
+        elif choice:
+            close = difflib.get_close_matches(choice[1], re.findall(r"[\w-]+", choice[2]), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(f"{self.prog.removeprefix('unite ')}: {message}{hint}; see {self.prog} --help")
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    """Options of a parser and of those below it."""
+    found: list[str] = []
+    for action in parser._actions:
+        found += action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            found += [option for part in action.choices.values() for option in _options(part)]
+    return found
 
 
 def torch_device(name: str | None) -> torch.device:

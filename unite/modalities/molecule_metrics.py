@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from unite.errors import UserError
 from unite.modalities.molecule_perception import (
     REJECT_REASONS,
     Molecule,
@@ -156,6 +157,31 @@ class MoleculeGenerationMetrics(Metric):
 
 def _has_charged_carbon(mol: Chem.Mol) -> bool:
     return any(atom.GetAtomicNum() == 6 and atom.GetFormalCharge() != 0 for atom in mol.GetAtoms())
+
+
+def score_molecules(molecules: Sequence[Molecule | Chem.Mol], train_keys: Tensor | None = None) -> dict[str, float]:
+    """The metrics of :class:`MoleculeGenerationMetrics` for molecules of any origin.
+
+    Args:
+        molecules: Molecules as generated, or RDKit molecules with a conformer, of which only elements and positions
+            are used: hydrogens must be atoms. Pass failures as well; fractions are of all that are passed.
+        train_keys: Keys of the training molecules, see :class:`MoleculeGenerationMetrics`; None leaves novelty out.
+
+    Raises:
+        UserError: An RDKit molecule has no conformer.
+    """
+    metric = MoleculeGenerationMetrics(train_keys)
+    metric.update([_as_molecule(item) if isinstance(item, Chem.Mol) else item for item in molecules])
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def _as_molecule(mol: Chem.Mol) -> Molecule:
+    if not mol.GetNumAtoms():
+        return Molecule(np.empty(0, dtype=np.int64), np.empty((0, 3)))
+    if not mol.GetNumConformers():
+        raise UserError("an RDKit molecule has no conformer; bonds are not read, so positions are needed")
+    numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.int64)
+    return Molecule(numbers, mol.GetConformer().GetPositions())
 
 
 class MoleculeReconstructionMetrics(Metric):

@@ -1,0 +1,102 @@
+"""Everything that TensorBoard is promised to show, read back from the event file."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import TESTS, RunCli
+from tests.toy_modality.curves import CurveAdapter, CurveDataModule
+from unite import GenerativeEncoder, OptimizerSettings, UniteModule, UniteTrainer
+from unite.callbacks import GenerationMetrics
+
+
+def fit(folder: Path, **settings: Any) -> EventAccumulator:
+    encoder = GenerativeEncoder("XS", latent_channels=4, depth=1, width=16, num_heads=2)
+    module = UniteModule(encoder, {"curve": CurveAdapter()}, OptimizerSettings(lr=1e-2, warmup_steps=4))
+    data = CurveDataModule(num_curves=48, batch_size=16)  # three batches
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    callbacks: list[Callback] = [GenerationMetrics(num_samples=4, num_steps=2)]
+    UniteTrainer(default_root_dir=folder, callbacks=callbacks, **{**quiet, **settings}).fit(module, datamodule=data)
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
+def test_learning_rates_are_those_of_the_step(tmp_path: Path) -> None:
+    events = fit(tmp_path, max_epochs=2, log_every_n_steps=1)
+    for name in ("lr/muon", "lr/adamw"):
+        values = {event.step: event.value for event in events.Scalars(name)}
+        decay = [0.5 * (1 + math.cos(math.pi * progress / 2)) for progress in (0, 1)]
+        expected = [0.0, 0.25, 0.5, 0.75, *decay]
+        assert values == pytest.approx({step: 1e-2 * factor for step, factor in enumerate(expected)})
+
+
+def test_throughput_counts_samples_and_leaves_validation_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    step, validate = UniteModule.training_step, UniteModule.validation_step
+
+    def training_step(self: UniteModule, *args: Any) -> Any:
+        clock[0] += 0.5
+        return step(self, *args)
+
+    def validation_step(self: UniteModule, *args: Any) -> Any:
+        clock[0] += 1000.0
+        return validate(self, *args)
+
+    monkeypatch.setattr(UniteModule, "training_step", training_step)
+    monkeypatch.setattr(UniteModule, "validation_step", validation_step)
+    events = fit(tmp_path, max_epochs=2, log_every_n_steps=2, num_sanity_val_steps=0)
+    # Steps 2, 4 and 6; the validation after step 3 starts the measurement anew.
+    assert [event.step for event in events.Scalars("train/steps_per_second")] == [1, 3, 5]
+    assert {event.value for event in events.Scalars("train/steps_per_second")} == {2.0}
+    assert {event.value for event in events.Scalars("train/samples_per_second")} == {32.0}
+
+
+def test_an_accumulated_step_is_one_step(tmp_path: Path) -> None:
+    events = fit(tmp_path, max_epochs=2, log_every_n_steps=1, accumulate_grad_batches=2)
+    assert [event.step for event in events.Scalars("lr/muon")] == [0, 1, 2, 3]
+
+
+def test_tensorboard_shows_what_is_promised(run_cli: RunCli, tmp_path: Path, tiny_csv: Path) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        f"""
+        model: {{encoder.init_args: {{depth: 1, width: 16, num_heads: 2}}}}
+        data:
+          class_path: unite.modalities.qm9.QM9DataModule
+          init_args: {{csv_files: [{tiny_csv}], root: {tmp_path / "data"}, batch_size: 8, num_val: null}}
+        trainer:
+          max_steps: 4
+          val_check_interval: 2
+          log_every_n_steps: 1
+          accelerator: cpu
+          callbacks:
+            - class_path: unite.callbacks.GenerationMetrics
+              init_args: {{num_samples: 4, num_steps: 2}}
+        """
+    )
+    base = TESTS.parent / "configs" / "qm9_small.yaml"
+    folder = tmp_path / "run"
+    result = run_cli("fit", "--config", base, "--config", config, "--trainer.default_root_dir", folder, "--quiet")
+    assert result.code == 0, result.err
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    losses = [f"{stage}/molecule/{term}" for stage in ("train", "val") for term in ("types", "positions", "flow")]
+    metrics = [f"val/molecule/{name}" for name in ("match_rate", "rmsd", "validity", "uniqueness", "novelty")]
+    others = ["train/loss", "lr/muon", "lr/adamw", "train/steps_per_second", "train/samples_per_second"]
+    for name in [*losses, *metrics, *others]:
+        values = [event.value for event in events.Scalars(name)]
+        assert len(values) in (2, 4), name
+        assert all(map(math.isfinite, values)) or name.endswith("rmsd"), name  # no molecule has all types right yet
+    assert set(tags["images"]) == {"val/molecule/samples", "val/molecule/reconstructions"}
+    for name in tags["images"]:
+        (first, *_) = events.Images(name)
+        assert first.encoded_image_string.startswith(b"\x89PNG")
+        assert min(first.width, first.height) > 100
