@@ -165,6 +165,8 @@ class UniteCLI(LightningCLI):
             args.append(f"--seed_everything={options.seed}")
         if options.labels:
             args.append(f"--labels=[{','.join(options.labels)}]")
+        if options.overwrite:
+            args.append(f"--overwrite={options.overwrite}")
         return [*args, *options.others]
 
     def _run_folder(self, command: str, configured: str | None) -> Path:
@@ -223,6 +225,7 @@ def _early_options(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--trainer.default_root_dir", dest="root")
     parser.add_argument("--seed", "--seed_everything")
     parser.add_argument("--labels", nargs="+")
+    parser.add_argument("--overwrite", nargs="?", const="true")
     try:
         options, options_others = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
