@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from curves import CurveDataModule
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.conftest import RunCli
 from tests.test_cli import _in_toy_folder, toy_run  # noqa: F401
+from tests.toy_modality.curves import CurveDataModule
 from unite import UniteModule
 from unite.encoding import LatentFiles, Split, encode, limit_batches, split_loader, write_latents
 from unite.modalities.qm9 import QM9DataModule

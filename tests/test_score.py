@@ -200,6 +200,7 @@ def test_ctrl_c_ends_all_processes_quietly(tmp_path: Path) -> None:
         (("molecules", "{tmp}/good.sdf", "--num_workers", "0"), ["--num_workers is 0"]),
         (("molecules", "{tmp}/good.sdf", "--bond", "x"), ["--bond"]),
         (("molecules", "{tmp}/both/m.xyz", "--bonds", "as_written"), ["has no bonds"]),
+        (("molecules", "{tmp}/good.sdf", "--routes", "x"), ["--routes", "adit", "posebusters"]),
         (("images", "{tmp}/folder"), ["--reference"]),
         (("images", "{tmp}/folder", "--reference", "{tmp}/images"), ["has no images"]),
         (("images", "{tmp}/good.txt", "--reference", "{tmp}/images"), ["is not a folder"]),
@@ -231,6 +232,29 @@ def test_wrong_input_is_told_in_one_line(
     assert lines[0].startswith("unite: error: ")
     for word in words:
         assert word in lines[0]
+
+
+@pytest.mark.parametrize(("route", "package"), [("adit", "pymatgen"), ("posebusters", "posebusters")])
+def test_a_route_without_its_package_says_how_to_get_it(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str, package: str
+) -> None:
+    write_sdf(REALS[:1], tmp_path / "m.sdf")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = run_cli("score", "molecules", tmp_path / "m.sdf", "--no_novelty", "--routes", route)
+    assert result.code == 2
+    assert f"--routes {route} needs {package}" in result.err
+    assert f"pip install {package}" in result.err
+    assert not (tmp_path / "m_scores").exists()
+
+
+def test_routes_of_others_know_real_molecules(run_cli: RunCli, tmp_path: Path) -> None:
+    pytest.importorskip("openbabel")
+    pytest.importorskip("pymatgen")
+    pytest.importorskip("posebusters")
+    write_xyz([*REALS, ODD[0]], tmp_path / "m.xyz")
+    found, _ = score(run_cli, tmp_path / "m.xyz", tmp_path / "o", "--no_novelty", "--routes", "adit", "posebusters")
+    assert 0.8 < found["validity_adit"] < 1
+    assert found["posebusters/bond_lengths"] > 0.95
 
 
 # ---------------------------------------------------------------------- images

@@ -64,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
         help="cache of QM9, whose 100,000 training molecules are not novel (default: %(default)s)",
     )
     molecules.add_argument("--no_novelty", action="store_true", help="leave novelty out; saves seconds")
+    molecules.add_argument(
+        "--routes",
+        nargs="+",
+        default=[],
+        choices=("adit", "posebusters"),
+        help="also judge by other definitions, under their names: validity_adit, posebusters/...; slow, and each needs "
+        "packages of its own",
+    )
     molecules.add_argument("--num_workers", type=int, help="processes that judge (default: one per CPU, at most 8)")
     molecules.set_defaults(run=_score_molecules)
 
@@ -118,7 +126,8 @@ def _output_folder(options: argparse.Namespace) -> Path:
 def _score_molecules(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from unite.modalities.molecule_reading import SUFFIXES, find_files, read_records
+    from unite.modalities.molecule_reading import SUFFIXES, find_files, parse, read_records
+    from unite.modalities.molecule_routes import require_route, route_metrics
     from unite.modalities.molecule_scores import MoleculeScores, judge_all, num_cpus
 
     if options.num_workers is not None and options.num_workers < 1:
@@ -127,6 +136,8 @@ def _score_molecules(options: argparse.Namespace) -> None:
     as_written = options.bonds == "as_written"
     if as_written and (other := next((file for file in files if SUFFIXES[file.suffix.lower()] != "sdf"), None)):
         raise UserError(f"--bonds as_written: {other} has no bonds; leave the option out, or give SDF files")
+    for route in options.routes:
+        require_route(route)
     folder = _output_folder(options)
     scores = MoleculeScores()
     novelty = "left out as asked"
@@ -152,6 +163,8 @@ def _score_molecules(options: argparse.Namespace) -> None:
             f"{scores.rejects[0]['detail']}"
         )
     values = scores.metrics(train_keys)
+    if options.routes:
+        values |= route_metrics(options.routes, [parse(record).molecule for record in read_records(files)])
     print(f"{scores.num_records:,} molecules in {', '.join(map(shown, files[:3]))}{', ...' if files[3:] else ''}")
     if not as_written:
         print("bonds perceived from elements and coordinates; denominators count every record")

@@ -138,7 +138,9 @@ def _symbols(entry: Entry) -> Counter[str]:
 def judge_as_written(record: Record) -> Written:
     """Whether a molecule is valid with the bonds, charges and hydrogens that its SDF gives it."""
     with rdBase.BlockLogs():
-        mol = Chem.MolFromMolBlock("\n".join(record.lines), sanitize=False, removeHs=False, strictParsing=False)
+        mol: Chem.Mol | None = Chem.MolFromMolBlock(
+            "\n".join(record.lines), sanitize=False, removeHs=False, strictParsing=False
+        )
         if mol is None or mol.GetNumAtoms() == 0:
             return Written(None, "unreadable")
         try:
