@@ -88,6 +88,7 @@ def test_what_is_no_molecule_counts_as_rejected_by_name(run_cli: RunCli, tmp_pat
     found, rejects = score(run_cli, tmp_path / "m.xyz", tmp_path / "out", "--no_novelty")
     assert found["num_molecules"] == 4
     assert found["validity"] == 0.25
+    assert found["atoms/min"] == 2  # of what can be read
     assert found["reject/too_large"] == found["reject/unreadable"] == found["reject/unknown_element"] == 0.25
     assert [reject.get("detail") for reject in rejects["rejected"]] == [
         f"{MAX_ATOMS + 1} atoms",

@@ -220,7 +220,8 @@ class MoleculeScores:
     def add(self, judged: Judged) -> None:
         """Add one record."""
         self.num_records += 1
-        self._sizes.append(judged.num_atoms)
+        if judged.reason != "unreadable":
+            self._sizes.append(judged.num_atoms)
         self._symbols.update(judged.symbols)
         self._counts.update(
             valid=judged.key is not None,
