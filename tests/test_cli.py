@@ -106,7 +106,7 @@ def test_help_and_import_load_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for command in ("fit", "validate", "test", "sample"):
+    for command in ("fit", "validate", "test", "sample", "reconstruct", "predict", "score"):
         assert f"\n  {command} " in result.stdout
     assert f"unite {unite.__version__}" in result.stdout
 
@@ -118,13 +118,15 @@ def test_public_names_exist() -> None:
         unite.Nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "sample"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "sample", "reconstruct", "predict"])
 def test_help_of_a_command_lists_its_options(run_cli: RunCli, command: str) -> None:
     result = run_cli(command, "--help")
     assert result.code == 0
     for option in ("--config", "--ckpt_path", "--model.encoder", "--data", "--trainer.max_steps", "--seed"):
         assert option in result.out
-    assert ("--num_samples" in result.out) == (command == "sample")
+    assert ("--num_samples" in result.out) == (command in ("sample", "reconstruct"))
+    assert ("--split" in result.out) == (command in ("reconstruct", "predict"))
+    assert ("--overwrite" in result.out) == (command in ("sample", "reconstruct", "predict"))
 
 
 # ---------------------------------------------------------------------- run folders
@@ -303,12 +305,13 @@ def test_guidance_sweep_takes_the_scale_of_the_lowest_fid(
     refused = run_cli("sample", *options)
     assert refused.code == 2
     assert "this modality has none" in refused.err
+    assert not [path for path in tmp_path.iterdir() if path.name != "parts"]
     monkeypatch.setattr("curves.MeanRadius.compute", lambda self: {"fid_toy": self.total / self.count})
     seen.clear()
     result = run_cli("sample", *options)
     assert result.code == 0, result.err
     assert "best: guidance_scale 2.5" in result.out
-    assert seen == [1.0, 2.5, 4.0, 2.5]
+    assert seen == [1.0, 2.5, 4.0]  # the winner is not made twice
     assert [row["guidance_scale"] for row in json.loads((tmp_path / "sweep.json").read_text())] == [1.0, 2.5, 4.0]
 
 
@@ -398,6 +401,22 @@ SAMPLE = ("sample", "--output", "{tmp}/out", "--ckpt_path", "{toy}")
         ((*SAMPLE, "--labels", "a"), ["labels", "int", "a"]),
         ((*SAMPLE, "--modality", "sound"), ["'sound'", "curve"]),
         ((*SAMPLE, "--seed", "x"), ["seed", "x"]),
+        ((*SAMPLE, "--film_strip", "-1"), ["film_strip is -1"]),
+        ((*SAMPLE[:2], "{tmp}/file", *SAMPLE[3:]), ["cannot write to", "--output"]),
+        (("sample", "--ckpt_path", "{tmp}/truncated.ckpt"), ["truncated.ckpt", "damaged"]),
+        (("reconstruct",), ["--config", "--ckpt_path"]),
+        (("reconstruct", "--ckpt_path", "{tmp}/pickled.ckpt"), ["not a unite checkpoint"]),
+        (("reconstruct", "--ckpt_path", "{toy}", "--num_samples", "0"), ["num_samples is 0"]),
+        (("reconstruct", "--ckpt_path", "{toy}", "--output", "{tmp}/file"), ["cannot write to", "--output"]),
+        (("reconstruct", "--ckpt_path", "{toy}", "--modality", "sound"), ["'sound'", "curve"]),
+        (("predict", "--config", "curves.yaml"), ["--ckpt_path"]),
+        (("predict", "--ckpt_path", "{tmp}/foreign.ckpt"), ["not a unite checkpoint"]),
+        (("predict", "--ckpt_path", "{toy}", "--split", "all"), ["split", "'train'", "all"]),
+        (
+            ("predict", "--ckpt_path", "{toy}", "--split", "train", "--output", "{tmp}/out"),
+            ["--split train", "choose val or test"],
+        ),
+        (("predict", "--ckpt_path", "{toy}", "--output", "{tmp}"), ["has files already", "--overwrite"]),
     ],
     ids=lambda value: "-".join(value[-2:]).replace("--", "") if isinstance(value, tuple) else None,
 )

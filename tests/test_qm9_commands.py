@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from rdkit import Chem
+from safetensors.torch import load_file
 
 from tests.conftest import RunCli
 from unite import UniteModule
@@ -165,3 +166,42 @@ def test_a_damaged_cache_is_rebuilt_and_said_so(
     result = run_cli(*command)
     assert result.code == 0, result.err
     assert "rebuil" in (result.out + result.err + caplog.text)
+
+
+def test_reconstruct_writes_inputs_beside_reconstructions(run_cli: RunCli, run: Path, tmp_path: Path) -> None:
+    options = ["--num_samples", "4", "--split", "train", "--output", tmp_path]
+    result = run_cli("reconstruct", "--ckpt_path", run, *options)
+    assert result.code == 0, result.err
+    for name in ("originals", "reconstructions"):
+        assert len(Chem.SDMolSupplier(str(tmp_path / name / "samples.sdf"), sanitize=False)) == 4
+    originals = [mol.GetProp("valid") for mol in Chem.SDMolSupplier(str(tmp_path / "originals" / "samples.sdf"))]
+    assert originals == ["True"] * 4
+    assert Image.open(tmp_path / "reconstructions.png").size == (4 * 2 * 264, 18 + 244)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert {"match_rate", "rmsd", "type_accuracy"} <= metrics.keys()
+
+
+def test_predict_writes_latents_with_the_numbers_of_the_molecules(run_cli: RunCli, run: Path, tmp_path: Path) -> None:
+    result = run_cli("predict", "--ckpt_path", run, "--split", "test", "--output", tmp_path)
+    assert result.code == 0, result.err
+    found = load_file(tmp_path / "molecule-test-00000.safetensors")
+    module = UniteModule.load_from_checkpoint(run / "last.ckpt", map_location="cpu")
+    num_molecules = len(found["molecule_id"])
+    assert found["index"].tolist() == list(range(num_molecules))
+    assert found["latents"].shape[2] == module.encoder.latent_channels
+    assert found["mask"].shape == found["latents"].shape[:2]
+    assert f"latents of {num_molecules} samples of test" in result.out
+
+
+def test_scores_of_the_written_files_are_those_of_the_samples(run_cli: RunCli, run: Path, tmp_path: Path) -> None:
+    made = run_cli("sample", "--ckpt_path", run, "--num_samples", "12", "--num_steps", "3", "--output", tmp_path / "s")
+    assert made.code == 0, made.err
+    expected = json.loads((tmp_path / "s" / "metrics.json").read_text())
+    for name in ("samples.sdf", "samples.xyz"):
+        options = ["--no_novelty", "--output", tmp_path / name]
+        result = run_cli("score", "molecules", tmp_path / "s" / name, *options)
+        assert result.code == 0, result.err
+        found = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert {metric: found[metric] for metric in expected if metric != "novelty"} == pytest.approx(
+            {metric: value for metric, value in expected.items() if metric != "novelty"}
+        )

@@ -201,6 +201,8 @@ class UniteCLI(LightningCLI):
             args += trainer_options(options.device)
         if options.labels:
             args.append(f"--labels=[{','.join(options.labels)}]")
+        if options.overwrite:
+            args.append(f"--overwrite={options.overwrite}")
         bars = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"] if is_quiet() else []
         return [*args, *options.others, *bars]
 
@@ -261,6 +263,7 @@ def _early_options(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", "--seed_everything")
     parser.add_argument("--device")
     parser.add_argument("--labels", nargs="+")
+    parser.add_argument("--overwrite", nargs="?", const="true")
     try:
         options, options_others = parser.parse_known_args(args)
     except argparse.ArgumentError as error:

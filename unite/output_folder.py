@@ -73,9 +73,8 @@ class OutputFolder:
         try:
             yield
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted; {self.parts} keeps what is done: the same command continues"
-            ) from None
+            message = f"interrupted; what is done lies in {self.parts}, and the same command continues"
+            raise KeyboardInterrupt(message) from None
 
     def finish(self) -> None:
         """Remove the parts."""

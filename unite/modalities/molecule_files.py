@@ -71,7 +71,7 @@ def write_sdf(molecules: Sequence[Molecule], path: str | Path) -> None:
 def write_xyz(molecules: Sequence[Molecule], path: str | Path) -> None:
     """Write molecules exactly as generated to an extended XYZ file, which appears only once it is complete.
 
-    The comment line of each molecule carries ``valid`` (T or F), ``reject_reason`` and ``smiles``. United
+    The comment line of each molecule carries ``valid`` (T or F), and ``smiles`` or ``reject_reason``. United
     atoms are heavy atoms with a further column ``num_hydrogens``; no hydrogen is added. Elements that do not
     exist are ``X``.
 
@@ -93,10 +93,9 @@ def write_xyz(molecules: Sequence[Molecule], path: str | Path) -> None:
                 counts = molecule.num_hydrogens.tolist()
                 rows = [f"{row} {count}" for row, count in zip(rows, counts, strict=True)]
             properties = _properties(found)
-            comment = (
-                f"Properties={columns} valid={properties['valid'][0]} "
-                f'reject_reason="{properties["reject_reason"]}" smiles="{properties["smiles"]}"'
-            )
+            # Without the empty ones: readers, such as ASE's, take `a="" b="c"` for one value.
+            texts = [f' {name}="{properties[name]}"' for name in ("reject_reason", "smiles") if properties[name]]
+            comment = f"Properties={columns} valid={properties['valid'][0]}{''.join(texts)}"
             file.write("\n".join([str(len(rows)), comment, *rows]) + "\n")
 
 

@@ -20,6 +20,7 @@ from unite.modalities.molecule_perception import (
     REJECT_REASONS,
     Molecule,
     edm_stability,
+    has_charged_carbon,
     hash_key,
     molecule_key,
     perceive_all,
@@ -122,9 +123,7 @@ class MoleculeGenerationMetrics(Metric):
         self.valid_keys.append(torch.tensor(keys, dtype=torch.int64, device=self.device))
         self.num_requested += len(molecules)
         self.num_valid += len(keys)
-        self.num_charged_carbon += sum(
-            found.mol is not None and _has_charged_carbon(found.mol) for found in perceptions
-        )
+        self.num_charged_carbon += sum(found.mol is not None and has_charged_carbon(found.mol) for found in perceptions)
         self.num_connected += sum(found.is_connected for found in perceptions)
         self.num_rejected += torch.from_numpy(rejected).to(self.device)
         self.num_atoms += int(edm.num_atoms.sum())
@@ -153,10 +152,6 @@ class MoleculeGenerationMetrics(Metric):
         for reason, num_rejected in zip(REJECT_REASONS, self.num_rejected, strict=True):
             metrics[f"reject/{reason}"] = _fraction(num_rejected, self.num_requested)
         return metrics
-
-
-def _has_charged_carbon(mol: Chem.Mol) -> bool:
-    return any(atom.GetAtomicNum() == 6 and atom.GetFormalCharge() != 0 for atom in mol.GetAtoms())
 
 
 def score_molecules(molecules: Sequence[Molecule | Chem.Mol], train_keys: Tensor | None = None) -> dict[str, float]:

@@ -279,6 +279,11 @@ def hash_key(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def has_charged_carbon(mol: Chem.Mol) -> bool:
+    """Whether some carbon carries a charge, which the protocol accepts and real molecules hardly have."""
+    return any(atom.GetAtomicNum() == 6 and atom.GetFormalCharge() != 0 for atom in mol.GetAtoms())
+
+
 def edm_stability(molecules: Sequence[Molecule]) -> EdmStability:
     """Stability and validity by EDM's table of bond lengths.
 

@@ -1,0 +1,145 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rdkit import Chem
+
+from tests.modalities.qm9_rows import tiny_molecules
+from unite.errors import UserError
+from unite.modalities.molecule_files import write_sdf, write_xyz
+from unite.modalities.molecule_perception import Molecule, unite_hydrogens
+from unite.modalities.molecule_reading import Entry, Record, find_files, parse, read_records
+
+REALS = [real for real, _ in tiny_molecules()][:8]
+UNITED = [unite_hydrogens(real) for real in REALS]
+METHANE_ROWS = ["C 0 0 0", "H 0.6 0.6 0.6", "H -0.6 -0.6 0.6", "H 0.6 -0.6 -0.6", "H -0.6 0.6 -0.6"]
+
+
+def read(path: Path) -> list[Entry]:
+    return [parse(record) for record in read_records([path])]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def assert_same(entries: list[Entry], molecules: list[Molecule]) -> None:
+    for entry, molecule in zip(entries, molecules, strict=True):
+        assert entry.molecule is not None, entry.error
+        assert entry.molecule.atomic_numbers.tolist() == molecule.atomic_numbers.tolist()
+        np.testing.assert_allclose(entry.molecule.positions, molecule.positions, atol=6e-5)
+        if molecule.num_hydrogens is None:
+            assert entry.molecule.num_hydrogens is None
+        else:
+            assert entry.molecule.num_hydrogens is not None
+            assert entry.molecule.num_hydrogens.tolist() == molecule.num_hydrogens.tolist()
+
+
+@pytest.mark.parametrize("molecules", [REALS, UNITED], ids=["explicit", "united"])
+def test_our_own_files_give_back_what_was_written(tmp_path: Path, molecules: list[Molecule]) -> None:
+    far = Molecule(np.array([6, 1]), np.array([[0, 0, np.nan], [1e6, 0, 0]]))
+    write_sdf([*molecules, far], tmp_path / "m.sdf")
+    write_xyz([*molecules, far], tmp_path / "m.xyz")
+    assert_same(read(tmp_path / "m.sdf"), [*molecules, far])
+    assert_same(read(tmp_path / "m.xyz"), [*molecules, far])
+
+
+@pytest.mark.parametrize("is_v3000", [False, True])
+def test_files_of_rdkit_are_read_in_both_versions(tmp_path: Path, is_v3000: bool) -> None:
+    write_sdf(REALS, tmp_path / "ours.sdf")
+    with Chem.SDWriter(str(tmp_path / "theirs.sdf")) as writer:
+        writer.SetForceV3000(is_v3000)
+        for mol in Chem.SDMolSupplier(str(tmp_path / "ours.sdf"), removeHs=False):
+            mol.ClearProp("smiles")
+            writer.write(mol)
+    assert ("V3000" in (tmp_path / "theirs.sdf").read_text()) == is_v3000
+    assert_same(read(tmp_path / "theirs.sdf"), REALS)
+
+
+def test_xyz_columns_are_found_by_their_names(tmp_path: Path) -> None:
+    text = '2\nenergy=1 Properties=mass:R:1:pos:R:3:species:S:1 pbc="F F F"\n12 0 0 0 C\n16 1.2 0 0 o\n'
+    (entry,) = read(write(tmp_path / "a.extxyz", text))
+    assert entry.molecule is not None
+    assert entry.molecule.atomic_numbers.tolist() == [6, 8]
+    assert entry.molecule.positions.tolist() == [[0, 0, 0], [1.2, 0, 0]]
+
+
+def test_plain_xyz_may_have_numbers_empty_comments_and_blank_lines(tmp_path: Path) -> None:
+    frames = ["1", "", "6 0 0 0", "", "0", "nothing", "2", "12", "C 0 0 0 0.1", "D 1 0 0 0.2", ""]
+    entries = read(write(tmp_path / "a.xyz", "\n".join(frames)))
+    found = [entry.molecule.atomic_numbers.tolist() for entry in entries if entry.molecule is not None]
+    assert found == [[6], [], [6, 1]]
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (["5", "breaks off", *METHANE_ROWS[:3]], "breaks off before its 5 atoms"),
+        (["5", "few columns", *METHANE_ROWS[:4], "H 0 0"], "too few columns"),
+        (["5", "no number", *METHANE_ROWS[:4], "H 0 0 x"], "no number"),
+        (["two", "wrong", "C 0 0 0"], "no number of atoms in 'two'"),
+        (["1", "Properties=pos:R:3", "0 0 0"], "no species"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else None,
+)
+def test_a_broken_frame_leaves_the_others_alone(tmp_path: Path, broken: list[str], words: str) -> None:
+    good = ["5", "good", *METHANE_ROWS]
+    entries = read(write(tmp_path / "a.xyz", "\n".join([*good, *broken, *good])))
+    assert [entry.molecule is not None for entry in entries] == [True, False, True]
+    assert words in entries[1].error
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda block: block[:2], "no counts line"),
+        (lambda block: [*block[:3], "many atoms V2000", *block[4:]], "no number of atoms"),
+        (lambda block: block[:6], "breaks off"),
+        (lambda block: [*block[:4], block[4].replace("0.", "x.", 1), *block[5:]], "no number"),
+    ],
+)
+def test_a_broken_sdf_record_leaves_the_others_alone(tmp_path: Path, damage: object, words: str) -> None:
+    write_sdf(REALS[:1], tmp_path / "good.sdf")
+    good = (tmp_path / "good.sdf").read_text().splitlines()
+    assert callable(damage)
+    bad = [*damage(good[:-1]), "$$$$"]
+    entries = read(write(tmp_path / "a.sdf", "\n".join([*good, *bad, *good])))
+    assert [entry.molecule is not None for entry in entries] == [True, False, True]
+    assert words in entries[1].error
+
+
+def test_elements_that_do_not_exist_are_kept_by_name(tmp_path: Path) -> None:
+    (entry,) = read(write(tmp_path / "a.xyz", "3\n\nQq 0 0 0\nCl 1 0 0\n400 2 0 0\n"))
+    assert entry.molecule is not None
+    assert entry.molecule.atomic_numbers.tolist() == [0, 17, 400]
+    assert entry.symbols == ["Qq", "Cl", "400"]
+
+
+@given(
+    st.lists(st.text(alphabet="0123456789 .CHN-+eXnai=:$M V\t", max_size=40), max_size=12),
+    st.sampled_from(["sdf", "xyz"]),
+)
+def test_no_text_makes_the_reader_fail(tmp_path_factory: pytest.TempPathFactory, lines: list[str], suffix: str) -> None:
+    path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
+    path.write_text("\n".join(lines))
+    for entry in read(path):
+        assert (entry.molecule is None) == bool(entry.error)
+
+
+def test_records_know_where_they_are_from(tmp_path: Path) -> None:
+    write_sdf(REALS[:2], tmp_path / "b.sdf")
+    write_sdf(REALS[:1], tmp_path / "a.sdf")
+    (tmp_path / "notes.txt").write_text("not a molecule")
+    records: list[Record] = list(read_records(find_files(tmp_path)))
+    assert [(Path(record.file).name, record.number) for record in records] == [("a.sdf", 1), ("b.sdf", 1), ("b.sdf", 2)]
+
+
+def test_a_folder_with_both_formats_is_ambiguous(tmp_path: Path) -> None:
+    write_sdf(REALS[:1], tmp_path / "samples.sdf")
+    write_xyz(REALS[:1], tmp_path / "samples.xyz")
+    with pytest.raises(UserError, match="--format sdf or --format xyz"):
+        find_files(tmp_path)
+    assert [path.name for path in find_files(tmp_path, "xyz")] == ["samples.xyz"]
