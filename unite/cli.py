@@ -8,7 +8,7 @@ import traceback
 from typing import NamedTuple
 
 from unite import __version__
-from unite.errors import UserError
+from unite.errors import TrainingError, UserError
 
 
 class Command(NamedTuple):
@@ -76,6 +76,11 @@ def main(args: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"unite: error: {error}", file=sys.stderr)
         return 2
+    except TrainingError as error:
+        if is_debug:
+            traceback.print_exc()
+        print(f"unite: failed: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as error:
         print(f"\nunite: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from unite.errors import UserError
+from unite.guards import explained_memory_errors
 from unite.messages import one_line, shown, silence_noise
 from unite.module import UniteModule
 from unite.run_folder import (
@@ -134,7 +135,8 @@ class UniteCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         self.checkpoint = {}  # the trainer reads it anew
         try:
-            super()._run_subcommand(subcommand)
+            with explained_memory_errors(subcommand, self.config[subcommand]):
+                super()._run_subcommand(subcommand)
         except MisconfigurationException as error:
             raise UserError(one_line(error)) from error
 
