@@ -39,11 +39,13 @@ class NonFiniteGuard(Callback):
         self.action = action
         self.patience = patience
         self.num_skipped = 0
+        self.is_delayed = False
         self._pending: tuple[int, list[str], Tensor] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier run."""
         self.num_skipped, self._pending = 0, None
+        self.is_delayed = self.action == "stop" and pl_module.device.type != "cpu"
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look at this step's numbers, or at those of the step before.
@@ -52,7 +54,7 @@ class NonFiniteGuard(Callback):
             TrainingError: They are not finite.
         """
         names, values = _step_numbers(trainer, pl_module)
-        if self.action == "stop" and values.device.type != "cpu":
+        if self.is_delayed:
             self.look_at_pending(trainer)
             self._pending = (trainer.global_step, names, values)
             return

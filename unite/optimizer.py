@@ -109,8 +109,8 @@ class OptimizerSettings:
             raise UserError(f"optimizer.lr is {self.lr}; it must be above 0")
         if self.lr_reference_batch is not None and self.lr_reference_batch < 1:
             raise UserError(
-                f"optimizer.lr_reference_batch is {self.lr_reference_batch}; it must be at least 1, or null for the lr as "
-                "it is"
+                f"optimizer.lr_reference_batch is {self.lr_reference_batch}; it must be at least 1, or null for the "
+                "lr as it is"
             )
         if self.warmup_steps < 0:
             raise UserError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be 0 or more")
