@@ -210,11 +210,9 @@ def test_deferred_parts_reach_inputs_and_parameters_through_the_chain_rule() -> 
 
 
 @pytest.mark.parametrize("options", ["chunk=None", "chunk=1", "chunk=1,weight_sharing=False,find_unused=True"])
-def test_two_processes_train_as_one_with_the_doubled_batch(options: str, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_with_the_doubled_batch(options: str) -> None:
     """In a process of its own, which forks: a process that has used threads, as this one may have, must not."""
-    script = TESTS / "two_processes.py"
-    done = subprocess.run(
-        [sys.executable, str(script), options], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, "-m", "tests.two_processes", options]
+    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "same weights" in done.stdout

@@ -1,6 +1,6 @@
 """Trains a small model in one process, then in two with half the batch each, and compares the weights.
 
-    python tests/two_processes.py chunk=1,weight_sharing=False,find_unused=True
+    python -m tests.two_processes chunk=1,weight_sharing=False,find_unused=True
 
 All random numbers are constants here, so that it does not matter which process draws them.
 """
@@ -9,8 +9,6 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import torch
 from lightning.pytorch import LightningModule, Trainer

@@ -126,13 +126,16 @@ def _message(trainer: Trainer, step: int, culprit: str, num_skipped: int) -> str
     last = Path(trainer.default_root_dir) / LAST_CHECKPOINT
     skipped = f", after {num_skipped} skipped steps in a row" if num_skipped else ""
     if last.is_file():
-        advice = f"the last good checkpoint is {shown(last)}; continue it with --ckpt_path {shown(last)} and"
+        advice = (
+            f"the last good checkpoint is {shown(last)}; continue it with --ckpt_path {shown(last)} and a smaller "
+            "--trainer.gradient_clip_val, or begin anew with a smaller --model.optimizer.lr"
+        )
     else:
-        advice = "no checkpoint was written yet; try again with"
-    return (
-        f"step {step}: {culprit}{skipped}; {advice} a smaller --model.optimizer.lr or "
-        "--trainer.gradient_clip_val, or leave such steps out with --trainer.non_finite skip"
-    )
+        advice = (
+            "no checkpoint was written yet; try again with a smaller --model.optimizer.lr or "
+            "--trainer.gradient_clip_val"
+        )
+    return f"step {step}: {culprit}{skipped}; {advice}; --trainer.non_finite skip leaves such steps out"
 
 
 @contextmanager
