@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests.conftest import TESTS, RunCli
+from tests.test_module import make_module, make_trainer
+from tests.toy_modality.curves import CurveDataModule
 from unite.errors import UserError
 from unite.optimizer import (
     MuonAdamW,
@@ -147,3 +151,32 @@ def test_wrong_settings_are_refused() -> None:
         OptimizerSettings(lr=0)
     with pytest.raises(UserError, match="warmup_steps is -1"):
         OptimizerSettings(warmup_steps=-1)
+
+
+def test_lr_grows_with_the_batch_if_asked_for() -> None:
+    settings = OptimizerSettings(lr=1e-4, lr_reference_batch=384)
+    assert settings.scaled(1024).lr == pytest.approx(1e-4 * 1024 / 384)
+    assert settings.scaled(1024).scaled(9) == settings.scaled(1024)
+    assert OptimizerSettings(lr=1e-4).scaled(1024).lr == 1e-4
+    with pytest.raises(UserError, match="lr_reference_batch is 0; it must be at least 1, or null"):
+        OptimizerSettings(lr_reference_batch=0)
+
+
+def test_samples_of_a_step_count_processes_and_accumulated_batches(tmp_path: Path) -> None:
+    module = make_module(optimizer=OptimizerSettings(lr=0.5, lr_reference_batch=8, warmup_steps=0))
+    trainer = make_trainer(tmp_path, max_steps=1, accumulate_grad_batches=3, limit_val_batches=0)
+    trainer.fit(module, datamodule=CurveDataModule(batch_size=4))
+    assert trainer.optimizers[0].defaults["lr"] == 0.5 * 4 * 3 / 8
+    with pytest.raises(UserError, match="lr_reference_batch needs a datamodule with a batch_size"):
+        make_trainer(tmp_path, max_steps=1).fit(module, CurveDataModule().train_dataloader())
+
+
+def test_fit_prints_which_parameter_goes_where(run_cli: RunCli, tmp_path: Path) -> None:
+    options = ["--trainer.enable_model_summary", "true", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
+    options += ["--model.optimizer.lr_reference_batch", "4", "--trainer.default_root_dir", str(tmp_path)]
+    out = run_cli("fit", "-c", TESTS / "toy_modality" / "curves.yaml", *options).out
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in out.splitlines() if line}
+    assert rows["encoder.latent_in"] == "1 tensors 128 1 tensors 32"
+    assert rows["adapters.curve.head"] == "1 tensors 128 1 tensors 16"
+    assert rows["encoder.final_out"] == "- 2 tensors 132"
+    assert "learning rate 0.0004 = 0.0001 x 16 samples per step / 4" in out

@@ -151,7 +151,7 @@ class Block(nn.Module):
 
         Args:
             x: Tokens, shape (B, N, D).
-            activated_condition: SiLU of time plus condition embedding, shape (B, D).
+            activated_condition: SiLU of time plus condition embedding, shape (B, D) or (1, D).
             rotary: Rotary angles of the N tokens.
             mask: True where a token is real, shape (B, 1, 1, N), or None if all are.
             outputs: Tokens to return; nothing is computed for the others but what these attend to.

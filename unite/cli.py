@@ -8,7 +8,7 @@ import traceback
 from typing import NamedTuple
 
 from unite import __version__
-from unite.errors import UserError
+from unite.errors import TrainingError, UserError
 from unite.messages import coloured, quiet
 
 
@@ -85,6 +85,11 @@ def main(args: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"unite: {coloured('error:', 'red', sys.stderr)} {error}", file=sys.stderr)
         return 2
+    except TrainingError as error:
+        if is_debug:
+            traceback.print_exc()
+        print(f"unite: {coloured('failed:', 'red', sys.stderr)} {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as error:
         print(f"\nunite: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
@@ -93,7 +98,7 @@ def main(args: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that vanished: not for us to mend
         if is_debug:
             traceback.print_exc()
-        print(f"unite: failed: {error}", file=sys.stderr)
+        print(f"unite: {coloured('failed:', 'red', sys.stderr)} {error}", file=sys.stderr)
         return 1
     except Exception as error:
         traceback.print_exc()

@@ -44,7 +44,7 @@ class DeferredLoss:
         self.autocast = _autocast_of_now(device.type)
         # Autograd leaves out a function none of whose inputs needs a gradient; the anchor always does.
         anchor = torch.zeros((), device=device, requires_grad=True)
-        self.scalar: Tensor = _Deferred.apply(self, anchor, *inputs, *self.through_graph)  # type: ignore[no-untyped-call]
+        self.scalar: Tensor = _Deferred.apply(self, anchor, *inputs, *self.through_graph)
 
     def backward(self, gradient: Tensor) -> list[Tensor | None]:
         """Compute and differentiate the parts, one after the other.
@@ -57,7 +57,7 @@ class DeferredLoss:
         """
         inputs = [x.detach().requires_grad_(x.requires_grad) for x in self.inputs]
         leaves = [x for x in (*inputs, *self.through_graph) if x.requires_grad]
-        totals: Sequence[Tensor] = ()
+        totals: tuple[Tensor, ...] = ()
         value = torch.zeros_like(gradient)
         for part in self.parts:
             with torch.enable_grad(), self.autocast():
@@ -65,7 +65,7 @@ class DeferredLoss:
             value += loss.detach()
             if self.through_graph:
                 gradients = torch.autograd.grad(loss, leaves, gradient, materialize_grads=True)
-                totals = torch._foreach_add(totals, gradients) if totals else gradients
+                totals = torch._foreach_add(totals, gradients) if totals else tuple(gradients)
             else:
                 torch.autograd.backward(loss, gradient)
         self.scalar.detach().copy_(value)
@@ -82,7 +82,7 @@ class _Deferred(torch.autograd.Function):
         return torch.zeros_like(anchor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         loss, ctx.loss = ctx.loss, None  # ends a circle of references that would keep the graph alive
         return (None, None, *loss.backward(gradient))
 

@@ -1,8 +1,15 @@
-"""The one exception that stands for a mistake of the user rather than of the program."""
+"""Exceptions whose message is for the user: what is wrong, and what to change, without a stack trace."""
 
 
 class UserError(ValueError):
     """Wrong input: the message names the value seen, what is allowed and the setting to change, in one line.
 
     The command line prints it without a stack trace and ends with exit code 2; in Python it is a ValueError.
+    """
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on, though its settings were allowed: the message says where, why and what to change.
+
+    The command line prints it without a stack trace and ends with exit code 1.
     """

@@ -156,7 +156,7 @@ def guided_prediction(
     end of 0 includes t = 0 (as in the released code).
 
     Args:
-        denoise: Prediction c from latents (B, K, C) and times (B,).
+        denoise: Prediction c from latents (B, K, C) and their common time (1,).
         denoise_unconditionally: Prediction u under the null condition.
         scale: Guidance scale; 1 is no guidance.
         interval: Times between which guidance acts.
@@ -172,7 +172,8 @@ def guided_prediction(
         raise UserError(f"guidance_interval is {list(interval)}; its end must be above its beginning")
 
     def predict(latents: Tensor, time: float) -> Tensor:
-        timesteps = torch.full((len(latents),), time, device=latents.device, dtype=torch.float32)
+        # One time for all samples: its embedding, and what follows from that alone, is computed once.
+        timesteps = torch.full((1,), time, device=latents.device, dtype=torch.float32)
         conditional = denoise(latents, timesteps)
         if scale == 1 or not (time < high and (low == 0 or time > low)):
             return conditional

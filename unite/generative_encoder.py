@@ -186,7 +186,7 @@ class GenerativeEncoder(Configurable, nn.Module):
 
         Args:
             noisy_latents: Point x_t on the path from noise to data, shape (B, K, C).
-            timesteps: Times t, shape (B,); 0 is noise, 1 is data.
+            timesteps: Times t, shape (B,), or (1,) for a common one; 0 is noise, 1 is data.
             condition: Condition embedding, shape (B, D) or (1, D).
             registers: The slots, values (B, K, D) or (1, K, D).
 
@@ -222,7 +222,7 @@ class GenerativeEncoder(Configurable, nn.Module):
             hidden = torch.cat((hidden, tokens.values.to(hidden.dtype)), dim=1)  # (B, K + N, D)
             positions = torch.cat((positions, tokens.positions))
             mask = _join_masks(mask, tokens.mask, batch, num_registers, tokens.values.shape[1])
-        activated = F.silu(self.time_embedding(timesteps) + condition)  # (B, D)
+        activated = F.silu(self.time_embedding(timesteps) + condition)  # (B, D), or (1, D) if alike in all samples
 
         head_channels = self.width // self.num_heads
         rotary = RotaryAngles(positions, head_channels)

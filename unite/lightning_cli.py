@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from unite.errors import UserError
 from unite.export import SETTINGS_FILE, is_exported, require_known_classes
 from unite.folders import leaving_no_empty_folders, require_writable
+from unite.guards import explained_memory_errors
 from unite.messages import info, is_quiet, one_line, shown, silence_noise
 from unite.module import UniteModule
 from unite.options import trainer_options
@@ -157,7 +158,8 @@ class UniteCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         self.checkpoint = {}  # the trainer reads it anew
         try:
-            super()._run_subcommand(subcommand)
+            with explained_memory_errors(subcommand, self.config[subcommand]):
+                super()._run_subcommand(subcommand)
         except MisconfigurationException as error:
             raise UserError(one_line(error)) from error
 

@@ -40,6 +40,7 @@ NOISE = (
     r".*Detected KeyboardInterrupt",
     r"(Restoring states from|Loaded model weights from) the checkpoint",
     r"Loading `train_dataloader` to estimate",
+    r"Trainer already configured with model summary",
 )
 PACKAGE = Path(__file__).parent
 COLOURS = {"red": 31, "yellow": 33}

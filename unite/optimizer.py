@@ -7,8 +7,8 @@ would force manual optimization.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, get_type_hints
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -81,6 +81,8 @@ class OptimizerSettings:
 
     Attributes:
         lr: Peak learning rate of both halves.
+        lr_reference_batch: Samples in a step (of all processes and accumulated batches together) that ``lr`` is meant
+            for; the rate is ``lr * samples / lr_reference_batch`` (released code: 384). None takes ``lr`` as it is.
         muon: Orthogonalise the updates of matrices (Muon); otherwise AdamW for everything.
         betas: Decay rates of AdamW.
         momentum: Momentum of Muon.
@@ -92,6 +94,7 @@ class OptimizerSettings:
     """
 
     lr: float = 1e-4
+    lr_reference_batch: int | None = None
     muon: bool = True
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.95
@@ -104,6 +107,11 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise UserError(f"optimizer.lr is {self.lr}; it must be above 0")
+        if self.lr_reference_batch is not None and self.lr_reference_batch < 1:
+            raise UserError(
+                f"optimizer.lr_reference_batch is {self.lr_reference_batch}; it must be at least 1, or null for the "
+                "lr as it is"
+            )
         if self.warmup_steps < 0:
             raise UserError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be 0 or more")
         if self.two_stage is not None and self.warmup_steps > self.two_stage.first_start:
@@ -111,6 +119,12 @@ class OptimizerSettings:
                 f"optimizer.warmup_steps is {self.warmup_steps}, but optimizer.two_stage.first_start is "
                 f"{self.two_stage.first_start}: the first decay must not begin before the warmup ends"
             )
+
+    def scaled(self, samples: int) -> Self:
+        """The settings with the rate for steps of so many samples, and no more scaling to do."""
+        if self.lr_reference_batch is None:
+            return self
+        return replace(self, lr=self.lr * samples / self.lr_reference_batch, lr_reference_batch=None)
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -235,6 +249,27 @@ def parameter_groups(module: nn.Module, parts: Iterable[nn.Module], muon: bool) 
             is_for_muon = muon and parameter.ndim == 2 and parameter not in kept_off
             groups["muon" if is_for_muon else "adamw"].append(parameter)
     return [{"params": params, "algorithm": name} for name, params in groups.items() if params]
+
+
+def parameter_table(module: nn.Module, groups: Iterable[dict[str, Any]]) -> str:
+    """Tensors and parameters of each part of a module in each half of the optimizer, as lines of text."""
+    algorithm_of = {parameter: group["algorithm"] for group in groups for parameter in group["params"]}
+    counts: dict[str, dict[str, list[int]]] = {}
+    for name, parameter in module.named_parameters():
+        words = name.split(".")
+        part = ".".join(words[: 3 if words[0] == "adapters" else 2])
+        algorithm = algorithm_of.get(parameter, "frozen")
+        for row in (part, "all"):
+            counts.setdefault(row, {}).setdefault(algorithm, []).append(parameter.numel())
+    counts["all"] = counts.pop("all", {})  # to the end
+    columns = [name for name in ("muon", "adamw", "frozen") if name in counts["all"]]
+    titles = {"muon": "Muon", "adamw": "AdamW", "frozen": "frozen"}
+    width = max(map(len, counts))
+    lines = [f"{'parameters by optimizer':<{width}}" + "".join(f"  {titles[name]:>24}" for name in columns)]
+    for row, found in counts.items():
+        cells = [f"{len(found[name]):>4} tensors {sum(found[name]):>11,}" if name in found else "-" for name in columns]
+        lines.append(f"{row:<{width}}" + "".join(f"  {cell:>24}" for cell in cells))
+    return "\n".join(lines)
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, total_steps: int) -> LambdaLR:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -20,6 +20,7 @@ from unite.encoding import LatentFiles, Split, limit_batches, split_loader, writ
 from unite.errors import UserError
 from unite.flow import Solver
 from unite.generation import SampleSettings, fingerprint, write_samples
+from unite.guards import NonFiniteGuard
 from unite.messages import as_table, shown
 from unite.module import UniteModule
 from unite.monitor import TrainingMonitor
@@ -32,6 +33,7 @@ from unite.run_folder import (
     RunTensorBoardLogger,
     write_metrics,
 )
+from unite.summary import OptimizerSummary
 
 
 class UniteTrainer(Trainer):
@@ -43,6 +45,9 @@ class UniteTrainer(Trainer):
         logger: True for TensorBoard and metrics.csv in the run folder, False for none, or Lightning loggers.
         callbacks: Lightning callbacks. A ``ModelCheckpoint`` without ``dirpath`` writes into the run folder.
         enable_checkpointing: False to write no checkpoints.
+        enable_model_summary: False to print no table of the model's parts and of its optimizer.
+        non_finite: What to do about a loss or a gradient that is infinite or not a number: ``stop``, ``skip`` the step,
+            or ``ignore`` it; see :class:`unite.guards.NonFiniteGuard`.
         enable_autolog_hparams: Also log the settings to the loggers; config.yaml has them all.
         kwargs: Everything else that Lightning's trainer takes.
     """
@@ -54,6 +59,8 @@ class UniteTrainer(Trainer):
         logger: Logger | list[Logger] | bool | None = True,
         callbacks: list[Callback] | Callback | None = None,
         enable_checkpointing: bool | None = None,
+        enable_model_summary: bool | None = None,
+        non_finite: Literal["stop", "skip", "ignore"] = "stop",
         enable_autolog_hparams: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -62,6 +69,10 @@ class UniteTrainer(Trainer):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = run_folder
+        if non_finite != "ignore":
+            callbacks.append(NonFiniteGuard(non_finite))
+        if enable_model_summary is not False and not any(isinstance(item, ModelSummary) for item in callbacks):
+            callbacks.append(OptimizerSummary())
         callbacks += [Forecast(), TrainingMonitor()]
         if enable_checkpointing is not False:
             callbacks.append(LastCheckpoint())
@@ -72,6 +83,7 @@ class UniteTrainer(Trainer):
             logger=logger,
             callbacks=callbacks,
             enable_checkpointing=enable_checkpointing,
+            enable_model_summary=enable_model_summary,
             enable_autolog_hparams=enable_autolog_hparams,
             **kwargs,
         )

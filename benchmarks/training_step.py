@@ -1,0 +1,202 @@
+"""Time and peak memory of a training step: in chunks and not, checkpointed, compiled, and through Lightning.
+
+    python benchmarks/training_step.py --model images      # UNITE-B, 256x256, batch 2 on a CPU and 128 on a GPU
+    python benchmarks/training_step.py --model molecules   # UNITE-S, 29 atoms, batch 64 on a CPU and 1024 on a GPU
+
+Each variant runs in a process of its own. A step is forward and backward of reconstruction and 3 flow steps, without
+LPIPS; one more goes before as warm-up. `one backward` has the structure of the released code: all flow steps in one
+graph with the reconstruction. `plain loop` and `Lightning` add clipping and AdamW; Lightning also has logging, averaged
+weights, and the callbacks that `unite fit` adds. On a GPU: bf16-mixed, and the share of the rate of a bf16 matrix
+product measured in the same run that the step's matrix products reach (checkpointing's extra ones not counted).
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from measure import in_fresh_process, peak_memory_gib, report, seconds
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from torch_geometric.data import Batch, Data
+
+from unite.callbacks import WeightAveraging
+from unite.generative_encoder import GenerativeEncoder
+from unite.modalities.image import ImageAdapter
+from unite.modalities.molecule import MoleculeAdapter
+from unite.module import UniteModule
+from unite.optimizer import MuonAdamW, OptimizerSettings
+from unite.trainer import UniteTrainer
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "one backward": {"flow_chunk": None},
+    "chunks of 1": {"flow_chunk": 1},
+    "chunks of 1, checkpointed": {"flow_chunk": 1, "checkpointing": True},
+}
+COMPILED: dict[str, dict[str, Any]] = {"chunks of 1, compiled": {"flow_chunk": 1, "compile": True}}
+LOOPS = ("plain loop", "Lightning")
+AVERAGED_STEPS = 2
+
+
+def make_module(model: str, flow_chunk: int | None, checkpointing: bool = False, compile: bool = False) -> UniteModule:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"flow_steps": 3, "flow_chunk": flow_chunk, "compile": compile}
+    settings["optimizer"] = OptimizerSettings(muon=False, warmup_steps=0)
+    if model == "molecules":
+        encoder = GenerativeEncoder("S", 16, gradient_checkpointing=checkpointing)
+        return UniteModule(encoder, {"molecule": MoleculeAdapter(decoder_heads=6)}, **settings)
+    encoder = GenerativeEncoder("B", 32, context_start=4, context_length=32, gradient_checkpointing=checkpointing)
+    adapter = ImageAdapter(256, 16, num_classes=1000, decoder_size="B", perceptual_weight=0.0)
+    return UniteModule(encoder, {"image": adapter}, **settings)
+
+
+def make_batch(model: str, size: int) -> dict[str, Any]:
+    if model == "images":
+        return {"image": {"images": torch.rand(size, 3, 256, 256), "labels": torch.arange(size) % 1000}}
+    sizes = torch.arange(size) % 12 + 18  # 18 .. 29 atoms, as most of QM9
+    kinds = torch.tensor([1, 6, 7, 8, 9])
+    molecules = [Data(z=kinds[torch.randint(5, (n,))], pos=2 * torch.randn(n, 3)) for n in sizes.tolist()]
+    return {"molecule": Batch.from_data_list(molecules)}
+
+
+def repeated_step(module: UniteModule, batch: Any, device: torch.device) -> Callable[[], None]:
+    """Forward and backward."""
+    module.log_terms = lambda *args: None  # type: ignore[method-assign]
+    module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+
+    def step() -> None:
+        module.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = module.training_step(batch, 0)
+        loss.backward()
+
+    return step
+
+
+def matrix_rate(device: torch.device) -> float:
+    """Operations per second of a large bf16 matrix product."""
+    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    a @ a
+    return 20 * 2 * 8192**3 / seconds(lambda: [a @ a for _ in range(20)], device)
+
+
+def measure_variant(model: str, size: int, settings: dict[str, Any], device: torch.device) -> dict[str, float]:
+    module = make_module(model, **settings).to(device).train()
+    step = repeated_step(module, move(make_batch(model, size), device), device)
+    step()
+    peak_of_one = peak_memory_gib(device)  # the next step begins with the gradients of this one in memory
+    taken = sum(seconds(step, device) for _ in range(AVERAGED_STEPS)) / AVERAGED_STEPS
+    row = {"s/step": taken, "samples/s": size / taken, "peak GiB": peak_of_one}
+    if device.type == "cuda" and not settings.get("compile") and not settings.get("checkpointing"):
+        with FlopCounterMode(display=False) as counter:
+            step()
+        row["% of matmul rate"] = 100 * counter.get_total_flops() / taken / matrix_rate(device)
+    return row
+
+
+def measure_loops(model: str, size: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """The same steps in a loop of ten lines and through Lightning, in one process."""
+    batch = make_batch(model, size)
+    module = make_module(model, flow_chunk=1).to(device).train()
+    optimizer = MuonAdamW(module.parameter_groups(), module.optimizer_settings)
+    step = repeated_step(module, move(batch, device), device)
+
+    def train() -> None:
+        step()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 3.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    train()
+    plain = sum(seconds(train, device) for _ in range(AVERAGED_STEPS)) / AVERAGED_STEPS
+    del optimizer, step, train, module
+
+    module = make_module(model, flow_chunk=1)
+    for adapter in module.adapters.values():
+        adapter.fit_statistics = lambda datamodule: None  # type: ignore[method-assign]
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        UniteTrainer(
+            max_steps=1 + AVERAGED_STEPS,
+            gradient_clip_val=3.0,
+            precision="bf16-mixed" if device.type == "cuda" else "32-true",
+            default_root_dir=folder,
+            callbacks=[clock, WeightAveraging()],
+            log_every_n_steps=1,
+            enable_checkpointing=False,  # writing is the disk's time
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        ).fit(module, DataLoader([batch] * (1 + AVERAGED_STEPS), batch_size=None))
+    through = (clock.times[-1] - clock.times[0]) / AVERAGED_STEPS
+    overhead = 100 * (through / plain - 1)
+    return {"plain loop": {"s/step": plain}, "Lightning": {"s/step": through, "overhead %": overhead}}
+
+
+class Clock(Callback):
+    """Notes when steps end."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx:
+            self._note(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._note(pl_module)
+
+    def _note(self, module: LightningModule) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+
+def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: {key: value.to(device) for key, value in samples.items()}
+        if isinstance(samples, dict)
+        else samples.to(device)
+        for name, samples in batch.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["images", "molecules"], default="images")
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--compile", action="store_true", help="also the compiled variant; takes minutes on a CPU")
+    parser.add_argument("--variants", nargs="+", help="only these, of the first column")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sizes = {("images", "cpu"): 2, ("images", "cuda"): 128, ("molecules", "cpu"): 64, ("molecules", "cuda"): 1024}
+    size = arguments.batch_size or sizes[arguments.model, device.type]
+    if arguments.run == "loops":
+        print(json.dumps(measure_loops(arguments.model, size, device)))
+        return
+    known = {**VARIANTS, **COMPILED}
+    if arguments.run:
+        print(json.dumps(measure_variant(arguments.model, size, known[arguments.run], device)))
+        return
+    is_compiled = arguments.compile or device.type == "cuda"
+    wanted = arguments.variants or [*VARIANTS, *(COMPILED if is_compiled else ()), *LOOPS]
+    options = ["--model", arguments.model, "--batch_size", str(size), "--run"]
+    rows = {name: in_fresh_process(__file__, *options, name) for name in wanted if name in known}
+    for row in rows.values():
+        if "one backward" in rows:
+            row["time ratio"] = row["s/step"] / rows["one backward"]["s/step"]
+            row["memory ratio"] = row["peak GiB"] / rows["one backward"]["peak GiB"]
+    if set(wanted) & set(LOOPS):
+        rows.update(in_fresh_process(__file__, *options, "loops"))
+    print(f"{arguments.model}, batch {size}, {device.type}")
+    report(rows, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Ends of a run that would otherwise be a riddle: losses that are no numbers, and memory that does not suffice."""
+
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from unite.errors import TrainingError
+from unite.messages import shown
+from unite.module import UniteModule
+from unite.run_folder import LAST_CHECKPOINT
+
+
+class NonFiniteGuard(Callback):
+    """Stops, or skips the step, when a loss or a gradient is infinite or not a number.
+
+    Looked at are the norm of all gradients, which any such loss spoils, and the terms of the loss, to name the
+    culprit. All processes see the same norm, so they decide alike.
+
+    On a GPU, ``stop`` looks at the step before, whose numbers are there already: nothing waits. No checkpoint is
+    written before its step was looked at. ``skip`` must know before the weights change, so there it waits in each step.
+    With 16-mixed precision infinite gradients are part of the scheme: there a lone process looks at the terms only, and
+    several at nothing.
+
+    Args:
+        action: ``stop`` ends the run with a :class:`unite.errors.TrainingError`; ``skip`` leaves the weights as they
+            are, and says so.
+        patience: Skipped steps in a row after which ``skip`` stops, too.
+    """
+
+    def __init__(self, action: Literal["stop", "skip"] = "stop", patience: int = 10) -> None:
+        self.action = action
+        self.patience = patience
+        self.num_skipped = 0
+        self.is_delayed = False
+        self._pending: tuple[int, list[str], Tensor] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier run."""
+        self.num_skipped, self._pending = 0, None
+        self.is_delayed = self.action == "stop" and pl_module.device.type != "cpu"
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Look at this step's numbers, or at those of the step before.
+
+        Raises:
+            TrainingError: They are not finite.
+        """
+        names, values = _step_numbers(trainer, pl_module)
+        if self.is_delayed:
+            self.look_at_pending(trainer)
+            self._pending = (trainer.global_step, names, values)
+            return
+        culprit = _culprit(names, values, trainer.world_size)
+        if not culprit:
+            self.num_skipped = 0
+            return
+        if self.action == "stop" or self.num_skipped >= self.patience:
+            raise TrainingError(_message(trainer, trainer.global_step, culprit, self.num_skipped))
+        self.num_skipped += 1
+        optimizer.zero_grad()  # no gradient, no change: momenta, too, stay as they are
+        if trainer.is_global_zero:
+            print(f"\nstep {trainer.global_step} skipped: {culprit}", file=sys.stderr)
+
+    def look_at_pending(self, trainer: Trainer) -> None:
+        """Look at the last step's numbers, if that is still to be done.
+
+        Raises:
+            TrainingError: They are not finite.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            step, names, values = pending
+            culprit = _culprit(names, values, trainer.world_size)
+            if culprit:
+                raise TrainingError(_message(trainer, step, culprit, 0))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do not evaluate weights that are lost."""
+        self.look_at_pending(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the last step."""
+        self.look_at_pending(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write no checkpoint of weights that are lost."""
+        self.look_at_pending(trainer)
+
+
+def _step_numbers(trainer: Trainer, module: LightningModule) -> tuple[list[str], Tensor]:
+    """Names and values of the terms of the loss and of the norm of the gradients, on the module's device."""
+    named: dict[str, Tensor] = {}
+    if isinstance(module, UniteModule):
+        for modality, step in module.step_terms.items():
+            named.update({f"{modality}/{name}": term.detach().float() for name, term in step.terms.items()})
+    if getattr(trainer.precision_plugin, "scaler", None) is None:
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).float()
+        named["gradient"] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return list(named), torch.stack([value.to(module.device) for value in named.values()])
+
+
+def _culprit(names: list[str], values: Tensor, num_processes: int) -> str:
+    """What is not finite, in words; empty if all is."""
+    numbers = dict(zip(names, values.tolist(), strict=True))
+    wrong = {name: value for name, value in numbers.items() if not math.isfinite(value)}
+    if num_processes > 1 and "gradient" not in wrong:
+        return ""  # terms differ between processes, which have to decide alike
+    terms = [f"the loss term {name} is {value}" for name, value in wrong.items() if name != "gradient"]
+    if terms:
+        return ", ".join(terms)
+    if wrong:
+        return f"the norm of the gradients is {wrong['gradient']}, though all terms of the loss are finite here"
+    return ""
+
+
+def _message(trainer: Trainer, step: int, culprit: str, num_skipped: int) -> str:
+    last = Path(trainer.default_root_dir) / LAST_CHECKPOINT
+    skipped = f", after {num_skipped} skipped steps in a row" if num_skipped else ""
+    if last.is_file():
+        advice = (
+            f"the last good checkpoint is {shown(last)}; continue it with --ckpt_path {shown(last)} and a smaller "
+            "--trainer.gradient_clip_val, or begin anew with a smaller --model.optimizer.lr"
+        )
+    else:
+        advice = (
+            "no checkpoint was written yet; try again with a smaller --model.optimizer.lr or "
+            "--trainer.gradient_clip_val"
+        )
+    return f"step {step}: {culprit}{skipped}; {advice}; --trainer.non_finite skip leaves such steps out"
+
+
+@contextmanager
+def explained_memory_errors(command: str, settings: Any) -> Iterator[None]:
+    """Turn "out of memory" into one line that names what to change.
+
+    Args:
+        command: Name of the command.
+        settings: Its settings, as parsed; for what is turned already.
+
+    Raises:
+        TrainingError: There was not enough memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(f"out of memory ({_first_line(error)}): {_advice(command, settings)}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice, on a GPU or the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    text = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())
+    return text if len(text) < 200 else text[:197] + "..."
+
+
+def _advice(command: str, settings: Any) -> str:
+    """The options to change, what costs least first."""
+    if command == "sample":
+        return "lower --batch_size"
+    if command != "fit":
+        return "lower --data.init_args.eval_batch_size, or batch_size of the callback GenerationMetrics"
+    advice = []
+    if settings.model.flow_chunk != 1:
+        advice.append("set --model.flow_chunk 1 (same result)")
+    if not settings.model.encoder.init_args.get("gradient_checkpointing"):
+        advice.append("set --model.encoder.init_args.gradient_checkpointing true (same result, a third slower)")
+    if not str(settings.trainer.precision).startswith(("bf16", "16")):
+        advice.append("set --trainer.precision bf16-mixed")
+    advice.append("lower --data.init_args.batch_size and raise --trainer.accumulate_grad_batches by as much")
+    return "; or ".join(advice)
