@@ -30,6 +30,7 @@ from unite.flow import (
 from unite.generative_encoder import GenerativeEncoder, Tokens
 from unite.modalities.base import ModalityAdapter, Template
 from unite.optimizer import MuonAdamW, OptimizerSettings, parameter_groups, warmup_cosine
+from unite.seeding import RandomDraws, seed_all
 
 
 class UniteModule(Configurable, LightningModule):
@@ -91,6 +92,7 @@ class UniteModule(Configurable, LightningModule):
         self.flow_weight = flow_weight
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
+        self.seed = 0
 
     @property
     def denoiser(self) -> GenerativeEncoder:
@@ -175,31 +177,52 @@ class UniteModule(Configurable, LightningModule):
         return self.adapters[modality]
 
     def setup(self, stage: str) -> None:
-        """Before training, let the adapters note what generation needs of the training data.
+        """Note the seed; before training, let the adapters note what generation needs of the training data.
 
         Raises:
             UserError: The precision rounds the weights themselves.
         """
         if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
             raise UserError(f"--trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
+        self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
         if stage == "fit":
             for adapter in self.adapters.values():
                 adapter.fit_statistics(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Names of classes travel in checkpoints."""
+        """Names of classes, and the seed of the run, travel in checkpoints."""
         checkpoint["class_names"] = {name: adapter.class_names for name, adapter in self.adapters.items()}
+        checkpoint["seed"] = self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Inverse of :meth:`on_save_checkpoint`."""
+        """Inverse of :meth:`on_save_checkpoint`; only a run that is continued takes the seed."""
         for name, class_names in checkpoint.get("class_names", {}).items():
             if name in self.adapters:
                 self.adapters[name].class_names = class_names
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            self.seed = checkpoint.get("seed", self.seed)
 
-    def on_train_start(self) -> None:
-        """Give each process, and each continuation of a run, random numbers of its own."""
-        if self.trainer.world_size > 1 or self.global_step > 0:
-            torch.manual_seed(torch.initial_seed() + 1_000_003 * self.global_rank + 7_919 * self.global_step)
+    def on_fit_start(self) -> None:
+        """Have the data of a continued run set up anew: only then does Lightning tell it where to go on.
+
+        Counting the steps, for the schedule, has set it up already, before the checkpoint was read.
+        """
+        if self.trainer.ckpt_path:
+            self.trainer.fit_loop._combined_loader = None
+
+    def on_train_epoch_start(self) -> None:
+        """Let an epoch's random numbers, such as the order of a plain ``DataLoader``, depend on its place alone."""
+        seed_all(self.seed, self.global_rank, RandomDraws.EPOCH, self.current_epoch)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Let a step's random numbers depend on its place alone: a continued run draws what the whole one draws."""
+        seed_all(self.seed, self.global_rank, RandomDraws.TRAINING, self.current_epoch, batch_idx)
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Draw the same noise in each validation, so that its losses can be compared."""
+        seed_all(self.seed, self.global_rank, RandomDraws.EVALUATION, dataloader_idx, batch_idx)
+
+    on_test_batch_start = on_validation_batch_start
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Muon and AdamW in one optimizer; the schedule counts optimizer steps."""

@@ -1,5 +1,6 @@
 """Lightning's trainer with a run folder, able to generate."""
 
+import errno
 import json
 import os
 import signal
@@ -14,18 +15,18 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torchmetrics import Metric
 
+from unite.checkpointing import LAST_CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
 from unite.errors import UserError
 from unite.flow import Solver
 from unite.messages import as_table, shown
 from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
 from unite.run_folder import (
-    LAST_CHECKPOINT,
     Forecast,
-    LastCheckpoint,
     RunCSVLogger,
     RunTensorBoardLogger,
     require_writable,
@@ -45,7 +46,8 @@ class UniteTrainer(Trainer):
         callbacks: Lightning callbacks. A ``ModelCheckpoint`` without ``dirpath`` writes into the run folder.
         enable_checkpointing: False to write no checkpoints.
         enable_autolog_hparams: Also log the settings to the loggers; config.yaml has them all.
-        kwargs: Everything else that Lightning's trainer takes.
+        kwargs: Everything else that Lightning's trainer takes. Without a ``CheckpointIO`` among the ``plugins``,
+            checkpoints are written atomically.
     """
 
     def __init__(
@@ -68,12 +70,17 @@ class UniteTrainer(Trainer):
             callbacks.append(LastCheckpoint())
         if logger is True:
             logger = [RunTensorBoardLogger(run_folder), RunCSVLogger(run_folder)]
+        plugins = kwargs.pop("plugins", None) or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
         super().__init__(
             default_root_dir=run_folder,
             logger=logger,
             callbacks=callbacks,
             enable_checkpointing=enable_checkpointing,
             enable_autolog_hparams=enable_autolog_hparams,
+            plugins=plugins,
             **kwargs,
         )
 
@@ -273,23 +280,27 @@ class UniteTrainer(Trainer):
             KeyboardInterrupt: In place of Lightning's ``exit(1)``, with a message for the user.
             SystemExit: The process was told to terminate.
         """
-        callback = next((item for item in self.callbacks if isinstance(item, LastCheckpoint)), None)  # type: ignore[attr-defined]
         previous = signal.getsignal(signal.SIGINT)
-        is_main_thread = threading.current_thread() is threading.main_thread()
-        if callback is not None and is_main_thread and self.world_size == 1:
-            signal.signal(signal.SIGINT, callback.interrupt)
         try:
             yield
         except SIGTERMException:
-            print(f"unite: {self._interrupt_message()}", file=sys.stderr)
-            raise SystemExit(128 + signal.SIGTERM) from None
+            signum = next((item.stopped_by for item in self.callbacks if isinstance(item, LastCheckpoint)), 0)  # type: ignore[attr-defined]
+            if signum == signal.SIGINT:
+                raise KeyboardInterrupt(self._interrupt_message()) from None
+            if self.is_global_zero:
+                print(f"unite: {self._interrupt_message()}", file=sys.stderr)
+            raise SystemExit(128 + (signum or signal.SIGTERM)) from None
         except SystemExit as exit_:
             if isinstance(exit_.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt(self._interrupt_message()) from None
             raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(f"{self.default_root_dir}: {error.strerror}; {self._interrupt_message()}") from error
         finally:
-            if is_main_thread:
-                signal.signal(signal.SIGINT, previous)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, previous)  # Lightning leaves it ignored
 
     def _interrupt_message(self) -> str:
         last = Path(self.default_root_dir) / LAST_CHECKPOINT

@@ -1,0 +1,71 @@
+"""The toy modality as it is when runs must be exact: loaders that go on within an epoch, and draws of every kind."""
+
+import os
+import random
+import signal
+from typing import Any
+
+import numpy as np
+import torch
+from curves import CurveAdapter, CurveDataModule, _collate
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from unite.modalities.batches import BatchSampler, ResumableDataLoader
+
+
+class NoisyCurveAdapter(CurveAdapter):
+    """Augments with the global generators of Python, numpy and torch alike."""
+
+    def prepare(self, samples: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Curves with noise, in training."""
+        points = samples["points"]
+        if self.training:
+            shift = random.gauss(0, 0.1) + np.random.normal(0, 0.1)  # noqa: NPY002  what others may use
+            points = points + shift + 0.1 * torch.randn_like(points)
+        return {**samples, "points": points}
+
+
+class ExactCurveDataModule(CurveDataModule):
+    """Curves that are dealt out to several processes, and resumed within an epoch.
+
+    Args:
+        kwargs: What :class:`CurveDataModule` takes.
+    """
+
+    def __init__(self, **kwargs: int) -> None:
+        super().__init__(**kwargs)
+
+    def loader(self, seed: int, shuffle: bool) -> ResumableDataLoader:
+        """Batches of one split."""
+        dataset = super().loader(seed, shuffle).dataset
+        assert isinstance(dataset, TensorDataset)
+        processes = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+        sampler = BatchSampler(torch.arange(len(dataset)), self.batch_size, shuffle=shuffle, **processes)
+        # The sampler gives lists of rows, for which a TensorDataset gives whole batches.
+        return ResumableDataLoader(dataset, sampler=sampler, batch_size=None, collate_fn=_as_samples)
+
+
+def _as_samples(batch: tuple[Tensor, Tensor]) -> dict[str, dict[str, Tensor]]:
+    return _collate(list(zip(*batch, strict=True)))
+
+
+class Misfortune(Callback):
+    """Sends this process a signal in a batch, as the environment says: ``SIGKILL train 7 0`` (of process 0)."""
+
+    def strike(self, trainer: Trainer, stage: str) -> None:
+        """Come unexpected."""
+        batch = trainer.fit_loop.epoch_loop.total_batch_idx
+        name, _, place = os.environ.get("MISFORTUNE", "").partition(" ")
+        if place == f"{stage} {batch} {trainer.global_rank}":
+            os.kill(os.getpid(), getattr(signal, name))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """A step has begun."""
+        self.strike(trainer, "train")
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """A batch of validation has begun."""
+        if not trainer.sanity_checking:
+            self.strike(trainer, "val")
