@@ -232,8 +232,8 @@ class LastCheckpoint(Checkpoint):
         if is_out_of_steps or is_out_of_epochs or trainer.should_stop or self.stopped_by:
             self.save(trainer)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Signals are no longer ours."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Signals are Lightning's again, which puts back the handlers from before."""
         self.stop_listening()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -7,7 +7,6 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +66,11 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     def __init__(self, run_folder: str | Path) -> None:
         super().__init__(run_folder, name="", version="")
-        self._has_begun = False
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log; the first call of a continued run has TensorBoard forget later steps, which are done again."""
-        if not self._has_begun and step is not None and is_first_process():
-            restart = Event(step=step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
-            self.experiment._get_file_writer().add_event(restart)
-            self._has_begun = True
-        super().log_metrics(dict(metrics), step)
+    def forget(self, step: int) -> None:
+        """Have TensorBoard leave out what was written of this step and later ones."""
+        restart = Event(step=step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
+        self.experiment._get_file_writer().add_event(restart)
 
     def save(self) -> None:
         """Write what is pending."""
@@ -83,62 +78,57 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
 
 class RunCSVLogger(CSVLogger):
-    """``metrics.csv`` in the run folder. A continued run continues the file, from its first step on."""
+    """``metrics.csv`` in the run folder. A continued run continues the file."""
 
     def __init__(self, run_folder: str | Path) -> None:
         super().__init__(run_folder, name="", version="", flush_logs_every_n_steps=1)
-        self._earlier_rows: list[dict[str, Any]] = []
-        self._columns: list[str] = []
+
+    @property
+    def file(self) -> Path:
+        """The file."""
+        return Path(self.log_dir) / _ExperimentWriter.NAME_METRICS_FILE
 
     @property
     def experiment(self) -> _ExperimentWriter:
         """Lightning's writer; it would delete an existing file, which is out of its way while it starts."""
         if self._experiment is None and is_first_process():
-            file = Path(self.log_dir) / _ExperimentWriter.NAME_METRICS_FILE
-            aside = file.with_name(f".{file.name}.aside")
-            if file.is_file():
-                os.replace(file, aside)
+            aside = self.file.with_name(f".{self.file.name}.aside")
+            if self.file.is_file():
+                os.replace(self.file, aside)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*exists and is not empty")
-                super().experiment  # noqa: B018  makes it
+                writer = super().experiment
             if aside.is_file():
-                os.replace(aside, file)
-                with file.open(newline="") as lines:
-                    reader = csv.DictReader(lines)
-                    # A run that was killed may have left half a row.
-                    self._earlier_rows = [row for row in reader if None not in row.values()]
-                    self._columns = list(reader.fieldnames or [])
-                self._replace(self._earlier_rows)
+                os.replace(aside, self.file)
+                with self.file.open(newline="") as lines:
+                    writer.metrics_keys = list(csv.DictReader(lines).fieldnames or [])
         written: _ExperimentWriter = super().experiment
         return written
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Append a row; the first one of a continued run replaces rows of steps that are done again."""
-        if self._earlier_rows and step is not None:
-            kept = list(takewhile(lambda row: not _is_done_again(row, metrics, step), self._earlier_rows))
-            if len(kept) < len(self._earlier_rows):
-                self._replace(kept)
-            self._earlier_rows = []
-        super().log_metrics(dict(metrics), step)
-
-    def _replace(self, rows: list[dict[str, Any]]) -> None:
-        """Let the file hold these rows; at no moment is there less."""
-        writer = super().experiment
-        file = Path(writer.metrics_file_path)
-        partial = file.with_name(f".{file.name}.partial")
-        with partial.open("w", newline="") as lines:
-            table = csv.DictWriter(lines, self._columns)
+    def forget(self, step: int) -> None:
+        """Leave out the rows of this step and later ones."""
+        columns = self.experiment.metrics_keys
+        if not columns:
+            return
+        partial = self.file.with_name(f".{self.file.name}.partial")
+        with self.file.open(newline="") as before, partial.open("w", newline="") as after:
+            table = csv.DictWriter(after, columns)
             table.writeheader()
-            table.writerows(rows)
-        os.replace(partial, file)
-        writer.metrics_keys = list(self._columns)
+            for row in csv.DictReader(before):
+                is_whole = None not in row.values()  # a run that was killed may have left half a row
+                if is_whole and int(row["step"]) < step:
+                    table.writerow(row)
+        os.replace(partial, self.file)
 
 
-def _is_done_again(row: dict[str, Any], metrics: Mapping[str, Any], step: int) -> bool:
-    """Whether a continued run, whose first row this is, does the step of an earlier row again."""
-    if int(row["step"]) != step:
-        return int(row["step"]) > step
-    return {name for name, value in row.items() if value != ""} == {"step", *metrics}  # one step may have two rows
+class ContinuedLogs(Callback):
+    """Lets the logs of a continued run go on from its checkpoint: what was logged behind it is logged again."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Only now has Lightning restored the number of the step."""
+        for logger in trainer.loggers:
+            if isinstance(logger, RunTensorBoardLogger | RunCSVLogger) and trainer.is_global_zero:
+                logger.forget(trainer.global_step)
 
 
 def is_first_process() -> bool:

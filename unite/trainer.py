@@ -26,6 +26,7 @@ from unite.messages import as_table, shown
 from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
 from unite.run_folder import (
+    ContinuedLogs,
     Forecast,
     RunCSVLogger,
     RunTensorBoardLogger,
@@ -65,8 +66,8 @@ class UniteTrainer(Trainer):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = run_folder
-        callbacks.append(Forecast())
-        if enable_checkpointing is not False:
+        callbacks += [Forecast(), ContinuedLogs()]
+        if enable_checkpointing is not False and not any(isinstance(item, LastCheckpoint) for item in callbacks):
             callbacks.append(LastCheckpoint())
         if logger is True:
             logger = [RunTensorBoardLogger(run_folder), RunCSVLogger(run_folder)]

@@ -2,7 +2,9 @@
 
 import os
 import random
+import resource
 import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,12 +56,14 @@ def _as_samples(batch: tuple[Tensor, Tensor]) -> dict[str, dict[str, Tensor]]:
 class Misfortune(Callback):
     """Sends this process a signal in a batch, as the environment says: ``SIGKILL train 7 0`` (of process 0)."""
 
+    def __init__(self) -> None:
+        self.sign, _, self.place = os.environ.get("MISFORTUNE", "").partition(" ")
+
     def strike(self, trainer: Trainer, stage: str) -> None:
-        """Come unexpected."""
-        batch = trainer.fit_loop.epoch_loop.total_batch_idx
-        name, _, place = os.environ.get("MISFORTUNE", "").partition(" ")
-        if place == f"{stage} {batch} {trainer.global_rank}":
-            os.kill(os.getpid(), getattr(signal, name))
+        """Come unexpected, once."""
+        if self.place == f"{stage} {trainer.fit_loop.epoch_loop.total_batch_idx} {trainer.global_rank}":
+            self.place = ""
+            os.kill(os.getpid(), getattr(signal, self.sign))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """A step has begun."""
@@ -69,3 +73,32 @@ class Misfortune(Callback):
         """A batch of validation has begun."""
         if not trainer.sanity_checking:
             self.strike(trainer, "val")
+
+
+class FullDisk(Callback):
+    """From the start of training on, no file may grow beyond 100 kB, as on a disk without space."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lower the limit of this process."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+
+class Witness(Callback):
+    """Writes down which curves each process saw: ``seen-STAGE-EPOCH-RANK`` in the run folder."""
+
+    def note(self, trainer: Trainer, stage: str, batch: dict[str, dict[str, Tensor]]) -> None:
+        """Append a number for each curve, which no other has."""
+        name = f"seen-{stage}-{trainer.current_epoch}-{trainer.global_rank}"
+        with Path(trainer.default_root_dir, name).open("a") as file:
+            file.writelines(f"{x!r}\n" for x in batch["curve"]["points"][:, 0, 0].tolist())
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, idx: int) -> None:
+        """A batch of training."""
+        self.note(trainer, "train", batch)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, idx: int, loader_idx: int = 0
+    ) -> None:
+        """A batch of validation."""
+        if not trainer.sanity_checking:
+            self.note(trainer, "val", batch)
