@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from tqdm import tqdm
 
 from unite.configurable import Configurable, arguments_as_config
@@ -93,6 +95,7 @@ class UniteModule(Configurable, LightningModule):
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
         self.seed = 0
+        self._means: dict[str, MeanMetric] = {}
 
     @property
     def denoiser(self) -> GenerativeEncoder:
@@ -159,9 +162,16 @@ class UniteModule(Configurable, LightningModule):
         return predictions
 
     def log_terms(self, stage: str, modality: str, terms: dict[str, Tensor], batch_size: int) -> None:
-        """Log unweighted loss terms as ``stage/modality/term``."""
-        named = {f"{stage}/{modality}/{name}": term.detach() for name, term in terms.items()}
-        self.log_dict(named, batch_size=batch_size, sync_dist=stage != "train")
+        """Log unweighted loss terms as ``stage/modality/term``; those of an evaluation as the mean over all samples."""
+        for name, term in terms.items():
+            key = f"{stage}/{modality}/{name}"
+            if stage == "train":
+                self.log(key, term.detach(), batch_size=batch_size)
+            else:
+                # Lightning's mean over processes rounds the number of samples that each had.
+                mean = self._means.setdefault(key, MeanMetric()).to(self.device)
+                mean.update(term.detach(), batch_size)
+                self.log(key, mean, metric_attribute=key)
 
     def adapter(self, modality: str) -> ModalityAdapter:
         """The adapter of a modality.
@@ -180,10 +190,15 @@ class UniteModule(Configurable, LightningModule):
         """Note the seed; before training, let the adapters note what generation needs of the training data.
 
         Raises:
-            UserError: The precision rounds the weights themselves.
+            UserError: The precision rounds the weights themselves, or the strategy divides them.
         """
         if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
             raise UserError(f"--trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
+        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+            raise UserError(
+                f"--trainer.strategy: {type(self.trainer.strategy).__name__} divides the weights, but Muon and weight "
+                "averaging need them whole; use ddp"
+            )
         self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
         if stage == "fit":
             for adapter in self.adapters.values():
