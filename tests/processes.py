@@ -46,7 +46,8 @@ def _run(args: list[str], environment: Mapping[str, str], output: Path) -> None:
     code = 1
     try:
         os.environ.update(environment)
-        rank_zero_only.rank = int(environment.get("RANK", 0))  # Lightning read it when it was imported
+        # Lightning read it when it was imported.
+        rank_zero_only.rank = int(environment.get("RANK", 0))  # type: ignore[attr-defined]
         log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

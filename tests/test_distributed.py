@@ -56,7 +56,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     (folder / "pair.yaml").write_text(CONFIG)
 
     def fit(name: str, world_size: int, misfortune: str = "") -> None:
-        args = ("fit", "--config", "curves.yaml", "--config", folder / "pair.yaml", "--ckpt_path", "last")
+        args: tuple[str | Path, ...] = (
+            "fit",
+            "--config",
+            "curves.yaml",
+            "--config",
+            folder / "pair.yaml",
+            "--ckpt_path",
+            "last",
+        )
         args += ("--trainer.default_root_dir", folder / name, "--data.batch_size", str(8 // world_size))
         args += ("--trainer.devices", str(world_size), "--trainer.strategy", "ddp" if world_size > 1 else "auto")
         output = folder / f"{name}-output"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor
 
 from tests.conftest import TESTS, RunCli
@@ -181,7 +181,7 @@ def test_evaluation_draws_the_same_noise_each_time_and_training_never_does(tmp_p
 def test_random_numbers_differ_between_processes_and_seeds() -> None:
     def draw(seed: int, rank: int, epoch: int, batch: int) -> float:
         module = make_module()
-        module._trainer = type("T", (), {"global_rank": rank, "current_epoch": epoch})()  # type: ignore[assignment]
+        module._trainer = type("T", (), {"global_rank": rank, "current_epoch": epoch})()
         module.seed = seed
         module.on_train_batch_start(None, batch)
         return float(torch.rand(()))

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from unite.blocks import RotaryAngles
+from unite.checkpointing import LAST_CHECKPOINT
 from unite.errors import UserError
 from unite.generative_encoder import SIZES, GenerativeEncoder
 from unite.messages import shown
 from unite.modalities.image import DECODER_SIZES, ImageAdapter, sinusoidal_embedding_2d
 from unite.module import UniteModule
-from unite.run_folder import LAST_CHECKPOINT, require_writable
+from unite.run_folder import require_writable
 
 MODALITY = "image"
 COMPILER_PREFIX = "_orig_mod."

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from curves import CurveAdapter, CurveDataModule, _collate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite.modalities.batches import BatchSampler, ResumableDataLoader
 
 
@@ -49,8 +49,9 @@ class ExactCurveDataModule(CurveDataModule):
         return ResumableDataLoader(dataset, sampler=sampler, batch_size=None, collate_fn=_as_samples)
 
 
-def _as_samples(batch: tuple[Tensor, Tensor]) -> dict[str, dict[str, Tensor]]:
-    return _collate(list(zip(*batch, strict=True)))
+def _as_samples(batch: Any) -> dict[str, dict[str, Tensor]]:
+    points, labels = batch
+    return {"curve": {"points": points, "labels": labels}}
 
 
 class Misfortune(Callback):
