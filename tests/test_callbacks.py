@@ -204,24 +204,6 @@ def test_checkpoints_without_averaged_weights_are_refused(tmp_path: Path) -> Non
         fit(tmp_path, WeightAveraging(), saver, enable_checkpointing=True)
 
 
-def test_every_process_and_every_continuation_draws_its_own_noise(tmp_path: Path) -> None:
-    draws: list[Tensor] = []
-
-    class Draw(Callback):
-        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-            if trainer.global_step in (0, 2):
-                draws.append(torch.rand(3))
-
-    for path in (None, tmp_path / "x.ckpt"):
-        torch.manual_seed(0)
-        trainer = make_trainer(tmp_path, callbacks=[Draw()], max_steps=2 if path is None else 3, num_sanity_val_steps=0)
-        data = CurveDataModule(num_curves=64, batch_size=16)
-        trainer.fit(make_module(optimizer=FAST), datamodule=data, ckpt_path=path)
-        trainer.save_checkpoint(tmp_path / "x.ckpt")
-    assert len(draws) == 2
-    assert not torch.allclose(draws[0], draws[1])
-
-
 @pytest.mark.parametrize("name", ["num_steps", "batch_size", "num_test_samples", "every_n_validations"])
 def test_counts_of_zero_are_refused_before_the_run(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} is 0; it must be at least 1"):

@@ -7,11 +7,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from unite.checkpointing import LAST_CHECKPOINT
 from unite.errors import UserError
 from unite.export import SETTINGS_FILE, is_exported, require_known_classes
 from unite.folders import leaving_no_empty_folders, require_writable
@@ -21,8 +23,8 @@ from unite.module import UniteModule
 from unite.options import trainer_options
 from unite.run_folder import (
     CONFIG_FILE,
-    LAST_CHECKPOINT,
     find_checkpoint,
+    find_last_checkpoint,
     find_run_config,
     is_first_process,
     read_checkpoint,
@@ -59,7 +61,8 @@ class UniteCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         options = _early_options(args[1:])
-        self.ckpt_path = find_checkpoint(options.ckpt_path)
+        self.is_last = options.ckpt_path == "last"
+        self.ckpt_path = self._find_last(args[0], options) if self.is_last else find_checkpoint(options.ckpt_path)
         self.checkpoint = read_checkpoint(self.ckpt_path) if self.ckpt_path else {}
         self.exported = self.ckpt_path.parent if self.ckpt_path and is_exported(self.ckpt_path) else None
         self.run_config = find_run_config(self.ckpt_path) if self.ckpt_path and not self.exported else None
@@ -104,9 +107,9 @@ class UniteCLI(LightningCLI):
             raise UserError(one_line(error, self._subcommand_parsers[args[0]])) from error
         command = self.config.subcommand
         settings = self.config[command]
-        if "ckpt_path" in settings and self.ckpt_path:
+        if "ckpt_path" in settings:
             # Lightning cannot read an exported folder: its weights are in the model already.
-            settings.ckpt_path = None if self.exported else str(self.ckpt_path)
+            settings.ckpt_path = str(self.ckpt_path) if self.ckpt_path and not self.exported else None
         if command != "fit" and not self.ckpt_path:
             raise UserError(f"unite {command} needs --ckpt_path: a checkpoint, or a run folder with {LAST_CHECKPOINT}")
         if command == "fit" and self.ckpt_path and "optimizer_states" not in self.checkpoint:
@@ -188,8 +191,8 @@ class UniteCLI(LightningCLI):
             hparams = {k: v for k, v in self.checkpoint["hyper_parameters"].items() if not k.startswith("_")}
             configs = [str(self.run_config or json.dumps({"model": hparams}))]
         args = [f"--config={config}" for config in configs]
-        if options.ckpt_path:
-            args.append(f"--ckpt_path={options.ckpt_path}")
+        if self.ckpt_path:
+            args.append(f"--ckpt_path={self.ckpt_path}")
         if options.root:
             args.append(f"--trainer.default_root_dir={options.root}")
         if options.seed:
@@ -208,13 +211,27 @@ class UniteCLI(LightningCLI):
         bars = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"] if is_quiet() else []
         return [*args, *options.others, *bars]
 
+    def _find_last(self, command: str, options: argparse.Namespace) -> Path | None:
+        """What ``--ckpt_path last`` stands for: last.ckpt of the run, or for fit a new run if there is none yet.
+
+        Raises:
+            UserError: There is none, and the command needs one.
+        """
+        root = Path(options.root or _configured_root(options.config) or _default_root(options.config))
+        found = find_last_checkpoint(root)
+        if found is None and command != "fit":
+            raise UserError(f"--ckpt_path last: no {LAST_CHECKPOINT} in {root}; name the run folder with --ckpt_path")
+        if found is None and is_first_process():
+            print(f"no {LAST_CHECKPOINT} in {shown(root)} yet: a new run", flush=True)
+        return found
+
     def _run_folder(self, command: str, configured: str | None) -> Path:
         """The folder asked for, else the checkpoint's, else one named after the config files."""
         if self.options.root:
             return Path(self.options.root)
         if self.ckpt_path and (command != "fit" or not self.options.config):
             return self.run_config.parent if self.run_config else self.ckpt_path.parent
-        return Path(configured or Path("runs", "-".join(Path(c).stem for c in self.options.config) or "run"))
+        return Path(configured or _default_root(self.options.config))
 
     def _claim(self, root: Path) -> Path:
         """``root`` if no run is there or this one continues it, else a new folder ``root/version_N``."""
@@ -230,7 +247,8 @@ class UniteCLI(LightningCLI):
             claim = folder / CONFIG_FILE
             if not any(folder.glob("*.ckpt")):
                 try:
-                    claim.touch(exist_ok=False)  # atomic: of two runs that start together only one gets it
+                    # With `last` this run is the one that is there, killed before its first checkpoint.
+                    claim.touch(exist_ok=self.is_last)  # atomic: of two runs that start together only one gets it
                 except FileExistsError:
                     pass
                 else:
@@ -254,6 +272,22 @@ def run(args: list[str]) -> None:
     """Run one of the commands of :class:`UniteCLI`."""
     silence_noise()
     UniteCLI(args)
+
+
+def _default_root(configs: list[str]) -> Path:
+    """Run folder named after the config files."""
+    return Path("runs", "-".join(Path(config).stem for config in configs) or "run")
+
+
+def _configured_root(configs: list[str]) -> str | None:
+    """``trainer.default_root_dir`` of config files, the last one that has it; mistakes in them are told later."""
+    root = None
+    for config in configs:
+        try:
+            root = yaml.safe_load(Path(config).read_text())["trainer"]["default_root_dir"] or root
+        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            continue
+    return root
 
 
 def _early_options(args: list[str]) -> argparse.Namespace:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 from tqdm import tqdm
 
 from unite.blocks import Block
@@ -39,6 +41,7 @@ from unite.flow import (
 from unite.generative_encoder import GenerativeEncoder, Tokens
 from unite.modalities.base import ModalityAdapter, Template
 from unite.optimizer import MuonAdamW, OptimizerSettings, parameter_groups, warmup_cosine
+from unite.seeding import RandomDraws, seed_all
 
 if TYPE_CHECKING:
     from unite.generation import KeptLatents
@@ -136,6 +139,8 @@ class UniteModule(Configurable, LightningModule):
         self.num_trained = 0  # samples that training steps of this process have seen
         if compile:
             self.compile_blocks()
+        self.seed = 0
+        self._means: dict[str, MeanMetric] = {}
 
     @property
     def denoiser(self) -> GenerativeEncoder:
@@ -216,10 +221,17 @@ class UniteModule(Configurable, LightningModule):
         return predictions
 
     def log_terms(self, stage: str, modality: str, terms: dict[str, Tensor], batch_size: int) -> None:
-        """Log unweighted loss terms as ``stage/modality/term``."""
+        """Log unweighted loss terms as ``stage/modality/term``; those of an evaluation as the mean over all samples."""
         self.num_trained += batch_size if stage == "train" else 0
-        named = {f"{stage}/{modality}/{name}": term.detach() for name, term in terms.items()}
-        self.log_dict(named, batch_size=batch_size, sync_dist=stage != "train")
+        for name, term in terms.items():
+            key = f"{stage}/{modality}/{name}"
+            if stage == "train":
+                self.log(key, term.detach(), batch_size=batch_size)
+            else:
+                # Lightning's mean over processes rounds the number of samples that each had.
+                mean = self._means.setdefault(key, MeanMetric()).to(self.device)
+                mean.update(term.detach(), batch_size)
+                self.log(key, mean, metric_attribute=key)
 
     def adapter(self, modality: str) -> ModalityAdapter:
         """The adapter of a modality.
@@ -235,31 +247,57 @@ class UniteModule(Configurable, LightningModule):
         return self.adapters[modality]
 
     def setup(self, stage: str) -> None:
-        """Before training, let the adapters note what generation needs of the training data.
+        """Note the seed; before training, let the adapters note what generation needs of the training data.
 
         Raises:
-            UserError: The precision rounds the weights themselves.
+            UserError: The precision rounds the weights themselves, or the strategy divides them.
         """
         if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
             raise UserError(f"--trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
+        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+            raise UserError(
+                f"--trainer.strategy: {type(self.trainer.strategy).__name__} divides the weights, but Muon and weight "
+                "averaging need them whole; use ddp"
+            )
+        self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
         if stage == "fit":
             for adapter in self.adapters.values():
                 adapter.fit_statistics(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Names of classes travel in checkpoints."""
+        """Names of classes, and the seed of the run, travel in checkpoints."""
         checkpoint["class_names"] = {name: adapter.class_names for name, adapter in self.adapters.items()}
+        checkpoint["seed"] = self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Inverse of :meth:`on_save_checkpoint`."""
+        """Inverse of :meth:`on_save_checkpoint`; only a run that is continued takes the seed."""
         for name, class_names in checkpoint.get("class_names", {}).items():
             if name in self.adapters:
                 self.adapters[name].class_names = class_names
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            self.seed = checkpoint.get("seed", self.seed)
 
-    def on_train_start(self) -> None:
-        """Give each process, and each continuation of a run, random numbers of its own."""
-        if self.trainer.world_size > 1 or self.global_step > 0:
-            torch.manual_seed(torch.initial_seed() + 1_000_003 * self.global_rank + 7_919 * self.global_step)
+    def on_fit_start(self) -> None:
+        """Have the data of a continued run set up anew: only then does Lightning tell it where to go on.
+
+        Counting the steps, for the schedule, has set it up already, before the checkpoint was read.
+        """
+        if self.trainer.ckpt_path:
+            self.trainer.fit_loop._combined_loader = None
+
+    def on_train_epoch_start(self) -> None:
+        """Let an epoch's random numbers, such as the order of a plain ``DataLoader``, depend on its place alone."""
+        seed_all(self.seed, self.global_rank, RandomDraws.EPOCH, self.current_epoch)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Let a step's random numbers depend on its place alone: a continued run draws what the whole one draws."""
+        seed_all(self.seed, self.global_rank, RandomDraws.TRAINING, self.current_epoch, batch_idx)
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Draw the same noise in each validation, so that its losses can be compared."""
+        seed_all(self.seed, self.global_rank, RandomDraws.EVALUATION, dataloader_idx, batch_idx)
+
+    on_test_batch_start = on_validation_batch_start
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters by half of the optimizer."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from unite.blocks import RotaryAngles
+from unite.checkpointing import LAST_CHECKPOINT
 from unite.errors import UserError
 from unite.folders import require_writable
 from unite.generative_encoder import SIZES, GenerativeEncoder
@@ -27,7 +28,6 @@ from unite.messages import shown
 from unite.modalities.image import DECODER_SIZES, ImageAdapter, sinusoidal_embedding_2d
 from unite.module import UniteModule
 from unite.options import OptionParser
-from unite.run_folder import LAST_CHECKPOINT
 
 MODALITY = "image"
 COMPILER_PREFIX = "_orig_mod."

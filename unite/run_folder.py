@@ -4,108 +4,27 @@ import csv
 import json
 import math
 import os
-import sys
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
+from unite.checkpointing import LAST_CHECKPOINT
 from unite.errors import UserError
 from unite.export import SETTINGS_FILE, WEIGHTS_FILE, is_exported, read_exported
 from unite.folders import require_writable as require_writable
-from unite.messages import info
+from unite.messages import info, shown
 
 CONFIG_FILE = "config.yaml"
-LAST_CHECKPOINT = "last.ckpt"
 METRICS_FILE = "metrics.json"
-
-
-class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt`` in the run folder, from which a run continues after whatever ended it.
-
-    Lightning's ``save_last`` writes only when a *best* checkpoint is written as well, and not at the end of a
-    run that stops within an epoch. This one is written after every validation, every ``every_n_train_steps``
-    steps, at the end, and on Ctrl-C or a termination signal. A first Ctrl-C lets the running step finish, so
-    that no half-updated weights are kept; a second one stops at once.
-
-    Args:
-        every_n_train_steps: Optimizer steps between two checkpoints where validation is rarer than that.
-    """
-
-    def __init__(self, every_n_train_steps: int = 1000) -> None:
-        self.every_n_train_steps = every_n_train_steps
-        self.path = Path()
-        self.saved_step = 0
-        self.is_in_step = False
-        self.is_stop_asked = False
-
-    def save(self, trainer: Trainer) -> None:
-        """Write ``last.ckpt``, unless it holds this step already or nothing is to be written."""
-        is_dry_run = bool(trainer.fast_dev_run) or trainer.sanity_checking  # type: ignore[attr-defined]
-        if is_dry_run or trainer.state.fn != "fit" or trainer.global_step == self.saved_step:
-            return
-        trainer.save_checkpoint(self.path, weights_only=False)
-        self.saved_step = trainer.global_step
-
-    def interrupt(self, signum: int, frame: FrameType | None) -> None:
-        """Handle Ctrl-C: after the running step, or at once if asked again."""
-        if not self.is_in_step or self.is_stop_asked:
-            raise KeyboardInterrupt
-        self.is_stop_asked = True
-        print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the run folder from the first process."""
-        self.path = trainer.strategy.broadcast(Path(trainer.default_root_dir) / LAST_CHECKPOINT)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count steps from where the run starts or continues, and forget an earlier Ctrl-C."""
-        self.saved_step = trainer.global_step
-        self.is_in_step = self.is_stop_asked = False
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note that weights are about to change."""
-        self.is_in_step = True
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save if it is time. Lightning calls checkpoint callbacks last: averaged weights are up to date."""
-        self.is_in_step = False
-        if self.is_stop_asked:
-            raise KeyboardInterrupt
-        if trainer.global_step >= self.saved_step + self.every_n_train_steps:
-            self.save(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after every validation within a fit."""
-        self.save(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save at the end of the run, at whatever step of an epoch it comes.
-
-        Not in ``on_train_end``, where weight averaging has replaced the raw weights already.
-        """
-        is_out_of_steps = 0 <= trainer.max_steps <= trainer.global_step
-        is_out_of_epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
-        if is_out_of_steps or is_out_of_epochs or trainer.should_stop:
-            self.save(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save on Ctrl-C and termination. After an error the checkpoint from before it stays."""
-        # Several processes may be in different steps, and saving needs all of them.
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.world_size == 1:
-            self.save(trainer)
 
 
 class Forecast(Callback):
@@ -150,43 +69,68 @@ class RunTensorBoardLogger(TensorBoardLogger):
     def __init__(self, run_folder: str | Path) -> None:
         super().__init__(run_folder, name="", version="")
 
+    def forget(self, step: int) -> None:
+        """Have TensorBoard leave out what was written of this step and later ones."""
+        restart = Event(step=step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
+        self.experiment._get_file_writer().add_event(restart)
+
     def save(self) -> None:
         """Write what is pending."""
         self.experiment.flush()
 
 
 class RunCSVLogger(CSVLogger):
-    """``metrics.csv`` in the run folder. A continued run continues the file, from its first step on."""
+    """``metrics.csv`` in the run folder. A continued run continues the file."""
 
     def __init__(self, run_folder: str | Path) -> None:
         super().__init__(run_folder, name="", version="", flush_logs_every_n_steps=1)
-        self._earlier_rows: list[dict[str, Any]] = []
+
+    @property
+    def file(self) -> Path:
+        """The file."""
+        return Path(self.log_dir) / _ExperimentWriter.NAME_METRICS_FILE
 
     @property
     def experiment(self) -> _ExperimentWriter:
-        """Lightning's writer; it deletes an existing file, so the rows are put back."""
-        if self._experiment is None:
-            file = Path(self.log_dir) / _ExperimentWriter.NAME_METRICS_FILE
-            if file.is_file() and is_first_process():
-                with file.open(newline="") as lines:
-                    self._earlier_rows = list(csv.DictReader(lines))
+        """Lightning's writer; it would delete an existing file, which is out of its way while it starts."""
+        if self._experiment is None and is_first_process():
+            aside = self.file.with_name(f".{self.file.name}.aside")
+            if self.file.is_file():
+                os.replace(self.file, aside)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*exists and is not empty")
                 writer = super().experiment
-            writer.metrics = list(self._earlier_rows)
-            writer.save()
+            if aside.is_file():
+                os.replace(aside, self.file)
+                with self.file.open(newline="") as lines:
+                    writer.metrics_keys = list(csv.DictReader(lines).fieldnames or [])
         written: _ExperimentWriter = super().experiment
         return written
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Append a row; the first one of a continued run replaces rows of steps that are done again."""
-        if self._earlier_rows and step is not None:
-            kept = [row for row in self._earlier_rows if int(row["step"]) < step]
-            if len(kept) < len(self._earlier_rows):
-                Path(self.experiment.metrics_file_path).unlink()
-                self.experiment.metrics = kept
-            self._earlier_rows = []
-        super().log_metrics(dict(metrics), step)
+    def forget(self, step: int) -> None:
+        """Leave out the rows of this step and later ones."""
+        columns = self.experiment.metrics_keys
+        if not columns:
+            return
+        partial = self.file.with_name(f".{self.file.name}.partial")
+        with self.file.open(newline="") as before, partial.open("w", newline="") as after:
+            table = csv.DictWriter(after, columns)
+            table.writeheader()
+            for row in csv.DictReader(before):
+                is_whole = None not in row.values()  # a run that was killed may have left half a row
+                if is_whole and int(row["step"]) < step:
+                    table.writerow(row)
+        os.replace(partial, self.file)
+
+
+class ContinuedLogs(Callback):
+    """Lets the logs of a continued run go on from its checkpoint: what was logged behind it is logged again."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Only now has Lightning restored the number of the step."""
+        for logger in trainer.loggers:
+            if isinstance(logger, RunTensorBoardLogger | RunCSVLogger) and trainer.is_global_zero:
+                logger.forget(trainer.global_step)
 
 
 def is_first_process() -> bool:
@@ -220,6 +164,12 @@ def find_checkpoint(path: str | None) -> Path | None:
     return found
 
 
+def find_last_checkpoint(root: Path) -> Path | None:
+    """The newest last.ckpt of a run in a folder or its ``version_N``, if there is one."""
+    found = [path for path in [root / LAST_CHECKPOINT, *root.glob(f"version_*/{LAST_CHECKPOINT}")] if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
 def find_run_config(checkpoint: Path) -> Path | None:
     """config.yaml of the run that a checkpoint belongs to: beside it, or one or two folders up."""
     folders = [checkpoint.resolve().parent, *checkpoint.resolve().parents[1:3]]
@@ -236,13 +186,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if is_exported(path):
         return read_exported(path.parent)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = _load(path)
     except Exception as error:
-        raise UserError(f"{path} is not a unite checkpoint, or is damaged: torch.load cannot read it") from error
+        raise UserError(
+            f"{path} is not a unite checkpoint, or is damaged: torch.load cannot read it{_other_checkpoint(path)}"
+        ) from error
     hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not isinstance(hparams, dict) or not {"encoder", "adapters"} <= hparams.keys() or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a unite checkpoint: it has no settings of encoder and adapters")
     return dict(checkpoint)
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _other_checkpoint(damaged: Path) -> str:
+    """``; the newest whole one ...`` if the folder has another checkpoint."""
+    others = [path for path in damaged.parent.glob("*.ckpt") if path != damaged]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            step = _load(path)["global_step"]
+        except Exception:
+            continue
+        return f"; the newest whole one is --ckpt_path {shown(path)} (step {step})"
+    return ""
 
 
 def require_same_model(model: LightningModule, checkpoint: dict[str, Any], path: Path | None) -> None:

@@ -1,5 +1,6 @@
 """Lightning's trainer with a run folder, able to generate."""
 
+import errno
 import os
 import signal
 import sys
@@ -14,8 +15,10 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from unite.checkpointing import LAST_CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
 from unite.encoding import LatentFiles, Split, limit_batches, split_loader, write_latents, write_reconstructions
 from unite.errors import UserError
 from unite.flow import Solver
@@ -26,9 +29,8 @@ from unite.module import UniteModule
 from unite.monitor import TrainingMonitor
 from unite.output_folder import OutputFolder
 from unite.run_folder import (
-    LAST_CHECKPOINT,
+    ContinuedLogs,
     Forecast,
-    LastCheckpoint,
     RunCSVLogger,
     RunTensorBoardLogger,
     write_metrics,
@@ -49,7 +51,8 @@ class UniteTrainer(Trainer):
         non_finite: What to do about a loss or a gradient that is infinite or not a number: ``stop``, ``skip`` the step,
             or ``ignore`` it; see :class:`unite.guards.NonFiniteGuard`.
         enable_autolog_hparams: Also log the settings to the loggers; config.yaml has them all.
-        kwargs: Everything else that Lightning's trainer takes.
+        kwargs: Everything else that Lightning's trainer takes. Without a ``CheckpointIO`` among the ``plugins``,
+            checkpoints are written atomically.
     """
 
     def __init__(
@@ -73,11 +76,15 @@ class UniteTrainer(Trainer):
             callbacks.append(NonFiniteGuard(non_finite))
         if enable_model_summary is not False and not any(isinstance(item, ModelSummary) for item in callbacks):
             callbacks.append(OptimizerSummary())
-        callbacks += [Forecast(), TrainingMonitor()]
-        if enable_checkpointing is not False:
+        callbacks += [Forecast(), TrainingMonitor(), ContinuedLogs()]
+        if enable_checkpointing is not False and not any(isinstance(item, LastCheckpoint) for item in callbacks):
             callbacks.append(LastCheckpoint())
         if logger is True:
             logger = [RunTensorBoardLogger(run_folder), RunCSVLogger(run_folder)]
+        plugins = kwargs.pop("plugins", None) or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
         super().__init__(
             default_root_dir=run_folder,
             logger=logger,
@@ -85,6 +92,7 @@ class UniteTrainer(Trainer):
             enable_checkpointing=enable_checkpointing,
             enable_model_summary=enable_model_summary,
             enable_autolog_hparams=enable_autolog_hparams,
+            plugins=plugins,
             **kwargs,
         )
 
@@ -365,23 +373,27 @@ class UniteTrainer(Trainer):
             KeyboardInterrupt: In place of Lightning's ``exit(1)``, with a message for the user.
             SystemExit: The process was told to terminate.
         """
-        callback = next((item for item in self.callbacks if isinstance(item, LastCheckpoint)), None)  # type: ignore[attr-defined]
         previous = signal.getsignal(signal.SIGINT)
-        is_main_thread = threading.current_thread() is threading.main_thread()
-        if callback is not None and is_main_thread and self.world_size == 1:
-            signal.signal(signal.SIGINT, callback.interrupt)
         try:
             yield
         except SIGTERMException:
-            print(f"unite: {self._interrupt_message()}", file=sys.stderr)
-            raise SystemExit(128 + signal.SIGTERM) from None
+            signum = next((item.stopped_by for item in self.callbacks if isinstance(item, LastCheckpoint)), 0)  # type: ignore[attr-defined]
+            if signum == signal.SIGINT:
+                raise KeyboardInterrupt(self._interrupt_message()) from None
+            if self.is_global_zero:
+                print(f"unite: {self._interrupt_message()}", file=sys.stderr)
+            raise SystemExit(128 + (signum or signal.SIGTERM)) from None
         except SystemExit as exit_:
             if isinstance(exit_.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt(self._interrupt_message()) from None
             raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(f"{self.default_root_dir}: {error.strerror}; {self._interrupt_message()}") from error
         finally:
-            if is_main_thread:
-                signal.signal(signal.SIGINT, previous)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, previous)  # Lightning leaves it ignored
 
     def _interrupt_message(self) -> str:
         last = Path(self.default_root_dir) / LAST_CHECKPOINT

@@ -3,21 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 from unite.errors import UserError
-
-
-def mixed_generator(*seeds: int) -> torch.Generator:
-    """A generator for a seed, an epoch, and the like.
-
-    Seeds made by adding would give epoch 1 of seed 0 the order of epoch 0 of seed 1.
-    """
-    (mixed,) = np.random.SeedSequence(seeds).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(mixed))
+from unite.seeding import mixed_generator
 
 
 class FixedBatches(Dataset[Any]):

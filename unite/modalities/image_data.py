@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from unite.errors import UserError
-from unite.modalities.batches import BatchSampler, FixedBatches, ResumableDataLoader, mixed_generator, unchanged
+from unite.modalities.batches import BatchSampler, FixedBatches, ResumableDataLoader, unchanged
 from unite.modalities.features import FeatureNetwork
 from unite.modalities.image_files import ImageFolder, SmallImages, class_folders, list_images, load_pixels
+from unite.seeding import mixed_generator
 
 Split = Literal["train", "val", "test"]
 Samples = dict[str, dict[str, Tensor]]

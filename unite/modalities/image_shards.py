@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from unite.errors import UserError
-from unite.modalities.batches import mixed_generator, one_line, stop_workers, unchanged
+from unite.modalities.batches import one_line, stop_workers, unchanged
 from unite.modalities.image_data import ImageDataModule, Samples, Split, as_samples
 from unite.modalities.image_files import IMAGE_SUFFIXES, SmallImages, load_pixels
+from unite.seeding import mixed_generator
 
 MANIFEST = "manifest.json"
 FORMAT = "unite image shards 1"

@@ -1,0 +1,318 @@
+"""A run that ends in whatever way, and is continued, ends as if nothing had happened: to the bit, on a CPU."""
+
+import csv
+import errno
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from torch import Tensor
+
+from tests.conftest import TESTS, RunCli
+from tests.processes import run_forked
+from tests.test_callbacks import FAST, fit
+from tests.test_module import make_module, make_trainer
+from tests.toy_modality.curves import CurveAdapter, CurveDataModule
+from unite import UniteModule
+from unite.callbacks import WeightAveraging
+from unite.checkpointing import AtomicCheckpointIO, LastCheckpoint, _requeue
+from unite.errors import UserError
+from unite.run_folder import RunCSVLogger, find_last_checkpoint, read_checkpoint
+
+# Validation comes once between the batches of an accumulation (batch 4) and once behind an optimizer step (batch 9).
+EXACT = """
+model:
+  adapters:
+    curve: {class_path: exact_curves.NoisyCurveAdapter, init_args: {num_points: 8}}
+  optimizer: {lr: 0.01, warmup_steps: 2}
+data: {class_path: exact_curves.ExactCurveDataModule, init_args: {num_points: 8, num_curves: 48, batch_size: 4}}
+trainer:
+  max_epochs: 2
+  val_check_interval: 5
+  accumulate_grad_batches: 2
+  num_sanity_val_steps: 0
+  callbacks:
+    - {class_path: exact_curves.Misfortune}
+    - {class_path: unite.callbacks.WeightAveraging}
+    - class_path: unite.callbacks.GenerationMetrics
+      init_args: {num_samples: 4, num_steps: 2, num_drawn: 0, every_n_validations: 2}
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {monitor: val/curve/points, filename: best}
+    - {class_path: unite.checkpointing.LastCheckpoint, init_args: {every_n_train_steps: 4}}
+"""
+NUM_BATCHES = 24
+
+Fit = Callable[..., list[int]]
+
+
+@pytest.fixture(autouse=True)
+def _in_toy_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TESTS / "toy_modality")
+
+
+@pytest.fixture(scope="module")
+def exact_fit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fit]:
+    """Runs ``unite fit`` in processes of its own: ``exact_fit(folder, *options, misfortune="SIGKILL train 7 0")``."""
+    config = tmp_path_factory.mktemp("config") / "exact.yaml"
+    config.write_text(EXACT)
+    before = Path.cwd()
+    os.chdir(TESTS / "toy_modality")
+
+    def run(folder: Path, *options: str | Path, misfortune: str = "", world_size: int = 1) -> list[int]:
+        args = ("fit", "--config", "curves.yaml", "--config", config, "--trainer.default_root_dir", folder, *options)
+        if world_size > 1:
+            args += ("--trainer.devices", str(world_size), "--trainer.strategy", "ddp", "--data.batch_size", "2")
+        output = folder.with_name(f"{folder.name}-output")
+        return run_forked(*args, world_size=world_size, output=output, env={"MISFORTUNE": misfortune})
+
+    yield run
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def whole(exact_fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert exact_fit(folder) == [0]
+    return folder
+
+
+def differences(a: Any, b: Any, place: str = "") -> list[str]:
+    """Where two checkpoints differ: weights, averages, optimizer, schedule, loops, callbacks, position in the data."""
+    if "ModelCheckpoint" in place and place.endswith(("path", "dir", "models")):
+        return []  # names of the run folder
+    if isinstance(a, dict):
+        inside = [differences(a[k], b[k], f"{place}/{k}") for k in a if k in b]
+        return [f"{place}/{k}" for k in a.keys() ^ b.keys()] + [x for part in inside for x in part]
+    if isinstance(a, list | tuple):
+        pairs = zip(a, b, strict=True)
+        return [x for i, (c, d) in enumerate(pairs) for x in differences(c, d, f"{place}/{i}")]
+    same = torch.equal(a, b) if isinstance(a, Tensor) else a == b
+    return [] if same else [place]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    ours, theirs = (torch.load(run / "last.ckpt", weights_only=True) for run in (folder, whole))
+    assert theirs["global_step"] == NUM_BATCHES // 2
+    assert not differences(theirs, ours)
+    assert rows(folder) == rows(whole)
+    assert tensorboard(folder) == tensorboard(whole)
+
+
+def test_the_whole_run_logs_every_step_once(whole: Path) -> None:
+    """What the comparisons below compare is there."""
+    steps = [int(row["step"]) for row in rows(whole) if row["train/loss"]]
+    assert steps == list(range(NUM_BATCHES // 2))
+    assert len([row for row in rows(whole) if row["val/curve/points"]]) == 4
+    assert [step for step, _ in tensorboard(whole)["train/loss"]] == steps
+
+
+@pytest.mark.parametrize(
+    "misfortune",
+    [
+        f"SIGKILL train {random.Random(0).randrange(12, NUM_BATCHES)} 0",
+        "SIGKILL train 2 0",  # before the first checkpoint
+        "SIGTERM train 9 0",  # right before a validation
+        "SIGINT val 21 0",
+        *(pytest.param(f"SIGKILL train {batch} 0", marks=pytest.mark.slow) for batch in (9, 11, 12, 19, 23)),
+        pytest.param("SIGKILL val 9 0", marks=pytest.mark.slow),
+        pytest.param("SIGTERM val 4 0", marks=pytest.mark.slow),  # in a validation within an accumulation
+    ],
+)
+def test_killed_and_continued_run_is_the_whole_run(
+    exact_fit: Fit, whole: Path, tmp_path: Path, misfortune: str
+) -> None:
+    folder = tmp_path / "run"
+    expected = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}[misfortune.split()[0]]
+    assert exact_fit(folder, misfortune=misfortune) == [expected]
+    assert exact_fit(folder, "--ckpt_path", "last") == [0]
+    assert_same_run(folder, whole)
+
+
+def test_two_processes_continue_to_the_bit_and_stop_together(exact_fit: Fit, tmp_path: Path) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert exact_fit(whole, world_size=2) == [0, 0]
+    # Only the second process is told; both stop behind the same step, with one checkpoint.
+    assert exact_fit(folder, misfortune="SIGTERM train 14 1", world_size=2) == [143, 143]
+    assert exact_fit(folder, "--ckpt_path", "last", misfortune="SIGKILL train 20 0", world_size=2)[0] == -signal.SIGKILL
+    assert exact_fit(folder, "--ckpt_path", "last", world_size=2) == [0, 0]
+    assert_same_run(folder, whole)
+
+
+# ---------------------------------------------------------------------- random numbers
+
+
+def test_evaluation_draws_the_same_noise_each_time_and_training_never_does(tmp_path: Path) -> None:
+    losses: list[float] = []
+    draws: list[float] = []
+
+    class Frozen(UniteModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            draws.append(float(torch.rand(())))
+            return 0 * super().training_step(batch, batch_idx)
+
+        def log_terms(self, stage: str, modality: str, terms: dict[str, Tensor], batch_size: int) -> None:
+            if stage == "val":
+                losses.append(float(terms["flow"]))
+
+    module = Frozen(make_module().encoder, {"curve": CurveAdapter()})
+    make_trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(module, datamodule=CurveDataModule())
+    assert len(losses) == 8
+    assert losses[:4] == losses[4:]
+    assert len(set(draws)) == len(draws) == 8
+
+
+def test_random_numbers_differ_between_processes_and_seeds() -> None:
+    def draw(seed: int, rank: int, epoch: int, batch: int) -> float:
+        module = make_module()
+        module._trainer = type("T", (), {"global_rank": rank, "current_epoch": epoch})()
+        module.seed = seed
+        module.on_train_batch_start(None, batch)
+        return float(torch.rand(()))
+
+    places = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    assert len({draw(*place) for place in places}) == len(places)
+    assert draw(0, 1, 2, 3) == draw(0, 1, 2, 3)
+
+
+def test_a_run_started_in_python_is_continued_with_its_own_seed(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    module, trainer = fit(tmp_path)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    torch.manual_seed(6)
+    again = make_module(optimizer=FAST)
+    trainer = make_trainer(tmp_path, max_steps=5)
+    trainer.fit(again, datamodule=CurveDataModule(), ckpt_path=tmp_path / "x.ckpt")
+    assert again.seed == module.seed == 5
+
+
+# ---------------------------------------------------------------------- files
+
+
+def test_a_write_that_fails_leaves_the_checkpoint_from_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weight": torch.ones(3)}, path)
+
+    def full(checkpoint: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"cannot write .*last.ckpt \(No space left on device\); mend that"):
+        AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(3)}, path)
+    assert torch.equal(torch.load(path)["weight"], torch.ones(3))
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_full_disk_ends_the_run_in_one_line_with_a_checkpoint_that_loads(tmp_path: Path, exact_fit: Fit) -> None:
+    folder = tmp_path / "run"
+    assert exact_fit(folder, misfortune="SIGTERM train 9 0") == [143]
+    step = read_checkpoint(folder / "last.ckpt")["global_step"]
+    assert exact_fit(folder, "--ckpt_path", "last", "--trainer.callbacks+=exact_curves.FullDisk") == [2]
+    errors = (tmp_path / "run-output" / "out0").read_text()
+    assert "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("unite: error:")]
+    assert "cannot write" in line
+    assert "File too large" in line
+    assert f"unite fit --ckpt_path {folder / 'last.ckpt'}" in line
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == step
+
+
+def test_a_truncated_checkpoint_is_refused_and_the_newest_whole_one_offered(
+    run_cli: RunCli, whole: Path, tmp_path: Path
+) -> None:
+    content = (whole / "last.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").write_bytes(content[: len(content) // 2])
+    refused = run_cli("fit", "--ckpt_path", tmp_path)
+    assert refused.code == 2
+    assert f"{tmp_path / 'last.ckpt'} is not a unite checkpoint, or is damaged" in refused.err
+    assert "the newest whole one" not in refused.err
+    (tmp_path / "worse.ckpt").write_bytes(content[:1000])
+    (tmp_path / "best.ckpt").write_bytes((whole / "best.ckpt").read_bytes())
+    refused = run_cli("fit", "--ckpt_path", tmp_path)
+    step = read_checkpoint(tmp_path / "best.ckpt")["global_step"]
+    assert f"the newest whole one is --ckpt_path {tmp_path / 'best.ckpt'} (step {step})" in refused.err
+
+
+def test_last_is_the_newest_of_a_run_folder_and_its_versions(run_cli: RunCli, tmp_path: Path) -> None:
+    assert find_last_checkpoint(tmp_path) is None
+    for age, folder in ((30, tmp_path), (10, tmp_path / "version_1"), (20, tmp_path / "version_2")):
+        folder.mkdir(exist_ok=True)
+        (folder / "last.ckpt").touch()
+        os.utime(folder / "last.ckpt", (1e9 - age, 1e9 - age))
+    assert find_last_checkpoint(tmp_path) == tmp_path / "version_1" / "last.ckpt"
+    refused = run_cli("test", "--ckpt_path", "last", "--trainer.default_root_dir", tmp_path / "version_3")
+    assert refused.code == 2
+    assert "--ckpt_path last: no last.ckpt in" in refused.err
+
+
+def test_half_a_row_of_a_killed_run_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,step,train/loss\n0,0,3.5\n0,1,2.5\n0,2")
+    logger = RunCSVLogger(tmp_path)
+    logger.forget(2)
+    logger.log_metrics({"epoch": 0, "train/loss": 1.5}, 2)
+    logger.finalize("success")
+    assert [row["train/loss"] for row in rows(tmp_path)] == ["3.5", "2.5", "1.5"]
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv"}
+
+
+# ---------------------------------------------------------------------- signals
+
+
+def test_slurm_job_at_the_end_of_its_time_is_put_back_into_the_queue(
+    exact_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
+    scontrol.chmod(0o755)
+    slurm = {"NTASKS": "1", "JOB_ID": "42", "JOB_NAME": "train", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    folder = tmp_path / "run"
+    assert exact_fit(folder, misfortune="SIGUSR1 train 6 0") == [128 + signal.SIGUSR1]
+    assert (tmp_path / "called").read_text() == "requeue 42\n"
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == 4
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    _requeue()
+    assert (tmp_path / "called").read_text() == "requeue 42\nrequeue 40_7\n"
+
+
+def test_handlers_of_signals_are_put_back(tmp_path: Path) -> None:
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    fit(tmp_path, LastCheckpoint(), enable_checkpointing=True)
+    assert {signum: signal.getsignal(signum) for signum in handlers} == handlers
+
+
+def test_ctrl_c_in_validation_leaves_the_raw_weights_and_a_checkpoint_with_both(tmp_path: Path) -> None:
+    averaging = WeightAveraging(decay=0.9, warmup=False)
+
+    class Interrupt(LastCheckpoint):
+        def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        fit(tmp_path, averaging, Interrupt(), enable_checkpointing=True, max_epochs=1, max_steps=-1)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    name = "encoder.latent_in.weight"
+    averaged, raw = checkpoint["state_dict"][name], checkpoint["current_model_state"][name]
+    assert not torch.equal(averaged, raw)
+    module = averaging._module() if averaging._module else None
+    assert module is None or torch.equal(module.state_dict()[name], raw)
