@@ -29,11 +29,17 @@ from unite.flow import (
 )
 from unite.generative_encoder import GenerativeEncoder, Tokens
 from unite.modalities.base import ModalityAdapter, Template
+from unite.modalities.combined import datamodule_of
 from unite.optimizer import MuonAdamW, OptimizerSettings, parameter_groups, warmup_cosine
 
 
 class UniteModule(Configurable, LightningModule):
     """Trains tokenizer, generator and decoder together, for one or several modalities.
+
+    With several, one encoder serves all of them in each step, and everything else is each adapter's own. The *modality
+    embedding* is the adapter's null condition: it enters every block beside the time whenever the modality is tokenized
+    or generated, so the encoder always knows what it works on. A further embedding would change no function that the
+    model can represent: the rows of a condition table plus one vector are another such table.
 
     Args:
         encoder: The Generative Encoder.
@@ -47,6 +53,7 @@ class UniteModule(Configurable, LightningModule):
         flow_weight: Weight of the flow loss against the reconstruction loss.
         noise_probability: Share of samples whose latents the decoder sees with a little noise in training.
         noise_min_time: Smallest t of that noise; 1 is none.
+        modality_weights: Weight of each modality's loss as a whole; 1 where not named.
 
     Raises:
         UserError: A setting is outside its range.
@@ -65,10 +72,17 @@ class UniteModule(Configurable, LightningModule):
         flow_weight: float = 1.0,
         noise_probability: float = 0.5,
         noise_min_time: float = 0.7,
+        modality_weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         if not adapters:
             raise UserError("model.adapters is empty; name at least one modality")
+        modality_weights = modality_weights or {}
+        for name, weight in modality_weights.items():
+            if name not in adapters:
+                raise UserError(f"model.modality_weights names {name!r}, but the modalities are {', '.join(adapters)}")
+            if weight < 0:
+                raise UserError(f"model.modality_weights.{name} is {weight}; it must be 0 or more")
         if flow_steps < 1:
             raise UserError(f"model.flow_steps is {flow_steps}; it must be at least 1")
         for name, value in (("noise_probability", noise_probability), ("noise_min_time", noise_min_time)):
@@ -91,6 +105,7 @@ class UniteModule(Configurable, LightningModule):
         self.flow_weight = flow_weight
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
+        self.modality_weights = modality_weights
 
     @property
     def denoiser(self) -> GenerativeEncoder:
@@ -114,7 +129,8 @@ class UniteModule(Configurable, LightningModule):
             terms["flow"] = self.flow_loss(adapter, latents, template, registers)
 
             weights = {**adapter.loss_weights, "flow": self.flow_weight}
-            loss = loss + sum(weights.get(name, 1.0) * term for name, term in terms.items())
+            modality_loss = sum(weights.get(name, 1.0) * term for name, term in terms.items())
+            loss = loss + self.modality_weights.get(modality, 1.0) * modality_loss
             self.log_terms("train", modality, terms, len(template))
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -183,8 +199,8 @@ class UniteModule(Configurable, LightningModule):
         if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
             raise UserError(f"--trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
         if stage == "fit":
-            for adapter in self.adapters.values():
-                adapter.fit_statistics(self.trainer.datamodule)  # type: ignore[attr-defined]
+            for name, adapter in self.adapters.items():
+                adapter.fit_statistics(datamodule_of(self.trainer.datamodule, name))  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names of classes travel in checkpoints."""

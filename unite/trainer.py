@@ -21,6 +21,7 @@ from unite.errors import UserError
 from unite.flow import Solver
 from unite.messages import as_table, shown
 from unite.modalities.base import ModalityAdapter
+from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.run_folder import (
     LAST_CHECKPOINT,
@@ -213,7 +214,7 @@ class UniteTrainer(Trainer):
         if labels:
             print("no metrics: they compare with all classes, and only some were asked for")
         else:
-            metric = self._generation_metric(adapter, datamodule)
+            metric = self._generation_metric(adapter, datamodule_of(datamodule, modality))
         if metric is not None:
             metric.to(model.device)
 
