@@ -127,6 +127,13 @@ class WeightAveraging(Callback):
             self._other = {name: checkpoint["state_dict"][name] for name, _ in _trainable(pl_module)}
             pl_module.load_state_dict(checkpoint["current_model_state"])
 
+    def restart(self, pl_module: LightningModule) -> None:
+        """Give the averaged weights to the module, to train on from there, and begin a new average with them."""
+        self._swap_in(pl_module)
+        self._is_swapped = False
+        self.num_updates = 0
+        self._other = {name: parameter.detach().clone() for name, parameter in _trainable(pl_module)}
+
     def _swap_in(self, pl_module: LightningModule) -> None:
         if self._other and not self._is_swapped:
             self._swap(pl_module)

@@ -23,6 +23,8 @@ COMMANDS = {
     "validate": Command("unite.lightning_cli", "metrics of a checkpoint on the validation split"),
     "test": Command("unite.lightning_cli", "metrics of a checkpoint on the test split"),
     "sample": Command("unite.lightning_cli", "generate: unite sample --ckpt_path runs/qm9_small --num_samples 100"),
+    "ablate": Command("unite.ablate", "train a list of variants of a config: unite ablate --overlays ..."),
+    "compare": Command("unite.compare", "runs side by side: unite compare RUN RUN ..."),
     "prepare": Command("unite.prepare", "caches, shards, statistics: unite prepare images SRC OUT"),
     "import-official": Command(
         "unite.official", "the authors' checkpoint as ours: unite import-official UNITE-B.pt OUT"

@@ -106,6 +106,9 @@ class UniteModule(Configurable, LightningModule):
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
         self.modality_weights = modality_weights
+        # What a training step computes; unite.two_stage trains one after the other.
+        self.trains_tokenizer = True
+        self.trains_denoiser = True
 
     @property
     def denoiser(self) -> GenerativeEncoder:
@@ -123,10 +126,15 @@ class UniteModule(Configurable, LightningModule):
             template = adapter.template(prepared)
             registers = adapter.registers(template)  # values (B or 1, K, D), mask (B, K)
 
-            latents = self.encoder.tokenize(adapter.tokens(prepared), registers, adapter.null_condition())  # (B, K, C)
-            seen = reconstruction_noise(latents, self.noise_probability, self.noise_min_time)
-            terms = adapter.reconstruction_loss(adapter.decode(seen, template), prepared)
-            terms["flow"] = self.flow_loss(adapter, latents, template, registers)
+            with torch.set_grad_enabled(self.trains_tokenizer):
+                tokens = adapter.tokens(prepared)
+                latents = self.encoder.tokenize(tokens, registers, adapter.null_condition())  # (B, K, C)
+            terms = {}
+            if self.trains_tokenizer:
+                seen = reconstruction_noise(latents, self.noise_probability, self.noise_min_time)
+                terms = adapter.reconstruction_loss(adapter.decode(seen, template), prepared)
+            if self.trains_denoiser:
+                terms["flow"] = self.flow_loss(adapter, latents, template, registers)
 
             weights = {**adapter.loss_weights, "flow": self.flow_weight}
             modality_loss = sum(weights.get(name, 1.0) * term for name, term in terms.items())
