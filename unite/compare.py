@@ -32,8 +32,8 @@ HEADLINES = (
 )
 """Metrics of tables and figures, in order. A modality with none of them shows all it has; compare.json has all."""
 
-RECONSTRUCTION = r"l1|psnr|ssim|lpips|rfid.*|match_rate.*|rmsd.*|type_accuracy|type_correct"
-"""Metrics of reconstructions among all that a run logs; the others are of generated samples, or terms of the loss."""
+RECONSTRUCTION = r"match_rate.*|rmsd.*|psnr|lpips|rfid.*"
+"""Those of reconstructions; the other headlines are of generated samples."""
 
 MISSING = "–"  # noqa: RUF001  (a dash of tables)
 
@@ -265,14 +265,15 @@ def comparison(runs: Sequence[RunSummary]) -> dict[str, list[list[str]]]:
     """Tables by title: one row per quantity, one column per run, and the names of the runs as first row."""
     header = ["", *[summary.name for summary in runs]]
     all_metrics = list(dict.fromkeys(name for summary in runs for name in summary.metrics))
-    shown_metrics = headlines(all_metrics)
-    is_reconstruction = {name: bool(re.fullmatch(RECONSTRUCTION, name.rpartition("/")[2])) for name in shown_metrics}
+    groups: dict[str, list[str]] = {"## Reconstruction": [], "## Generation": [], "## Other metrics": []}
+    for name in headlines(all_metrics):
+        metric = name.rpartition("/")[2]
+        is_reconstruction = re.fullmatch(RECONSTRUCTION, metric)
+        group = "Other metrics" if _rank(metric) is None else "Reconstruction" if is_reconstruction else "Generation"
+        groups[f"## {group}"].append(name)
 
     def rows(names: Sequence[str], values: Callable[[RunSummary], Mapping[str, float]]) -> list[list[str]]:
         return [[name, *[_number(values(summary).get(name)) for summary in runs]] for name in names]
-
-    def metrics(summary: RunSummary) -> Mapping[str, float]:
-        return summary.metrics
 
     def alignment(summary: RunSummary) -> Mapping[str, float]:
         return {
@@ -291,13 +292,12 @@ def comparison(runs: Sequence[RunSummary]) -> dict[str, list[list[str]]]:
         ["training time", *[_duration(summary.seconds) for summary in runs]],
         *[
             [f"parameters, {part}", *[_count(summary.parameters.get(part)) for summary in runs]]
-            for part in keys(lambda summary: summary.parameters)
+            for part in sorted(keys(lambda summary: summary.parameters), key="total".__eq__)  # the total last
         ],
     ]
     tables = {
         "## Training": training,
-        "## Reconstruction": rows([name for name in shown_metrics if is_reconstruction[name]], metrics),
-        "## Generation": rows([name for name in shown_metrics if not is_reconstruction[name]], metrics),
+        **{title: rows(names, lambda summary: summary.metrics) for title, names in groups.items()},
         "## Alignment of the two passes (linear CKA behind the last block)": rows(keys(alignment), alignment),
         "## Compression (description length of the trained weights, MB)": rows(
             keys(lambda summary: summary.compression), lambda summary: summary.compression
