@@ -36,7 +36,7 @@ class Recorder(Callback):
         step = trainer.global_step
         self.rates[step] = trainer.optimizers[0].param_groups[0]["lr"]
         self.before[step] = weights(pl_module)
-        pl_module.log_terms = lambda stage, name, terms, size: self.terms.update({step: set(terms)})  # type: ignore
+        pl_module.log_terms = lambda stage, name, terms, size: self.terms.update({step: set(terms)})  # type: ignore[assignment]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         self.after[trainer.global_step - 1] = weights(pl_module)
@@ -50,9 +50,7 @@ def fit(
     folder: Path, *callbacks: Callback, steps: int = STEPS, ckpt_path: Path | None = None, **settings: Any
 ) -> tuple[UniteModule, Trainer]:
     module = make_module(**{"optimizer": FAST, "weight_sharing": False, **settings})
-    trainer = make_trainer(
-        folder, callbacks=list(callbacks), max_steps=steps, limit_val_batches=0, log_every_n_steps=1
-    )
+    trainer = make_trainer(folder, callbacks=list(callbacks), max_steps=steps, limit_val_batches=0, log_every_n_steps=1)
     trainer.fit(module, datamodule=CurveDataModule(num_curves=48, batch_size=16), ckpt_path=ckpt_path)
     return module, trainer
 

@@ -85,10 +85,10 @@ def test_a_resumed_epoch_goes_on_with_the_batches_that_were_left(combined: Combi
 def test_evaluation_sees_every_sample_of_every_part_once(combined: CombinedDataModule) -> None:
     batches = [ids(batch) for batch in combined.val_dataloader()]
     assert sum(len(images) for images, _ in batches) == 16
-    molecules = [number for _, batch in batches for number in batch]
-    assert sorted(molecules) == sorted(
-        combined.parts["molecule"].table().molecule_id[combined.parts["molecule"].rows("val")].tolist()
-    )
+    part = combined.parts["molecule"]
+    assert isinstance(part, QM9DataModule)
+    molecules = sorted(number for _, batch in batches for number in batch)
+    assert molecules == sorted(part.table().molecule_id[part.rows("val")].tolist())
     assert batches[0][0]
     assert batches[0][1]
 
@@ -120,7 +120,7 @@ def test_several_processes_do_not_get_the_same_data(combined: CombinedDataModule
 def test_the_loss_is_the_weighted_sum_over_modalities() -> None:
     module = make_module(modality_weights={"a": 2.0, "b": 0.5})
     terms: dict[str, dict[str, Tensor]] = {}
-    module.log_terms = lambda stage, name, found, size: terms.update({name: found})  # type: ignore[method-assign]
+    module.log_terms = lambda stage, modality, found, size: terms.update({modality: found})  # type: ignore[assignment, method-assign]
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     loss = module.training_step({"a": curves(), "b": curves()}, 0)
     torch.testing.assert_close(loss, 2.0 * sum(terms["a"].values()) + 0.5 * sum(terms["b"].values()))
@@ -191,9 +191,16 @@ def test_joint_config_trains_resumes_evaluates_and_samples_both(run_cli: RunCli,
     names = {path.name for path in run.iterdir()}
     assert {"best-fid-digits.ckpt", "best-validity.ckpt", "last.ckpt"} <= names
     pictures = {path.name.rpartition("_")[0] for path in (run / "pictures").iterdir()}
-    assert {f"val_{name}_{kind}" for name in ("image", "molecule") for kind in ("samples", "reconstructions")} == pictures
+    assert {
+        f"val_{name}_{kind}" for name in ("image", "molecule") for kind in ("samples", "reconstructions")
+    } == pictures
     metrics = json.loads((run / "metrics.json").read_text())
-    assert {"val/image/fid_digits", "val/image/psnr", "val/molecule/validity", "val/molecule/match_rate"} <= metrics.keys()
+    assert {
+        "val/image/fid_digits",
+        "val/image/psnr",
+        "val/molecule/validity",
+        "val/molecule/match_rate",
+    } <= metrics.keys()
 
     result = run_cli("fit", "--ckpt_path", run, "--trainer.max_steps", "6")
     assert result.code == 0, result.err
