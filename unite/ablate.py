@@ -79,7 +79,7 @@ def run(args: list[str]) -> None:
 
     Raises:
         UserError: A file is missing, or the folder holds other trials.
-        RuntimeError: A trial failed; the others were done.
+        SystemExit: A training failed; the others were done.
         KeyboardInterrupt: The command was interrupted.
     """
     options, fit_options = _parser().parse_known_args(args[1:])
@@ -99,7 +99,9 @@ def run(args: list[str]) -> None:
     for path in write_summary(trials, options.output):
         print(f"wrote {path}")
     if failed:
-        raise RuntimeError(f"{len(failed)} of {len(trials)} trainings failed: {'; '.join(map(str, failed))}")
+        named = "; ".join(map(str, failed))
+        print(f"unite: {len(failed)} of {len(trials)} trainings failed: {named}", file=sys.stderr)
+        raise SystemExit(1)
 
 
 def _parser() -> argparse.ArgumentParser:

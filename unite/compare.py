@@ -7,9 +7,11 @@ align.json of ``unite align``. What a run does not have is a dash, never a zero.
 
 import argparse
 import csv
+import importlib.util
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -83,10 +85,14 @@ def run(args: list[str]) -> None:
     print(text)
     from unite.messages import shown
 
-    written = [options.output / name for name in ("compare.md", "compare.json", "compare.png")]
+    written = [options.output / "compare.md", options.output / "compare.json"]
     written[0].write_text(f"# {', '.join(names)}\n\n{text}")
     written[1].write_text(json.dumps([_finite(asdict(summary)) for summary in runs], indent=2) + "\n")
-    draw_comparison(runs, written[2])
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no figure: it takes matplotlib, which is not installed (pip install matplotlib)", file=sys.stderr)
+    else:
+        written.append(options.output / "compare.png")
+        draw_comparison(runs, written[-1])
     for path in written:
         print(f"wrote {shown(path)}")
 
@@ -225,8 +231,6 @@ def count_parameters(hyper_parameters: Mapping[str, Any]) -> dict[str, int]:
 
 def _add_alignment(summary: RunSummary, file: Path) -> None:
     """Take alignment and compression from an align.json of ``unite align``; of an unknown form, say so."""
-    import sys
-
     import numpy as np
 
     from unite.messages import shown
@@ -343,16 +347,9 @@ def _finite(value: Any) -> Any:
 
 
 def draw_comparison(runs: Sequence[RunSummary], path: Path) -> None:
-    """One panel per quantity, one bar per run; a dash where a run has no such quantity.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError('the figure takes matplotlib, which is missing: pip install "unite[notebooks]"') from error
+    """One panel per quantity, one bar per run; a dash where a run has no such quantity."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     shown_metrics = headlines(list(dict.fromkeys(name for summary in runs for name in summary.metrics)))
     panels: dict[str, list[float | None]] = {
