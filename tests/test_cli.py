@@ -58,6 +58,18 @@ TINY_MODELS = {
 TINY_MODELS["cifar10"] = TINY_MODELS["imagenet256_b"]
 
 
+COMBINED = "unite.modalities.combined.CombinedDataModule"
+
+
+def tiny(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A datamodule of a config with tiny data in its place."""
+    if data["class_path"] == COMBINED:
+        parts = {name: tiny(part, folder) for name, part in data["init_args"]["parts"].items()}
+        return {"class_path": COMBINED, "init_args": {"parts": parts}}
+    assert data["class_path"] in TINY_DATA, f"name tiny data for {data['class_path']} in TINY_DATA"
+    return {"class_path": data["class_path"], "init_args": {**TINY_DATA[data["class_path"]], "root": str(folder)}}
+
+
 def shell(*args: str | Path) -> subprocess.Popen[str]:
     """A command in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -106,7 +118,7 @@ def test_help_and_import_load_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for command in ("fit", "validate", "test", "sample", "reconstruct", "predict", "score"):
+    for command in ("fit", "validate", "test", "sample", "reconstruct", "predict", "score", "ablate", "compare"):
         assert f"\n  {command} " in result.stdout
     assert f"unite {unite.__version__}" in result.stdout
 
@@ -480,8 +492,7 @@ def test_metrics_are_valid_json(tmp_path: Path) -> None:
 def test_config_takes_a_step(run_cli: RunCli, config: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(config.read_text())
     datamodule = settings["data"]["class_path"]
-    assert datamodule in TINY_DATA, f"name tiny data for {datamodule} in TINY_DATA"
-    data = {"class_path": datamodule, "init_args": {**TINY_DATA[datamodule], "root": str(tmp_path / "data")}}
+    data = tiny(settings["data"], tmp_path / "data")
     callbacks = settings["trainer"]["callbacks"]
     for callback in callbacks:
         if callback["class_path"].endswith("GenerationMetrics"):

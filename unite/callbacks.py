@@ -16,6 +16,7 @@ from torchmetrics import Metric
 from unite.errors import UserError
 from unite.flow import Solver
 from unite.modalities.base import ModalityAdapter
+from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 
 
@@ -126,6 +127,13 @@ class WeightAveraging(Callback):
             self._other = {name: checkpoint["state_dict"][name] for name, _ in _trainable(pl_module)}
             pl_module.load_state_dict(checkpoint["current_model_state"])
 
+    def restart(self, pl_module: LightningModule) -> None:
+        """Give the averaged weights to the module, to train on from there, and begin a new average with them."""
+        self._swap_in(pl_module)
+        self._is_swapped = False
+        self.num_updates = 0
+        self._other = {name: parameter.detach().clone() for name, parameter in _trainable(pl_module)}
+
     def _swap_in(self, pl_module: LightningModule) -> None:
         if self._other and not self._is_swapped:
             self._swap(pl_module)
@@ -165,6 +173,7 @@ class GenerationMetrics(Callback):
         every_n_validations: Generate only in every n-th validation; reconstruction metrics come with each.
         seed: Seed of the samples, the same in each epoch so that pictures can be compared.
         num_drawn: Samples in a picture; 0 for none.
+        modality: Modality to measure, where several are trained with settings of their own; None for all.
     """
 
     def __init__(
@@ -180,7 +189,9 @@ class GenerationMetrics(Callback):
         every_n_validations: int = 1,
         seed: int = 0,
         num_drawn: int = 36,
+        modality: str | None = None,
     ) -> None:
+        self.modality = modality
         self.num_samples = num_samples
         self.num_test_samples = num_samples if num_test_samples is None else num_test_samples
         counts = {
@@ -210,10 +221,24 @@ class GenerationMetrics(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask the adapters for their metrics, held here so that they get into no checkpoint or optimizer."""
+        for name, adapter in self._adapters(pl_module).items():
+            datamodule = datamodule_of(trainer.datamodule, name)  # type: ignore[attr-defined]
+            self._generation[name] = adapter.generation_metric(datamodule)
+            self._reconstruction[name] = adapter.reconstruction_metric(datamodule)
+
+    def _adapters(self, pl_module: LightningModule) -> dict[str, ModalityAdapter]:
+        """Adapters that this callback measures.
+
+        Raises:
+            UserError: ``modality`` is none of the model's.
+        """
         module = _as_unite(pl_module)
-        for name, adapter in module.adapters.items():
-            self._generation[name] = adapter.generation_metric(trainer.datamodule)  # type: ignore[attr-defined]
-            self._reconstruction[name] = adapter.reconstruction_metric(trainer.datamodule)  # type: ignore[attr-defined]
+        return dict(module.adapters) if self.modality is None else {self.modality: module.adapter(self.modality)}
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in checkpoints; several callbacks for several modalities have one each."""
+        return super().state_key if self.modality is None else f"{super().state_key}.{self.modality}"
 
     def on_validation_batch_end(
         self,
@@ -226,7 +251,8 @@ class GenerationMetrics(Callback):
     ) -> None:
         """Count the reconstructions of a batch, and draw some of the first."""
         module = _as_unite(pl_module)
-        for modality, (prediction, prepared) in outputs.items():
+        for modality in outputs.keys() & self._generation.keys():
+            prediction, prepared = outputs[modality]
             if batch_idx == 0 and self.num_drawn and trainer.is_global_zero and not trainer.sanity_checking:
                 self._draw_reconstructions(trainer, modality, module.adapters[modality], prediction, prepared)
             metric = self._reconstruction[modality]
@@ -263,7 +289,7 @@ class GenerationMetrics(Callback):
 
     def _report(self, stage: str, trainer: Trainer, pl_module: LightningModule, num_samples: int) -> None:
         module = _as_unite(pl_module)
-        for modality, adapter in module.adapters.items():
+        for modality, adapter in self._adapters(pl_module).items():
             values: dict[str, Tensor] = {}
             reconstruction = self._reconstruction[modality]
             if reconstruction is not None:

@@ -27,6 +27,8 @@ COMMANDS = {
     "reconstruct": Command("unite.lightning_cli", "inputs beside their reconstructions: pictures, files, metrics"),
     "predict": Command("unite.lightning_cli", "latents of a data split as safetensors: --split train|val|test"),
     "score": Command("unite.score", "metrics of any files: unite score molecules FILE.sdf, unite score images DIR"),
+    "ablate": Command("unite.ablate", "train a list of variants of a config: unite ablate --overlays ..."),
+    "compare": Command("unite.compare", "runs side by side: unite compare RUN RUN ..."),
     "prepare": Command("unite.prepare", "caches, shards, statistics: unite prepare images SRC OUT"),
     "import-official": Command(
         "unite.official", "the authors' checkpoint as ours: unite import-official UNITE-B.pt OUT"

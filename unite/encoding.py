@@ -18,6 +18,7 @@ from tqdm import tqdm
 from unite.errors import UserError
 from unite.messages import as_table, shown
 from unite.modalities.batches import mixed_generator
+from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.output_folder import OutputFolder, write_json, write_whole
 from unite.pictures import draw_table
@@ -235,7 +236,7 @@ def write_reconstructions(
         UserError: The batches do not have the modality.
     """
     adapter = model.adapter(modality)
-    metric = adapter.reconstruction_metric(datamodule)
+    metric = adapter.reconstruction_metric(datamodule_of(datamodule, modality))
     if metric is not None:
         metric.to(model.device)
     originals: list[Any] = []

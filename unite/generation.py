@@ -17,8 +17,9 @@ from torchmetrics import Metric
 
 from unite.errors import UserError
 from unite.flow import Solver
-from unite.messages import as_table, shown
+from unite.messages import as_table, info, shown
 from unite.modalities.base import ModalityAdapter
+from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.output_folder import OutputFolder, write_json, write_whole
 from unite.pictures import draw_table
@@ -154,10 +155,10 @@ def _metric(
     """
     metric = None
     if settings.labels:
-        print("no metrics: they compare with all classes, and only some were asked for")
+        info("no metrics: they compare with all classes, and only some were asked for")
     else:
         try:
-            metric = adapter.generation_metric(datamodule)
+            metric = adapter.generation_metric(datamodule_of(datamodule, settings.modality))
         except UserError as error:
             print(f"unite: no comparison with the training data: {error}", file=sys.stderr)
             metric = adapter.generation_metric(None)

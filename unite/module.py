@@ -40,6 +40,7 @@ from unite.flow import (
 )
 from unite.generative_encoder import GenerativeEncoder, Tokens
 from unite.modalities.base import ModalityAdapter, Template
+from unite.modalities.combined import datamodule_of
 from unite.optimizer import MuonAdamW, OptimizerSettings, parameter_groups, warmup_cosine
 from unite.seeding import RandomDraws, seed_all
 
@@ -52,7 +53,7 @@ class StepTerms(NamedTuple):
 
     Attributes:
         terms: Terms of the loss by name, before weighting.
-        weights: Weight of each term; 1 where not named.
+        weights: Weight of each term.
         batch_size: Number of samples B.
     """
 
@@ -63,12 +64,17 @@ class StepTerms(NamedTuple):
     @property
     def loss(self) -> Tensor:
         """Weighted sum of the terms, detached."""
-        weighted = [self.weights.get(name, 1.0) * term.detach() for name, term in self.terms.items()]
+        weighted = [self.weights[name] * term.detach() for name, term in self.terms.items()]
         return torch.stack(weighted).sum()
 
 
 class UniteModule(Configurable, LightningModule):
     """Trains tokenizer, generator and decoder together, for one or several modalities.
+
+    With several, one encoder serves all of them in each step, and everything else is each adapter's own. The *modality
+    embedding* is the adapter's null condition: it enters every block beside the time whenever the modality is tokenized
+    or generated, so the encoder always knows what it works on. A further embedding would change no function that the
+    model can represent: the rows of a condition table plus one vector are another such table.
 
     Args:
         encoder: The Generative Encoder.
@@ -86,6 +92,7 @@ class UniteModule(Configurable, LightningModule):
         noise_min_time: Smallest t of that noise; 1 is none.
         compile: Compile the blocks of encoder and decoder with ``torch.compile``: faster steps on a GPU, after a
             minute of compiling. Names in checkpoints stay.
+        modality_weights: Weight of each modality's loss as a whole; 1 where not named.
 
     Raises:
         UserError: A setting is outside its range.
@@ -106,10 +113,17 @@ class UniteModule(Configurable, LightningModule):
         noise_probability: float = 0.5,
         noise_min_time: float = 0.7,
         compile: bool = False,
+        modality_weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         if not adapters:
             raise UserError("model.adapters is empty; name at least one modality")
+        modality_weights = modality_weights or {}
+        for name, weight in modality_weights.items():
+            if name not in adapters:
+                raise UserError(f"model.modality_weights names {name!r}, but the modalities are {', '.join(adapters)}")
+            if weight < 0:
+                raise UserError(f"model.modality_weights.{name} is {weight}; it must be 0 or more")
         if flow_steps < 1:
             raise UserError(f"model.flow_steps is {flow_steps}; it must be at least 1")
         if flow_chunk is not None and flow_chunk < 1:
@@ -141,6 +155,10 @@ class UniteModule(Configurable, LightningModule):
             self.compile_blocks()
         self.seed = 0
         self._means: dict[str, MeanMetric] = {}
+        self.modality_weights = modality_weights
+        # What a training step computes; unite.two_stage trains one after the other.
+        self.trains_tokenizer = True
+        self.trains_denoiser = True
 
     @property
     def denoiser(self) -> GenerativeEncoder:
@@ -169,13 +187,20 @@ class UniteModule(Configurable, LightningModule):
             registers = adapter.registers(template)  # values (B or 1, K, D), mask (B, K)
             flow_pass = FlowPass(self, adapter, template, registers)  # made first: its backward pass comes last
 
-            latents = self.encoder.tokenize(adapter.tokens(prepared), registers, adapter.null_condition())  # (B, K, C)
-            seen = reconstruction_noise(latents, self.noise_probability, self.noise_min_time)
-            terms = adapter.reconstruction_loss(adapter.decode(seen, template), prepared)
-            terms["flow"] = flow_pass.loss(latents)
+            terms = {}
+            with torch.set_grad_enabled(self.trains_tokenizer):
+                tokens = adapter.tokens(prepared)
+                latents = self.encoder.tokenize(tokens, registers, adapter.null_condition())  # (B, K, C)
+            if self.trains_tokenizer:
+                seen = reconstruction_noise(latents, self.noise_probability, self.noise_min_time)
+                terms = adapter.reconstruction_loss(adapter.decode(seen, template), prepared)
+            if self.trains_denoiser:
+                terms["flow"] = flow_pass.loss(latents)
 
-            weights = {**adapter.loss_weights, "flow": self.flow_weight}
-            loss = loss + sum(weights.get(name, 1.0) * term for name, term in terms.items())
+            given = {**adapter.loss_weights, "flow": self.flow_weight}
+            share = self.modality_weights.get(modality, 1.0)
+            weights = {name: share * given.get(name, 1.0) for name in terms}
+            loss = loss + sum(weights[name] * term for name, term in terms.items())
             self.step_terms[modality] = StepTerms(terms, weights, len(template))
         if self.flow_chunk is None:
             self.log_step()  # else the flow loss is known only after the backward pass
@@ -261,8 +286,8 @@ class UniteModule(Configurable, LightningModule):
             )
         self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
         if stage == "fit":
-            for adapter in self.adapters.values():
-                adapter.fit_statistics(self.trainer.datamodule)  # type: ignore[attr-defined]
+            for name, adapter in self.adapters.items():
+                adapter.fit_statistics(datamodule_of(self.trainer.datamodule, name))  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names of classes, and the seed of the run, travel in checkpoints."""

@@ -273,9 +273,17 @@ def parameter_table(module: nn.Module, groups: Iterable[dict[str, Any]]) -> str:
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, total_steps: int) -> LambdaLR:
+    """The schedule of :func:`rate_factor` for all groups of an optimizer."""
+    return LambdaLR(optimizer, rate_factor(settings, total_steps))
+
+
+def rate_factor(settings: OptimizerSettings, total_steps: int) -> Callable[[int], float]:
     """Linear warmup from 0, then a cosine down to ``final_lr_ratio`` at ``total_steps``, in optimizer steps.
 
     With ``settings.two_stage`` its decay takes the place of the cosine.
+
+    Returns:
+        The share of the peak rate as a function of the optimizer step.
     """
     warmup = min(settings.warmup_steps, max(total_steps - 1, 0))
     if warmup < settings.warmup_steps:
@@ -289,4 +297,4 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, settings: OptimizerSettings,
         progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
         return settings.final_lr_ratio + (1 - settings.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    return LambdaLR(optimizer, factor)
+    return factor

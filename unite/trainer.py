@@ -24,7 +24,8 @@ from unite.errors import UserError
 from unite.flow import Solver
 from unite.generation import SampleSettings, fingerprint, write_samples
 from unite.guards import NonFiniteGuard
-from unite.messages import as_table, shown
+from unite.messages import as_table, info, shown
+from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.monitor import TrainingMonitor
 from unite.output_folder import OutputFolder
@@ -280,7 +281,7 @@ class UniteTrainer(Trainer):
             raise UserError(f"num_samples is {num_samples}; it must be at least 1")
         self._load(model, ckpt_path, weights_only)
         folder = self._output_folder(model, output, "reconstructions", overwrite, {"split": split, "num": num_samples})
-        limit_batches(datamodule, num_samples)
+        limit_batches(datamodule_of(datamodule, modality) or datamodule, num_samples)
         write_reconstructions(
             model,
             datamodule,
@@ -346,7 +347,7 @@ class UniteTrainer(Trainer):
             checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
             model.on_load_checkpoint(checkpoint)
             model.load_state_dict(checkpoint["state_dict"])
-            print(f"checkpoint {shown(Path(ckpt_path))}, step {checkpoint.get('global_step', 0)}")
+            info(f"checkpoint {shown(Path(ckpt_path))}, step {checkpoint.get('global_step', 0)}")
         model.to(self.strategy.root_device)
 
     def _output_folder(
