@@ -21,7 +21,8 @@ def machine() -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     cpu = platform.processor()
     if Path("/proc/cpuinfo").is_file():
-        names = [line.split(":")[1] for line in Path("/proc/cpuinfo").open() if line.startswith("model name")]
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":")[1] for line in lines if line.startswith("model name")]
         cpu = names[0].strip() if names else cpu
     return {
         "cpu": cpu,

@@ -36,8 +36,8 @@ def main() -> None:
     is_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if is_gpu else "cpu")
     is_molecules = arguments.model == "molecules"
-    count = arguments.num_samples or (10_000 if is_molecules else 64) if is_gpu else (64 if is_molecules else 1)
-    count = arguments.num_samples or count
+    default = (10_000 if is_molecules else 64) if is_gpu else (64 if is_molecules else 1)
+    count = arguments.num_samples or default
     batch_size = arguments.batch_size or (2500 if is_molecules else 64)
     module = make_module(arguments.model, flow_chunk=None).to(device).eval()
     (modality,) = module.adapters

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from measure import in_fresh_process, peak_memory_gib, report, seconds
 from torch.utils.data import DataLoader
@@ -87,7 +88,7 @@ def matrix_rate(device: torch.device) -> float:
 
 def measure_variant(model: str, size: int, settings: dict[str, Any], device: torch.device) -> dict[str, float]:
     module = make_module(model, **settings).to(device).train()
-    step = repeated_step(module, move(make_batch(model, size), device), device)
+    step = repeated_step(module, move_data_to_device(make_batch(model, size), device), device)
     step()
     peak_of_one = peak_memory_gib(device)  # the next step begins with the gradients of this one in memory
     taken = sum(seconds(step, device) for _ in range(AVERAGED_STEPS)) / AVERAGED_STEPS
@@ -99,12 +100,11 @@ def measure_variant(model: str, size: int, settings: dict[str, Any], device: tor
     return row
 
 
-def measure_loops(model: str, size: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """The same steps in a loop of ten lines and through Lightning, in one process."""
-    batch = make_batch(model, size)
+def seconds_in_plain_loop(model: str, batch: dict[str, Any], device: torch.device) -> float:
+    """Seconds per step of a loop of a few lines."""
     module = make_module(model, flow_chunk=1).to(device).train()
     optimizer = MuonAdamW(module.parameter_groups(), module.optimizer_settings)
-    step = repeated_step(module, move(batch, device), device)
+    step = repeated_step(module, move_data_to_device(batch, device), device)
 
     def train() -> None:
         step()
@@ -113,9 +113,11 @@ def measure_loops(model: str, size: int, device: torch.device) -> dict[str, dict
         optimizer.zero_grad()
 
     train()
-    plain = sum(seconds(train, device) for _ in range(AVERAGED_STEPS)) / AVERAGED_STEPS
-    del optimizer, step, train, module
+    return sum(seconds(train, device) for _ in range(AVERAGED_STEPS)) / AVERAGED_STEPS
 
+
+def seconds_in_lightning(model: str, batch: dict[str, Any], device: torch.device) -> float:
+    """Seconds per step of `unite fit`'s trainer."""
     module = make_module(model, flow_chunk=1)
     for adapter in module.adapters.values():
         adapter.fit_statistics = lambda datamodule: None  # type: ignore[method-assign]
@@ -132,9 +134,18 @@ def measure_loops(model: str, size: int, device: torch.device) -> dict[str, dict
             enable_model_summary=False,
             enable_progress_bar=False,
         ).fit(module, DataLoader([batch] * (1 + AVERAGED_STEPS), batch_size=None))
-    through = (clock.times[-1] - clock.times[0]) / AVERAGED_STEPS
-    overhead = 100 * (through / plain - 1)
-    return {"plain loop": {"s/step": plain}, "Lightning": {"s/step": through, "overhead %": overhead}}
+    return (clock.times[-1] - clock.times[0]) / AVERAGED_STEPS
+
+
+def measure_loops(model: str, size: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """The same steps in a plain loop and through Lightning, one after the other in one process."""
+    batch = make_batch(model, size)
+    plain = seconds_in_plain_loop(model, batch, device)
+    through = seconds_in_lightning(model, batch, device)
+    return {
+        "plain loop": {"s/step": plain},
+        "Lightning": {"s/step": through, "overhead %": 100 * (through / plain - 1)},
+    }
 
 
 class Clock(Callback):
@@ -144,25 +155,18 @@ class Clock(Callback):
         self.times: list[float] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """After the first, which is not typical."""
         if batch_idx:
             self._note(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the last."""
         self._note(pl_module)
 
     def _note(self, module: LightningModule) -> None:
         if module.device.type == "cuda":
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
-
-
-def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        name: {key: value.to(device) for key, value in samples.items()}
-        if isinstance(samples, dict)
-        else samples.to(device)
-        for name, samples in batch.items()
-    }
 
 
 def main() -> None:

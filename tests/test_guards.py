@@ -110,7 +110,7 @@ def test_a_late_guard_lets_no_lost_weights_into_a_checkpoint(tmp_path: Path) -> 
 
 
 def test_too_large_a_batch_says_what_to_turn(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import curves  # as the command line imports it
+    import curves  # type: ignore[import-not-found]  # as the command line imports it
 
     def decode(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nGPU 0 has ...")

@@ -87,7 +87,7 @@ def main(options: dict[str, Any]) -> None:
     draws = torch.rand, torch.randn, torch.randn_like
     torch.rand = lambda *shape, **kwargs: torch.full(_shape(shape), 0.4)
     torch.randn = lambda *shape, **kwargs: torch.full(_shape(shape), 0.3)
-    torch.randn_like = lambda like: torch.full_like(like, -0.5)
+    torch.randn_like = lambda like: torch.full_like(like, -0.5)  # type: ignore[assignment]
     before = make_module(**{name: value for name, value in options.items() if name != "find_unused"}).state_dict()
     with tempfile.TemporaryDirectory() as folder:
         one, two = (train(number, Path(folder), **options) for number in (1, 2))
