@@ -267,7 +267,7 @@ def write_reconstructions(
             if objects:
                 (folder.path / name).mkdir(exist_ok=True)
                 written += adapter.save(objects, folder.path / name)
-        columns = {"original": originals, "reconstruction": made} if originals else {"reconstruction": made}
+        columns = {"original": originals, "decoded": made} if originals else {"decoded": made}
         pairs = [[adapter.draw([item]) for item in pair] for pair in zip(*columns.values(), strict=True)][:MAX_PAIRS]
         rows = [
             [cell for pair in pairs[first : first + PAIR_COLUMNS] for cell in pair]
