@@ -38,8 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     qm9.add_argument(
         "--bonds",
         action="store_true",
-        help="perceive the bonds, too, for molecular graphs; a minute or two on two cores. May be interrupted: the same "
-        "command continues",
+        help="perceive the bonds, too, for molecular graphs; a minute or two on two cores. May be interrupted: the "
+        "same command continues",
     )
     qm9.set_defaults(run=_prepare_qm9)
 
@@ -110,8 +110,8 @@ def _prepare_qm9(options: argparse.Namespace) -> None:
         path = manifest_file(bond_file(datamodule.table(), datamodule.root))
         manifest = json.loads(path.read_text(encoding="utf8"))
         print(
-            f"{manifest['num_with_bonds']:,} have bonds, {manifest['num_as_smiles']:,} ({manifest['agreement']:.2%}) those "
-            f"of the data set's SMILES; the others are listed in {shown(path)}"
+            f"{manifest['num_with_bonds']:,} have bonds, {manifest['num_as_smiles']:,} ({manifest['agreement']:.2%}) "
+            f"those of the data set's SMILES; the others are listed in {shown(path)}"
         )
 
 

@@ -6,10 +6,10 @@ section 4.3); how registers relate to atoms and the losses are ours. Two reading
 - ``hydrogens="explicit"``: every atom is a token; its type is its element.
 - ``hydrogens="counted"``: *united atoms*: only heavy atoms are tokens; the type is element and number of hydrogens.
 
-Three views of a molecule, by two booleans: ``positions`` (its shape; the paper), ``bonds`` (its graph, with formal charges),
-or both. The encoder never sees a bond: atoms see theirs in a graph convolution before they become tokens. The numbers of
-the atoms are places for the transformer (rotary, as the paper's registers), so another order of the atoms is another input;
-what is learned depends on the order of the data set.
+Three views of a molecule, by two booleans: ``positions`` (its shape; the paper), ``bonds`` (its graph, with formal
+charges), or both. The encoder never sees a bond: atoms see theirs in a graph convolution before they become tokens.
+The numbers of the atoms are places for the transformer (rotary, as for the paper's registers) and tell neighbours apart
+in the convolution, so another order of the atoms is another input: what is learned depends on the order of the data.
 
 Letters: B molecules, A atoms of the largest one, K registers, D width, T atom types.
 """
@@ -253,6 +253,11 @@ class MoleculeAdapter(ModalityAdapter):
         if not isinstance(samples, Batch):
             samples = Batch.from_data_list([samples])
         sizes = samples.ptr.diff()
+        if int(sizes.sum()) != len(samples.z):
+            raise UserError(
+                f"the samples have {len(samples.z)} atoms, but PyG counts {int(sizes.sum())} nodes: "
+                "without pos, each Data needs num_nodes"
+            )
         num_atoms = int(sizes.max())
         if num_atoms > self.max_atoms:
             raise UserError(f"a molecule of {num_atoms} atoms, but max_atoms is {self.max_atoms}: raise it")
@@ -277,7 +282,8 @@ class MoleculeAdapter(ModalityAdapter):
         missing = [name for name in ("edge_index", "edge_attr", "charge") if samples.get(name) is None]
         if missing:
             raise UserError(
-                f"the adapter's bonds is true but the samples carry no {missing[0]}: set data.init_args.bonds to true, too"
+                f"the adapter's bonds is true but the samples carry no {missing[0]}: "
+                "set data.init_args.bonds to true, too"
             )
         num_molecules, num_atoms = mask.shape
         edge_types = samples.edge_attr.long()

@@ -1,4 +1,4 @@
-"""Layers that read and write the bonds of molecules: a graph convolution before the tokens, a pair head after the decoder.
+"""Layers that read and write bonds: a graph convolution before the tokens, a pair head after the decoder.
 
 Letters: B molecules, A atoms of the largest one, N atoms in all, E directed edges, P = A (A - 1) / 2 pairs, D width.
 """
@@ -83,8 +83,9 @@ class GraphConvolution(nn.Module):
 class PairHead(nn.Module):
     """Scores of the bond types of every pair of atoms.
 
-    A pair is told by the sum and the product of projections of its atoms, which do not depend on the order of the two, and
-    only pairs i < j are computed. Memory grows with the square of the atoms here and nowhere else in the model.
+    A pair is told by the sum and the product of projections of its atoms, which do not depend on the order of the two,
+    and only pairs i < j are computed. Memory grows with the square of the atoms here and, outside attention, nowhere
+    else.
 
     Args:
         width: Channels of the decoder.

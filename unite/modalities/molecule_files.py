@@ -127,8 +127,9 @@ def draw_grid(molecules: Sequence[Molecule | MolecularGraph], columns: int = 6, 
     """Picture of the first molecules, row by row.
 
     Valid molecules are drawn as structural formulas with their SMILES. Invalid ones stand on red ground with the
-    reason. Predicted bonds are drawn where there are any, of invalid molecules, too. Otherwise invalid molecules are their atoms seen along the direction in which they extend least, joined where they are close
-    enough for a bond (united atoms with the number of their hydrogens).
+    reason. Predicted bonds are drawn where there are any, those of invalid molecules, too. Without them, invalid
+    molecules are their atoms seen along the direction in which they extend least, joined where they are close enough
+    for a bond (united atoms with the number of their hydrogens).
 
     Args:
         molecules: Molecules to draw.
@@ -172,7 +173,7 @@ def _draw_bonds(graph: MolecularGraph) -> Image.Image:
         _write_legend(cell, molecule_key(assembly.mol), (0, 0, 0))
     if len(graph.atomic_numbers):
         margin = 0 if assembly.mol is not None else 6  # the frame stays visible
-        picture = draw_graph(graph, (width - 2 * margin, height - _LEGEND_HEIGHT - margin))
+        picture = draw_graph(graph, (width - 2 * margin, height - _LEGEND_HEIGHT - margin), _INVALID_BACKGROUND)
         cell.paste(picture, (margin, margin))
     return cell
 

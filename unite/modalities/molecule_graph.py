@@ -3,9 +3,9 @@
 A graph is taken at its word. :func:`assemble` builds the RDKit molecule exactly as the graph says it, without repairs,
 and tells whether that is a molecule: this is what ``validity_bonds`` counts. The way back is :func:`graph_from_mol`.
 
-PyG objects have ``z`` (A,), ``charge`` (A,), ``edge_index`` (2, E) with both directions of every bond, ``edge_attr`` (E,)
-with indices into :data:`BOND_TYPES`, ``pos`` (A, 3) in Å where there are positions, and ``num_hydrogens`` (A,) where
-hydrogens are counted. Letters: A atoms, E directed edges.
+PyG objects have ``z`` (A,), ``charge`` (A,), ``edge_index`` (2, E) with both directions of every bond, ``edge_attr``
+(E,) with indices into :data:`BOND_TYPES`, ``pos`` (A, 3) in Å where there are positions, and ``num_hydrogens`` (A,)
+where hydrogens are counted. Letters: A atoms, E directed edges.
 """
 
 from collections.abc import Sequence
@@ -38,9 +38,9 @@ GRAPH_REJECT_REASONS: Final = (
 )
 """Why a graph is no molecule, in the order of the checks: the first one that fails is reported.
 
-``charged`` means that the formal charges do not add up to zero; ``kekulization`` that aromatic bonds cannot be told apart
-into single and double ones; ``radical`` that an atom has fewer bonds and hydrogens than its valence asks for; ``hydrogens`` that RDKit sees other
-numbers of hydrogens than the graph counts.
+``charged`` means that the formal charges do not add up to zero; ``kekulization`` that aromatic bonds cannot be told
+apart into single and double ones; ``radical`` that an atom has fewer bonds and hydrogens than its valence asks for;
+``hydrogens`` that RDKit sees other numbers of hydrogens than the graph counts.
 """
 
 _RDKIT_TYPES: Final = (
@@ -272,6 +272,7 @@ def data_from_graph(graph: MolecularGraph, positions: npt.NDArray[np.floating] |
         charge=torch.from_numpy(graph.charges),
         edge_index=torch.from_numpy(np.stack([first, second]).astype(np.int64)),
         edge_attr=torch.from_numpy(graph.bonds[first, second]),
+        num_nodes=len(graph.atomic_numbers),  # without positions, PyG would guess it from the edges
     )
     if graph.num_hydrogens is not None:
         data.num_hydrogens = torch.from_numpy(graph.num_hydrogens)

@@ -22,8 +22,8 @@ def graph_mol_block(graph: MolecularGraph, name: str, positions: npt.NDArray[np.
     Args:
         graph: The graph.
         name: First line of the block.
-        positions: Positions in Å, shape (A, 3), within what an SDF can hold; counted hydrogens of a valid graph are then
-            placed by ideal geometry, behind the other atoms. None lays the molecule out in the plane, and counted
+        positions: Positions in Å, shape (A, 3), within what an SDF can hold; counted hydrogens of a valid graph are
+            then placed by ideal geometry, behind the other atoms. None lays the molecule out in the plane, and counted
             hydrogens are left to the valences, as usual in an SDF.
     """
     assembly = assemble(graph)
@@ -63,8 +63,11 @@ def readable(graph: MolecularGraph) -> Chem.RWMol:
     return mol
 
 
-def draw_graph(graph: MolecularGraph, size: tuple[int, int]) -> Image.Image:
-    """The predicted bonds as a structural formula of the given width and height, valid or not."""
+def draw_graph(graph: MolecularGraph, size: tuple[int, int], background: tuple[int, int, int]) -> Image.Image:
+    """The predicted bonds as a structural formula of the given width and height, valid or not.
+
+    What is no molecule stands on the background colour, with every hydrogen written out.
+    """
     assembly = assemble(graph)
     drawer = rdMolDraw2D.MolDraw2DCairo(*size)
     with rdBase.BlockLogs():
@@ -72,10 +75,21 @@ def draw_graph(graph: MolecularGraph, size: tuple[int, int]) -> Image.Image:
             mol = readable(graph)
             rdDepictor.Compute2DCoords(mol)
             options = drawer.drawOptions()
-            options.prepareMolsBeforeDrawing = False
+            options.prepareMolsBeforeDrawing = False  # type: ignore[assignment]  # RDKit's stubs are wrong
+            options.setBackgroundColour(tuple(part / 255 for part in background))
+            for atom in mol.GetAtoms():  # the reason is often a hydrogen, so they are all told
+                atom.SetProp("atomLabel", _label(atom))
             drawer.DrawMolecule(mol)
         else:
             mol = Chem.RemoveHs(assembly.mol)
             rdMolDraw2D.PrepareAndDrawMolecule(drawer, mol)
     drawer.FinishDrawing()
     return Image.open(io.BytesIO(drawer.GetDrawingText())).convert("RGB")
+
+
+def _label(atom: Chem.Atom) -> str:
+    """Element, hydrogens and charge of an atom, as ``CH<sub>2</sub>``."""
+    count, charge = atom.GetNumExplicitHs(), atom.GetFormalCharge()
+    hydrogens = "" if count == 0 else "H" if count == 1 else f"H<sub>{count}</sub>"
+    sign = "" if charge == 0 else f"<sup>{charge:+d}</sup>".replace("1", "")
+    return f"{atom.GetSymbol()}{hydrogens}{sign}"

@@ -40,8 +40,8 @@ class GraphGenerationMetrics(Metric):
 
     Every fraction except uniqueness and novelty is of the molecules *passed*; pass all that were requested.
 
-    - ``validity_bonds``: accepted by :func:`~unite.modalities.molecule_graph.assemble`: RDKit sanitizes the molecule as it
-      was predicted, one piece, neutral in sum, no radicals, no hydrogens but those predicted.
+    - ``validity_bonds``: accepted by :func:`~unite.modalities.molecule_graph.assemble`: RDKit sanitizes the molecule
+      as it was predicted, one piece, neutral in sum, no radicals, no hydrogens but those predicted.
     - ``uniqueness_bonds``: distinct keys among valid molecules; falls with the number of samples.
     - ``valid_unique_bonds``: distinct valid keys.
     - ``charged_carbon_bonds``: valid, but with a charge on a carbon.
@@ -268,7 +268,8 @@ class TwoViews(WrapperMetric):
     Args:
         shape: Metric of positions.
         graph: Metric of bonds.
-        num_first: Arguments of ``update`` that are for ``shape``, the others being for ``graph``; None gives all to both.
+        num_first: Arguments of ``update`` that are for ``shape``, the others being for ``graph``; None gives all to
+            both.
     """
 
     def __init__(self, shape: Metric, graph: Metric, num_first: int | None = None) -> None:

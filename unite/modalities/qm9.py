@@ -180,8 +180,9 @@ class QM9DataModule(LightningDataModule):
         numbers = [entry["molecule_id"] for entry in manifest["without_bonds"]]
         named = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
         rank_zero_info(
-            f"left out for want of bonds that make sense: {counts['train']} molecules of train, {counts['val']} of val, "
-            f"{counts['test']} of test (numbers {named}; all in {qm9_bonds.manifest_file(path)})"
+            f"left out for want of bonds that make sense: {counts['train']} molecules of train, "
+            f"{counts['val']} of val, {counts['test']} of test "
+            f"(numbers {named}; all in {qm9_bonds.manifest_file(path)})"
         )
 
     def rows(self, split: Split) -> Tensor:

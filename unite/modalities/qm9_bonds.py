@@ -1,8 +1,8 @@
 """Bonds of QM9: perceived once from the coordinates with the strict protocol, and kept in a file beside the cache.
 
 Made on demand only (`bonds: true` or `unite prepare qm9 --bonds`). Finished chunks are kept as they come, so that an
-interrupted run continues. A manifest in JSON lists the molecules without bonds, and those whose bonds are not those of the
-data set's SMILES.
+interrupted run continues. A manifest in JSON lists the molecules without bonds, and those whose bonds are not those of
+the data set's SMILES.
 """
 
 import hashlib
@@ -48,8 +48,8 @@ class BondTable:
     """Bonds and charges of the molecules of a :class:`~unite.modalities.qm9_cache.MoleculeTable`, one after another.
 
     Attributes:
-        ends: The two atoms of each directed edge, counted from the first atom of its molecule, shape (2, E), int64. Every
-            bond is two edges, next to each other.
+        ends: The two atoms of each directed edge, counted from the first atom of its molecule, shape (2, E), int64.
+            Every bond is two edges, next to each other.
         types: Indices into :data:`~unite.modalities.molecule_graph.BOND_TYPES`, shape (E,), uint8.
         ptr: First edge of each molecule, and the end, shape (N + 1,), int64.
         charge: Formal charges, shape (A,), int8.
@@ -255,7 +255,7 @@ def key_of_smiles(smiles: str) -> str | None:
     """Key of a molecule given as SMILES, or None if RDKit cannot read it."""
     with rdBase.BlockLogs():
         mol = Chem.MolFromSmiles(smiles)
-    return None if mol is None else molecule_key(mol)
+    return None if mol is None else molecule_key(mol)  # type: ignore[redundant-expr]  # RDKit's stubs know no None
 
 
 def save_chunk(arrays: dict[str, np.ndarray], file: Path) -> None:
