@@ -189,7 +189,8 @@ def make_trials(
 
 def perform(trial: Trial) -> int:
     """Train, or go on training, and validate at the end if the run did not; the exit code of what failed, else 0."""
-    from unite.run_folder import LAST_CHECKPOINT, METRICS_FILE
+    from unite.checkpointing import LAST_CHECKPOINT
+    from unite.run_folder import METRICS_FILE
 
     if trial.metrics is not None:
         print("finished already", flush=True)
@@ -212,7 +213,8 @@ def _ends_with_validation(folder: Path) -> bool:
     """Whether the last step of a run was validated."""
     import csv
 
-    from unite.run_folder import LAST_CHECKPOINT, read_checkpoint
+    from unite.checkpointing import LAST_CHECKPOINT
+    from unite.run_folder import read_checkpoint
 
     table = folder / "metrics.csv"
     if not table.is_file():

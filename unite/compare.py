@@ -121,7 +121,7 @@ def _run_folder(path: Path) -> Path:
     Raises:
         UserError: There is no run.
     """
-    from unite.run_folder import LAST_CHECKPOINT
+    from unite.checkpointing import LAST_CHECKPOINT
 
     folder = path.parent if path.is_file() else path
     if not (folder / LAST_CHECKPOINT).is_file():
@@ -159,7 +159,8 @@ def read_run(folder: Path, name: str | None = None) -> RunSummary:
     Raises:
         UserError: last.ckpt is damaged, or of another program.
     """
-    from unite.run_folder import LAST_CHECKPOINT, read_checkpoint
+    from unite.checkpointing import LAST_CHECKPOINT
+    from unite.run_folder import read_checkpoint
 
     checkpoint = read_checkpoint(folder / LAST_CHECKPOINT)
     summary = RunSummary(

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from unite.errors import UserError
 from unite.messages import as_table, shown
-from unite.modalities.batches import mixed_generator
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.output_folder import OutputFolder, write_json, write_whole
 from unite.pictures import draw_table
+from unite.seeding import mixed_generator
 
 Split = Literal["train", "val", "test"]
 Autocast = Callable[[], AbstractContextManager[Any]]

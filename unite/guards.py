@@ -12,10 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from unite.checkpointing import LAST_CHECKPOINT
 from unite.errors import TrainingError
 from unite.messages import shown
 from unite.module import UniteModule
-from unite.run_folder import LAST_CHECKPOINT
 
 
 class NonFiniteGuard(Callback):

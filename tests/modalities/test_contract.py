@@ -19,6 +19,7 @@ from unite.generative_encoder import GenerativeEncoder
 from unite.modalities.base import ModalityAdapter
 from unite.modalities.image import ImageAdapter
 from unite.modalities.molecule import MoleculeAdapter
+from unite.modalities.molecule_graph import MolecularGraph
 from unite.modalities.qm9 import QM9DataModule
 from unite.module import UniteModule
 
@@ -37,11 +38,12 @@ class Case:
     num_steps: int = 150
 
 
-def molecules(hydrogens: str) -> Callable[[Path], LightningDataModule]:
+def molecules(hydrogens: str, bonds: bool = False) -> Callable[[Path], LightningDataModule]:
     return lambda root: QM9DataModule(
         str(root),
         batch_size=8,
         hydrogens=hydrogens,  # type: ignore[arg-type]
+        bonds=bonds,
         csv_files=[TINY_CSV],
     )
 
@@ -71,6 +73,26 @@ CASES = {
     "fixed registers": Case(
         lambda: MoleculeAdapter(hydrogens="counted", max_atoms=9, decoder_depth=1, registers_per_molecule=5),
         molecules("counted"),
+        select_molecules,
+        "molecule",
+    ),
+    "graphs": Case(
+        lambda: MoleculeAdapter(positions=False, bonds=True, hydrogens="counted", max_atoms=9, decoder_depth=1),
+        molecules("counted", bonds=True),
+        select_molecules,
+        "molecule",
+    ),
+    "positions and bonds": Case(
+        lambda: MoleculeAdapter(bonds=True, decoder_depth=1),
+        molecules("explicit", bonds=True),
+        select_molecules,
+        "molecule",
+    ),
+    "graphs with fixed registers": Case(
+        lambda: MoleculeAdapter(
+            positions=False, bonds=True, hydrogens="counted", decoder_depth=1, registers_per_molecule=5
+        ),
+        molecules("counted", bonds=True),
         select_molecules,
         "molecule",
     ),
@@ -146,6 +168,8 @@ def encode_and_decode(module: UniteModule, modality: str, samples: Any, noise: T
 
 def numbers_of(finished: Any) -> np.ndarray:
     """Finished object as numbers."""
+    if isinstance(finished, MolecularGraph):
+        return finished.bonds.astype(np.float64)
     return np.asarray(getattr(finished, "positions", finished), dtype=np.float64)
 
 

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 
 from unite.modalities.batches import BatchSampler
+from unite.modalities.qm9_bonds import BondTable
 from unite.modalities.qm9_cache import MoleculeTable
 
 #: Steps of which the molecules are sorted by size together. More save little padding, fewer cost much: on
@@ -25,11 +26,13 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
     Args:
         table: The molecules.
         with_hydrogen_counts: Whether batches have `num_hydrogens`.
+        bonds: Bonds of the molecules of the table; None for batches without.
     """
 
-    def __init__(self, table: MoleculeTable, with_hydrogen_counts: bool) -> None:
+    def __init__(self, table: MoleculeTable, with_hydrogen_counts: bool, bonds: BondTable | None = None) -> None:
         self.table = table
         self.with_hydrogen_counts = with_hydrogen_counts
+        self.bonds = bonds
 
     def __len__(self) -> int:
         return len(self.table)
@@ -43,7 +46,8 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
         Returns:
             The batch under the key `molecule`: `z` (A,) atomic numbers, `pos` (A, 3) in Å, `batch` (A,)
             molecule of each atom, `ptr` (B + 1,) first atom of each molecule, `molecule_id` (B,) number in
-            the data set, and `num_hydrogens` (A,) if asked for.
+            the data set, and `num_hydrogens` (A,) if asked for; with bonds also `edge_index` (2, E), every
+            bond in both directions, `edge_attr` (E,) their types, and `charge` (A,).
         """
         table = self.table
         rows = torch.atleast_1d(torch.as_tensor(rows))
@@ -57,16 +61,33 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
         per_atom = {"z": table.z[atoms].long(), "pos": table.pos[atoms]}
         if self.with_hydrogen_counts:
             per_atom["num_hydrogens"] = table.num_hydrogens[atoms].long()
+        per_edge = {}
+        slices = dict.fromkeys(per_atom, ptr)
+        if self.bonds is not None:
+            per_atom["charge"] = self.bonds.charge[atoms].long()
+            first_edge = self.bonds.ptr[rows]
+            num_edges = self.bonds.ptr[rows + 1] - first_edge
+            edge_ptr = torch.cat([num_edges.new_zeros(1), num_edges.cumsum(0)])
+            owner = torch.repeat_interleave(torch.arange(num_molecules), num_edges)
+            edges = torch.arange(owner.numel()) + (first_edge - edge_ptr[:-1])[owner]
+            per_edge = {
+                "edge_index": self.bonds.ends[:, edges] + ptr[owner],
+                "edge_attr": self.bonds.types[edges].long(),
+            }
+            slices |= {"charge": ptr} | dict.fromkeys(per_edge, edge_ptr)
         # The name is not `index`: PyG adds the number of atoms to attributes with "index" in their names
         # when it collates, so batching the molecules of a batch anew would change the numbers.
         per_molecule = {"molecule_id": table.molecule_id[rows]}
 
-        result = Batch(_base_cls=Data, **per_atom, **per_molecule, batch=batch, ptr=ptr)
+        result = Batch(_base_cls=Data, **per_atom, **per_edge, **per_molecule, batch=batch, ptr=ptr)
         # What Batch.from_data_list leaves for taking molecules out again (batch[i], to_data_list). These
         # names are private to PyG; test_gathered_batch_equals_collated_batch guards them.
         result._num_graphs = num_molecules
-        result._slice_dict = dict.fromkeys(per_atom, ptr) | dict.fromkeys(per_molecule, torch.arange(num_molecules + 1))
-        result._inc_dict = dict.fromkeys([*per_atom, *per_molecule], torch.zeros(num_molecules, dtype=torch.long))
+        result._slice_dict = slices | dict.fromkeys(per_molecule, torch.arange(num_molecules + 1))
+        unchanged = torch.zeros(num_molecules, dtype=torch.long)
+        result._inc_dict = dict.fromkeys([*per_atom, *per_edge, *per_molecule], unchanged)
+        if self.bonds is not None:
+            result._inc_dict["edge_index"] = ptr[:-1]
         return {"molecule": result}
 
 

@@ -17,7 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 from rdkit import Chem, rdBase
 from rdkit.Chem.Draw import rdMolDraw2D
 
-from unite.modalities.molecule_perception import Molecule, Perception, molecule_key, perceive_all, short_pairs
+from unite.modalities.molecule_graph import MolecularGraph, assemble
+from unite.modalities.molecule_graph_files import FLAT_REMARK, draw_graph, graph_mol_block, graph_properties
+from unite.modalities.molecule_perception import Molecule, Perception, molecule_key, perceive, perceive_all, short_pairs
 
 _MAX_SDF_COORDINATE: Final = 9999.0  # Å; larger ones do not fit the columns of an SDF
 _CELL: Final = (260, 240)  # width and height in pixels, legend included
@@ -35,8 +37,10 @@ _ATOM_COLOURS: Final = {
 _OTHER_COLOUR: Final = (230, 110, 220)
 
 
-def write_sdf(molecules: Sequence[Molecule], path: str | Path) -> None:
-    """Write molecules with their perceived bonds to an SDF file, which appears only once it is complete.
+def write_sdf(molecules: Sequence[Molecule | MolecularGraph], path: str | Path) -> None:
+    """Write molecules with their bonds to an SDF file, which appears only once it is complete.
+
+    Bonds are those predicted where there are any, and otherwise those perceived from the positions.
 
     The properties of each entry are ``valid`` (True or False), ``reject_reason`` (empty if valid) and
     ``smiles`` (empty if invalid).
@@ -49,20 +53,31 @@ def write_sdf(molecules: Sequence[Molecule], path: str | Path) -> None:
     stand in ``num_hydrogens``). Coordinates that an SDF cannot hold, non-finite or beyond 9999 Å, become zero
     there; the property ``positions`` then has them as they were generated.
 
+    Molecules with predicted bonds have them even if they are no molecule, and the further properties ``valid_bonds``,
+    ``reject_reason_bonds`` and ``smiles_bonds``. Graphs without positions are laid out in the plane; the property
+    ``coordinates`` says so, and ``valid`` and its like are left out.
+
     Args:
-        molecules: Molecules to write, in this order.
+        molecules: Molecules to write, in this order; all of one kind.
         path: File to write; replaced if it exists.
     """
     with _replacing(path) as file, rdBase.BlockLogs():
-        for index, (molecule, found) in enumerate(zip(molecules, perceive_all(molecules), strict=True)):
-            mol = _loose_atoms(molecule) if found.mol is None else _with_positions(found.mol, molecule)
-            mol.SetProp("_Name", f"molecule {index}")
-            file.write(Chem.MolToMolBlock(mol, includeStereo=False))
-            properties = _properties(found)
+        perceptions = iter(perceive_all([molecule for molecule in molecules if isinstance(molecule, Molecule)]))
+        for index, molecule in enumerate(molecules):
+            name = f"molecule {index}"
+            if isinstance(molecule, MolecularGraph):
+                file.write(graph_mol_block(molecule, name, None))
+                properties = {"coordinates": FLAT_REMARK, **graph_properties(molecule)}
+            else:
+                found = next(perceptions)
+                file.write(_mol_block(molecule, found, name))
+                properties = _properties(found)
+                if molecule.graph is not None:
+                    properties |= graph_properties(molecule.graph)
+                if not _fits_sdf(molecule).all():
+                    properties["positions"] = " ".join(map(repr, molecule.positions.ravel().tolist()))
             if molecule.num_hydrogens is not None:
                 properties["num_hydrogens"] = " ".join(map(str, molecule.num_hydrogens.tolist()))
-            if not _fits_sdf(molecule).all():
-                properties["positions"] = " ".join(map(repr, molecule.positions.ravel().tolist()))
             for name, value in properties.items():
                 file.write(f">  <{name}>\n{value}\n\n")
             file.write("$$$$\n")
@@ -99,13 +114,21 @@ def write_xyz(molecules: Sequence[Molecule], path: str | Path) -> None:
             file.write("\n".join([str(len(rows)), comment, *rows]) + "\n")
 
 
-def draw_grid(molecules: Sequence[Molecule], columns: int = 6, max_molecules: int = 36) -> Image.Image:
+def _mol_block(molecule: Molecule, found: Perception, name: str) -> str:
+    if molecule.graph is not None:
+        return graph_mol_block(molecule.graph, name, np.where(_fits_sdf(molecule), molecule.positions, 0.0))
+    mol = _loose_atoms(molecule) if found.mol is None else _with_positions(found.mol, molecule)
+    mol.SetProp("_Name", name)
+    return str(Chem.MolToMolBlock(mol, includeStereo=False))
+
+
+def draw_grid(molecules: Sequence[Molecule | MolecularGraph], columns: int = 6, max_molecules: int = 36) -> Image.Image:
     """Picture of the first molecules, row by row.
 
-    Valid molecules are drawn as structural formulas with their SMILES. Invalid ones stand on red ground with
-    the
-    reason: their atoms seen along the direction in which they extend least, joined where they are close
-    enough for a bond (united atoms with the number of their hydrogens).
+    Valid molecules are drawn as structural formulas with their SMILES. Invalid ones stand on red ground with the
+    reason. Predicted bonds are drawn where there are any, those of invalid molecules, too. Without them, invalid
+    molecules are their atoms seen along the direction in which they extend least, joined where they are close enough
+    for a bond (united atoms with the number of their hydrogens).
 
     Args:
         molecules: Molecules to draw.
@@ -126,10 +149,41 @@ def draw_grid(molecules: Sequence[Molecule], columns: int = 6, max_molecules: in
     width, height = _CELL
     grid = Image.new("RGB", (columns * width, num_rows * height), "white")
     with rdBase.BlockLogs():
-        for index, (molecule, found) in enumerate(zip(shown, perceive_all(shown), strict=True)):
-            cell = _draw_invalid(molecule, str(found.reason)) if found.mol is None else _draw_valid(found.mol)
-            grid.paste(cell, (index % columns * width, index // columns * height))
+        for index, molecule in enumerate(shown):
+            grid.paste(_draw(molecule), (index % columns * width, index // columns * height))
     return grid
+
+
+def _draw(molecule: Molecule | MolecularGraph) -> Image.Image:
+    graph = molecule.graph if isinstance(molecule, Molecule) else molecule
+    if graph is not None:
+        return _draw_bonds(graph)
+    assert isinstance(molecule, Molecule)
+    found = perceive(molecule)
+    return _draw_invalid(molecule, str(found.reason)) if found.mol is None else _draw_valid(found.mol)
+
+
+def _draw_bonds(graph: MolecularGraph) -> Image.Image:
+    """The predicted bonds; of no molecule, too, marked with the reason."""
+    assembly = assemble(graph)
+    width, height = _CELL
+    cell = _invalid_cell(str(assembly.reason)) if assembly.mol is None else Image.new("RGB", _CELL, "white")
+    if assembly.mol is not None:
+        _write_legend(cell, molecule_key(assembly.mol), (0, 0, 0))
+    if len(graph.atomic_numbers):
+        margin = 0 if assembly.mol is not None else 6  # the frame stays visible
+        picture = draw_graph(graph, (width - 2 * margin, height - _LEGEND_HEIGHT - margin), _INVALID_BACKGROUND)
+        cell.paste(picture, (margin, margin))
+    return cell
+
+
+def _invalid_cell(reason: str) -> Image.Image:
+    """Red ground, a frame and the reason."""
+    width, height = _CELL
+    cell = Image.new("RGB", _CELL, _INVALID_BACKGROUND)
+    ImageDraw.Draw(cell).rectangle((2, 2, width - 3, height - 3), outline=_INVALID_COLOUR)
+    _write_legend(cell, f"invalid: {reason.replace('_', ' ')}", _INVALID_COLOUR)
+    return cell
 
 
 def _properties(found: Perception) -> dict[str, str]:
@@ -194,10 +248,8 @@ def _draw_valid(mol: Chem.Mol) -> Image.Image:
 
 def _draw_invalid(molecule: Molecule, reason: str) -> Image.Image:
     width, height = _CELL
-    cell = Image.new("RGB", _CELL, _INVALID_BACKGROUND)
+    cell = _invalid_cell(reason)
     draw = ImageDraw.Draw(cell)
-    draw.rectangle((2, 2, width - 3, height - 3), outline=_INVALID_COLOUR)
-    _write_legend(cell, f"invalid: {reason.replace('_', ' ')}", _INVALID_COLOUR)
     is_drawable = len(molecule.positions) > 0 and bool(_fits_sdf(molecule).all())
     if not is_drawable:
         text = "no atoms" if len(molecule.positions) == 0 else "positions are not finite or very far away"

@@ -30,6 +30,8 @@ import rdkit
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDetermineBonds
 
+from unite.modalities.molecule_graph import MolecularGraph
+
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -140,6 +142,7 @@ class Molecule:
         positions: Coordinates in Å, shape (A, 3).
         num_hydrogens: Hydrogens attached to each atom, shape (A,), for united atoms; None if hydrogens are
             atoms.
+        graph: Bonds and charges that came with the atoms, where a model predicts both; perception ignores them.
 
     Raises:
         ValueError: If the shapes do not belong together or a number of hydrogens is negative.
@@ -148,6 +151,7 @@ class Molecule:
     atomic_numbers: IntArray
     positions: npt.NDArray[np.floating]
     num_hydrogens: IntArray | None = None
+    graph: MolecularGraph | None = None
 
     def __post_init__(self) -> None:
         num_atoms = len(self.atomic_numbers)

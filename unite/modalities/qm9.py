@@ -1,18 +1,22 @@
 """QM9, 130,831 small organic molecules with coordinates, as a Lightning datamodule of PyG batches."""
 
 import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch_geometric.data import Batch
 
 from unite.errors import UserError
-from unite.modalities import qm9_cache
+from unite.modalities import qm9_bonds, qm9_cache
 from unite.modalities.batches import FixedBatches, ResumableDataLoader, unchanged
 from unite.modalities.molecule_batches import GatheredMolecules, MoleculeBatchSampler
+from unite.modalities.qm9_bonds import BondTable
 from unite.modalities.qm9_cache import MoleculeTable, Split
 
 Hydrogens = Literal["explicit", "counted"]
@@ -24,7 +28,9 @@ class QM9DataModule(LightningDataModule):
 
     A batch has `z` (A,) atomic numbers, `pos` (A, 3) in Å, `batch` (A,) and `ptr` (B + 1,) as PyG defines
     them, `molecule_id` (B,) the number in the data set (42 for dsgdb9nsd_000042), and with counted hydrogens
-    `num_hydrogens` (A,). Molecules are as the data set has them: neither centred nor rotated.
+    `num_hydrogens` (A,). With `bonds` it has also `edge_index` (2, E), every bond in both directions, `edge_attr`
+    (E,), indices into :data:`~unite.modalities.molecule_graph.BOND_TYPES`, and `charge` (A,), formal charges.
+    Molecules are as the data set has them: neither centred nor rotated.
 
     The split is 100,000 / 17,748 / 13,083 molecules, the same on every machine and for every `seed`; other
     data is divided in the same proportions. Training batches are all of one size, and in each epoch other
@@ -37,6 +43,9 @@ class QM9DataModule(LightningDataModule):
         eval_batch_size: Molecules in a batch of validation, test, and prediction; None for `batch_size`.
         hydrogens: `explicit` for all atoms; `counted` for heavy atoms that each know how many hydrogens they
             carry.
+        bonds: Whether batches have bonds and formal charges. They are perceived once, which takes a minute or two on
+            two cores, and kept in `root`. Molecules without bonds that make sense are left out; how many is printed,
+            and the manifest beside the file of bonds names them.
         source: Where QM9 is read from when no cache is there: `qm9pack` for the CSV files of that package,
             `pyg` for the download of `torch_geometric.datasets.QM9`, `auto` for qm9pack if installed and
             else pyg.
@@ -62,6 +71,7 @@ class QM9DataModule(LightningDataModule):
         batch_size: int = 256,
         eval_batch_size: int | None = None,
         hydrogens: Hydrogens = "explicit",
+        bonds: bool = False,
         source: Source = "auto",
         csv_files: list[str] | None = None,
         seed: int = 0,
@@ -95,6 +105,7 @@ class QM9DataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.hydrogens: Hydrogens = hydrogens
+        self.bonds = bonds
         self.source = source
         self.csv_files = [Path(file) for file in csv_files] if csv_files else None
         self.seed = seed
@@ -103,10 +114,13 @@ class QM9DataModule(LightningDataModule):
         self.predict_split: Split = predict_split
         self.num_workers = num_workers
         self._tables: dict[Hydrogens, MoleculeTable] = {}
+        self._bonds: BondTable | None = None
 
     def prepare_data(self) -> None:
         """Builds the cache where it is missing or damaged; Lightning calls this once on each machine."""
-        self._explicit_table()
+        table = self._explicit_table()
+        if self.bonds:
+            qm9_bonds.load_or_perceive(table, self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Loads the molecules, building the cache if need be; further calls do nothing.
@@ -119,18 +133,67 @@ class QM9DataModule(LightningDataModule):
             limit = self.limits[split]
             if limit is not None and limit > rows.numel():
                 raise UserError(f"data.num_{split} is {limit}, but that split has {rows.numel()} molecules")
+        if self.bonds:
+            self._tell_what_is_left_out()
 
     def table(self, hydrogens: Hydrogens | None = None) -> MoleculeTable:
         """All molecules as flat tensors, by default with hydrogens as the datamodule has them."""
         hydrogens = hydrogens or self.hydrogens
         if hydrogens not in self._tables:
             explicit = self._explicit_table()
-            self._tables[hydrogens] = explicit if hydrogens == "explicit" else explicit.united_atoms()
+            self._tables[hydrogens] = explicit if hydrogens == "explicit" else self._united_atoms(explicit)
         return self._tables[hydrogens]
 
+    def _united_atoms(self, explicit: MoleculeTable) -> MoleculeTable:
+        united = explicit.united_atoms()
+        if not self.bonds:
+            return united
+        # Where there are bonds, they tell whose a hydrogen is; distances agree but for a few strained molecules.
+        bonds, num_hydrogens = self._explicit_bonds().united_atoms(explicit)
+        has_bonds = bonds.has_bonds.repeat_interleave(united.num_atoms)
+        return replace(united, num_hydrogens=num_hydrogens.where(has_bonds, united.num_hydrogens))
+
+    def bond_table(self) -> BondTable:
+        """Bonds of all molecules, those to hydrogens as the datamodule has hydrogens.
+
+        Raises:
+            UserError: If the datamodule has no bonds.
+        """
+        bonds = self._explicit_bonds()
+        return bonds if self.hydrogens == "explicit" else bonds.united_atoms(self._explicit_table())[0]
+
+    def _explicit_bonds(self) -> BondTable:
+        if not self.bonds:
+            raise UserError("the data has no bonds; set data.init_args.bonds to true")
+        if self._bonds is None:
+            self._bonds = qm9_bonds.load_or_perceive(self._explicit_table(), self.root)
+        return self._bonds
+
+    def _tell_what_is_left_out(self) -> None:
+        is_left_out = ~self._explicit_bonds().has_bonds
+        splits = self.table().splits()
+        counts = {split: int(is_left_out[rows[: self.limits[split]]].sum()) for split, rows in splits.items()}
+        if not sum(counts.values()):
+            return
+        path = qm9_bonds.bond_file(self._explicit_table(), self.root)
+        manifest = json.loads(qm9_bonds.manifest_file(path).read_text(encoding="utf8"))
+        numbers = [entry["molecule_id"] for entry in manifest["without_bonds"]]
+        named = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+        rank_zero_info(
+            f"left out for want of bonds that make sense: {counts['train']} molecules of train, "
+            f"{counts['val']} of val, {counts['test']} of test "
+            f"(numbers {named}; all in {qm9_bonds.manifest_file(path)})"
+        )
+
     def rows(self, split: Split) -> Tensor:
-        """Rows of the table that belong to a split, within `num_train` and its like, shape (N,)."""
-        return self.table().splits()[split][: self.limits[split]]
+        """Rows of the table that belong to a split, within `num_train` and its like, shape (N,).
+
+        With bonds, molecules that have none are left out of these.
+        """
+        rows = self.table().splits()[split][: self.limits[split]]
+        if self.bonds:
+            rows = rows[self._explicit_bonds().has_bonds[rows]]
+        return rows
 
     def size_histogram(self) -> Tensor:
         """Training molecules by number of atoms, shape (largest + 1,); counted hydrogens are no atoms."""
@@ -149,6 +212,11 @@ class QM9DataModule(LightningDataModule):
 
         hydrogens = hydrogens or self.hydrogens
         return qm9_keys.training_keys(self.table(hydrogens), self.rows("train"), hydrogens == "counted", self.root)
+
+    def training_graph_keys(self) -> Tensor:
+        """Sorted distinct hashes of the training molecules with bonds, by which ``novelty_bonds`` is judged; int64."""
+        keys: Tensor = self._explicit_bonds().key[self.rows("train")].unique()
+        return keys
 
     def train_dataloader(self) -> DataLoader[dict[str, Batch]]:
         """Shuffled batches of one size."""
@@ -181,7 +249,9 @@ class QM9DataModule(LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
         }
-        molecules = GatheredMolecules(table, with_hydrogen_counts=self.hydrogens == "counted")
+        molecules = GatheredMolecules(
+            table, with_hydrogen_counts=self.hydrogens == "counted", bonds=self.bond_table() if self.bonds else None
+        )
         if self.trainer and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
             # Lightning then puts in a sampler of its own, which numbers the items of the dataset.
             batches = [batch.tolist() for batch in rows.split(batch_size)]

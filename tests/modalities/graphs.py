@@ -1,0 +1,83 @@
+"""Molecular graphs for the tests: real ones, small ones by name, and random ones that are mostly no molecules."""
+
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from rdkit import Chem
+
+from tests.modalities.qm9_rows import random_molecules, tiny_molecules
+from unite.modalities.molecule import MoleculePrediction, PreparedMolecules
+from unite.modalities.molecule_bonds import GraphPrediction
+from unite.modalities.molecule_graph import MolecularGraph, graph_from_mol
+from unite.modalities.molecule_perception import perceive_all
+
+Hydrogens = Literal["explicit", "counted"]
+
+# Aromatic NH, a nitro group, an isocyanide, a zwitterion: where charges and counted hydrogens matter.
+HARD_SMILES = [
+    "c1cc[nH]c1",
+    "C[N+](=O)[O-]",
+    "[C-]#[N+]C",
+    "[NH3+]CC(=O)[O-]",
+    "c1ccncc1",
+    "O=c1cc[nH]cc1",
+    "C",
+    "O",
+    "FC#N",
+]
+
+
+def graph_of(smiles: str, hydrogens: Hydrogens = "counted") -> MolecularGraph:
+    return graph_from_mol(Chem.MolFromSmiles(smiles), hydrogens)
+
+
+@cache
+def perceived(number: int | None = None) -> tuple[Chem.Mol, ...]:
+    """Molecules with bonds: those of the tiny file, or so many random ones of QM9."""
+    rows = tiny_molecules() if number is None else random_molecules(number)
+    return tuple(found.mol for found in perceive_all([molecule for molecule, _ in rows]) if found.mol is not None)
+
+
+def relabelled(graph: MolecularGraph, order: list[int]) -> MolecularGraph:
+    """Atom ``i`` of the result is atom ``order[i]`` of the graph."""
+    return MolecularGraph(
+        graph.atomic_numbers[order],
+        graph.bonds[np.ix_(order, order)],
+        graph.charges[order],
+        None if graph.num_hydrogens is None else graph.num_hydrogens[order],
+    )
+
+
+@st.composite
+def graphs(draw: st.DrawFn, max_atoms: int = 6) -> MolecularGraph:
+    """Any graph of a few atoms: some are molecules, most are not."""
+    num_atoms = draw(st.integers(1, max_atoms))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    upper = np.triu(rng.choice(5, (num_atoms, num_atoms), p=[0.5, 0.3, 0.1, 0.05, 0.05]), 1)
+    return MolecularGraph(
+        rng.choice([6, 7, 8, 9], num_atoms),
+        (upper + upper.T).astype(np.int64),
+        rng.choice([-1, 0, 1], num_atoms, p=[0.1, 0.8, 0.1]),
+        rng.choice(4, num_atoms),
+    )
+
+
+def perfect(prepared: PreparedMolecules, num_types: int, max_charge: int = 1) -> MoleculePrediction:
+    """What a decoder without errors would say; at random where padded."""
+    assert prepared.graph is not None
+    mask = prepared.mask
+    logits = [
+        50 * F.one_hot(prepared.types, num_types).float(),
+        50 * F.one_hot(prepared.graph.charges + max_charge, 2 * max_charge + 1).float(),
+    ]
+    for scores in logits:
+        scores[~mask] = torch.randn_like(scores[~mask])
+    bond_logits = 50 * F.one_hot(prepared.graph.bonds, 5).float()
+    first, second = torch.triu_indices(mask.shape[1], mask.shape[1], 1)
+    padded = ~(mask[:, first] & mask[:, second])
+    bond_logits[padded] = torch.randn_like(bond_logits[padded])
+    return MoleculePrediction(logits[0], prepared.positions, mask, GraphPrediction(bond_logits, logits[1]))
