@@ -15,7 +15,7 @@ from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from unite.checkpointing import LAST_CHECKPOINT
 from unite.errors import UserError

@@ -55,7 +55,7 @@ class CombinedDataModule(LightningDataModule):
         Raises:
             UserError: A part cannot choose one.
         """
-        return next(iter(self._choosable())).predict_split
+        return str(self._choosable()[0].predict_split)
 
     @predict_split.setter
     def predict_split(self, split: str) -> None:

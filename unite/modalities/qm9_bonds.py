@@ -25,6 +25,7 @@ from rdkit import Chem, rdBase
 from torch import Tensor
 from tqdm import tqdm
 
+from unite.folders import require_writable
 from unite.modalities import molecule_perception
 from unite.modalities.molecule_graph import graph_from_mol
 from unite.modalities.molecule_perception import Molecule, hash_key, molecule_key, perceive_all
@@ -33,7 +34,6 @@ from unite.modalities.qm9_cache import (
     MoleculeTable,
     checksum,
     load_tensors,
-    require_writable,
     save_tensors,
 )
 
