@@ -23,6 +23,10 @@ COMMANDS = {
     "validate": Command("unite.lightning_cli", "metrics of a checkpoint on the validation split"),
     "test": Command("unite.lightning_cli", "metrics of a checkpoint on the test split"),
     "sample": Command("unite.lightning_cli", "generate: unite sample --ckpt_path runs/qm9_small --num_samples 100"),
+    "align": Command(
+        "unite.analysis.command", "do the two passes agree? CKA and more by layer: unite align --ckpt_path RUN"
+    ),
+    "latents": Command("unite.analysis.command", "probes, neighbours, interpolations: unite latents --ckpt_path RUN"),
     "prepare": Command("unite.prepare", "caches, shards, statistics: unite prepare images SRC OUT"),
     "import-official": Command(
         "unite.official", "the authors' checkpoint as ours: unite import-official UNITE-B.pt OUT"
