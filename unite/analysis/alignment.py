@@ -179,7 +179,7 @@ def measure_alignment(
         num_rows, num_slots = len(slots), len(slots.unique())
         if num_rows < MIN_ROWS or num_rows <= settings.num_neighbours:
             raise UserError(f"{num_rows} rows are too few to compare passes: raise --num_samples")
-        shuffled = _shuffle_within(slots)
+        shuffled = _shuffle_within(slots, settings.seed)
         for seed in range(settings.num_seeds):
             tokenization, latents = _tokenize(network, sampled, settings, seed, on_pass)
             by_time: dict[str, dict[str, list[Any]]] = {}
@@ -298,12 +298,15 @@ def _denoise(
     return collector, torch.cat(noisy)
 
 
-def _shuffle_within(slots: Tensor) -> Tensor:
-    """An order of the rows that gives each the same register of another sample, half the data set away."""
+def _shuffle_within(slots: Tensor, seed: int = 0) -> Tensor:
+    """An order of the rows that gives each the same register of another sample, chosen at random."""
+    generator = torch.Generator().manual_seed(seed)
     order = torch.arange(len(slots))
     for slot in slots.unique():
         rows = (slots == slot).nonzero()[:, 0]
-        order[rows] = rows.roll(max(len(rows) // 2, 1))
+        # One cycle through all rows in random order: none stays, and an order by class in the data does not matter.
+        cycle = rows[torch.randperm(len(rows), generator=generator)]
+        order[cycle] = cycle.roll(1)
     return order
 
 
