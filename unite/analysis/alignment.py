@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -348,8 +349,9 @@ def _on(device: torch.device, *values: Any) -> list[Any]:
 
 
 def late_layer(result: dict[str, Any], measure: str) -> dict[str, float]:
-    """A measure behind the last block for each pairing, mean over seeds and times."""
-    values = result["measures"][measure]
+    """A measure behind the last block for each pairing, mean over seeds and times; ``result`` may come from JSON."""
+    values = {name: np.asarray(rows, dtype=np.float64)[..., -2] for name, rows in result["measures"][measure].items()}
     return {
-        pairing: float(torch.tensor(values[pairing], dtype=torch.float64)[..., -2].nanmean()) for pairing in PAIRINGS
+        name: float(rows[np.isfinite(rows)].mean()) if np.isfinite(rows).any() else math.nan
+        for name, rows in values.items()
     }
