@@ -27,6 +27,7 @@ COMMANDS = {
         "unite.analysis.command", "do the two passes agree? CKA and more by layer: unite align --ckpt_path RUN"
     ),
     "latents": Command("unite.analysis.command", "probes, neighbours, interpolations: unite latents --ckpt_path RUN"),
+    "ablate": Command("unite.analysis.ablate", "one setting after another: unite ablate -c BASE --overlays A.yaml ..."),
     "compare": Command("unite.analysis.compare", "runs side by side: unite compare runs/qm9_small runs/digits"),
     "prepare": Command("unite.prepare", "caches, shards, statistics: unite prepare images SRC OUT"),
     "import-official": Command(

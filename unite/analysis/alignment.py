@@ -67,7 +67,7 @@ class AlignmentSettings:
     num_samples: int = 1000
     times: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     num_seeds: int = 3
-    max_rows: int = 8000
+    max_rows: int = 10_000
     cknna_rows: int = 1000
     num_neighbours: int = 10
     seed: int = 0

@@ -85,7 +85,7 @@ def _align_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max_rows",
         type=int,
-        default=8000,
+        default=10_000,
         metavar="N",
         help="samples x registers to compare at most: of larger sets, some registers of every sample "
         "(default: %(default)s)",

@@ -28,11 +28,13 @@ SHORT_LAYERS = 16
 """With more layers, not every one is named on an axis."""
 
 
-def save(figure: Figure, title: str, path: Path) -> Path:
-    """Give a figure its title, write it as PNG of few colours (a third of the bytes), and close it."""
+def save(figure: Figure, title: str, path: Path, has_colour_scale: bool = False) -> Path:
+    """Give a figure its title, write it as PNG, and close it; of few colours (a third of the bytes) if they suffice."""
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=DPI, bbox_inches="tight")
     plt.close(figure)
+    if has_colour_scale:
+        return path
     with Image.open(path) as picture:
         reduced = picture.convert("RGB").quantize(NUM_COLOURS, dither=Image.Dither.NONE)
     reduced.save(path, optimize=True)
@@ -95,7 +97,15 @@ def draw_matrix(result: dict[str, Any], title: str, path: Path) -> Path:
         if len(names) <= 8:
             for row, column in np.ndindex(values.shape):
                 colour = "white" if not values[row, column] > 0.6 else "black"
-                ax.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=7, color=colour)
+                ax.text(
+                    column,
+                    row,
+                    f"{values[row, column]:.2f}".replace("-0.00", "0.00"),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color=colour,
+                )
         _layer_axis(ax, names)
         ax.set_xlabel("layer of the denoising pass")
         ax.set_title(f"t = {time}", fontsize=9)
@@ -103,16 +113,16 @@ def draw_matrix(result: dict[str, Any], title: str, path: Path) -> Path:
     axes[0][0].set_yticks(range(0, len(names), step), names[::step], fontsize=8)
     axes[0][0].set_ylabel("layer of the tokenization pass")
     figure.colorbar(image, ax=axes[0].tolist(), label="linear CKA (unbiased,\nregisters' means taken out)", shrink=0.8)
-    return save(figure, f"Which layers match which? {title}", path)
+    return save(figure, f"Which layers match which? {title}", path, has_colour_scale=True)
 
 
 def draw_times(result: dict[str, Any], title: str, path: Path) -> Path:
     """Agreement of the final outputs over time, against what the noisy input has already."""
     times = result["times"]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.2), layout="constrained")
     for ax, measure, label in (
         (axes[0], "cosine", "mean cosine of the latents"),
-        (axes[1], "cka_within", "linear CKA of the latents\n(unbiased, registers' means taken out)"),
+        (axes[1], "cka_within", "linear CKA of the latents\n(registers' means taken out)"),
     ):
         values = result["measures"][measure]
         mean, spread = (part[:, -1] for part in _mean_and_spread(values["trained"]))
