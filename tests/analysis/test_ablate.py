@@ -84,7 +84,7 @@ def test_interruption_says_how_to_continue(
     class Interrupted:
         returncode = 130
 
-    monkeypatch.setattr(ablate.subprocess, "run", lambda *args, **kwargs: Interrupted())
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: Interrupted())
     result = run_cli("ablate", "--config", "curves.yaml", "--overlays", *overlays, "--output", tmp_path / "out")
     assert result.code == 130
     assert "the same command continues" in result.err
