@@ -29,6 +29,10 @@ COMMANDS = {
     "score": Command("unite.score", "metrics of any files: unite score molecules FILE.sdf, unite score images DIR"),
     "ablate": Command("unite.ablate", "train a list of variants of a config: unite ablate --overlays ..."),
     "compare": Command("unite.compare", "runs side by side: unite compare RUN RUN ..."),
+    "align": Command(
+        "unite.analysis.command", "do the two passes agree? CKA and more by layer: unite align --ckpt_path RUN"
+    ),
+    "latents": Command("unite.analysis.command", "probes, neighbours, interpolations: unite latents --ckpt_path RUN"),
     "prepare": Command("unite.prepare", "caches, shards, statistics: unite prepare images SRC OUT"),
     "import-official": Command(
         "unite.official", "the authors' checkpoint as ours: unite import-official UNITE-B.pt OUT"

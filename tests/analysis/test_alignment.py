@@ -1,0 +1,266 @@
+"""Alignment of the two passes: which rows are compared, with which network, for any adapter."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from tests.modalities.test_contract import CASES, Case, make_module
+from tests.modalities.tiny_images import tiny_images
+from tests.toy_modality.curves import CurveAdapter, CurveDataModule
+from unite.analysis import alignment
+from unite.analysis.activations import recorded
+from unite.analysis.alignment import (
+    MEASURES,
+    PAIRINGS,
+    AlignmentSettings,
+    centre_within,
+    count_passes,
+    late_layer,
+    layer_names,
+    measure_alignment,
+)
+from unite.analysis.loading import fresh_module, scrambled_module
+from unite.errors import UserError
+from unite.generative_encoder import GenerativeEncoder, Tokens
+from unite.module import UniteModule
+
+SETTINGS = AlignmentSettings(num_samples=12, times=(0.3, 0.9), num_seeds=2, num_neighbours=3)
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture
+def batches(case: Case, tmp_path: Path) -> list[Any]:
+    data: LightningDataModule = case.make_data(tmp_path)
+    data.prepare_data()
+    data.setup("fit")
+    return [batch[case.modality] for batch in list(data.train_dataloader())[:2]]
+
+
+def curve_batches() -> list[Any]:
+    return [batch["curve"] for batch in CurveDataModule(batch_size=16).val_dataloader()]
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """All numbers in nested lists and dictionaries."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from numbers(item)
+    elif isinstance(value, float):
+        yield value
+
+
+# ---------------------------------------------------------------------- activations
+
+
+@pytest.mark.parametrize("context_start", [None, 0, 1, 3])
+@pytest.mark.parametrize("num_tokens", [0, 6])
+def test_recorded_are_the_registers_and_nothing_else(context_start: int | None, num_tokens: int) -> None:
+    # A new encoder's blocks only normalise, token by token, so every register stays its own, normalised input.
+    context = {} if context_start is None else {"context_start": context_start, "context_length": 3}
+    encoder = GenerativeEncoder("XS", latent_channels=4, depth=4, width=32, num_heads=2, **context)  # type: ignore[arg-type]
+    registers = Tokens(torch.randn(1, 5, 32), torch.arange(5))
+    tokens = Tokens(torch.randn(2, num_tokens, 32), torch.arange(num_tokens)) if num_tokens else None
+    noise = torch.randn(2, 5, 4)
+    with torch.no_grad():
+        with recorded(encoder) as found:
+            encoder(noise, torch.rand(2), torch.zeros(1, 32), registers, tokens)
+        expected = encoder.latent_in(noise) + registers.values
+    assert len(found.registers) == 5
+    assert len(found.residuals) == len(found.modulations) == 4
+    torch.testing.assert_close(found.registers[0], expected)
+    normed = expected / expected.square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(found.residuals[0], expected)
+    for layer in found.registers[1:]:
+        torch.testing.assert_close(layer, normed, atol=1e-4, rtol=1e-4)
+    assert all(values.shape == (2, 6 * 32) for values in found.modulations)
+
+
+def test_recording_changes_nothing_and_leaves_no_hook() -> None:
+    case = CASES["counted"]
+    encoder = make_module(case).encoder
+    registers = Tokens(torch.randn(1, 5, 32), torch.arange(5))
+    arguments = (torch.randn(2, 5, 4), torch.rand(2), torch.zeros(1, 32), registers)
+    plain = encoder.denoise(*arguments)
+    with recorded(encoder) as found:
+        watched = encoder.denoise(*arguments)
+    torch.testing.assert_close(plain, watched, rtol=0, atol=0)
+    encoder.denoise(*arguments)
+    assert len(found.registers) == 3  # the later pass was not recorded
+    with torch.no_grad():  # the last layer is what the output is read from
+        activated = torch.nn.functional.silu(encoder.time_embedding(arguments[1]) + arguments[2])
+        shift, scale = encoder.final_modulation(activated)[:, None].chunk(2, dim=-1)
+        out = encoder.normalize(encoder.final_out(encoder.stream_norm(found.registers[-1], shift, scale)))
+    torch.testing.assert_close(out, plain)
+
+
+# ---------------------------------------------------------------------- measurement
+
+
+def test_any_adapter_can_be_measured(case: Case, batches: list[Any]) -> None:
+    module = make_module(case)
+    passes: list[None] = []
+    result = measure_alignment(module, case.modality, batches, SETTINGS, lambda: passes.append(None))
+    assert len(passes) == count_passes(2, SETTINGS)
+    assert result["layers"] == layer_names(2) == ["input", "block 1", "block 2", "latents"]
+    for measure in MEASURES:
+        for pairing in PAIRINGS:
+            assert torch.tensor(result["measures"][measure][pairing]).shape == (2, 2, 4)
+        assert all(math.isfinite(value) for value in numbers(result["measures"][measure]["trained"]))
+    assert torch.tensor(result["matrix"]["0.3"]).shape == (4, 4)
+    diagonal = torch.tensor(result["matrix"]["0.9"]).diagonal()
+    torch.testing.assert_close(diagonal.tolist(), result["measures"]["cka_within"]["trained"][0][1])
+    assert result["modes"].keys() == {"tokenize", "0.3", "0.9"}
+    assert all(value > 0 for value in result["modes"]["tokenize"]["norm"])
+    adapter = module.adapters[case.modality]
+    template = adapter.template(adapter.prepare(batches[0]))
+    mask = adapter.registers(template).mask
+    if mask is None:
+        assert result["num_rows"] == 12 * adapter.registers(template).values.shape[1]
+    else:
+        later = adapter.template(adapter.prepare(batches[1])).sizes
+        assert result["num_rows"] == int(template.sizes.sum() + later[:4].sum())
+
+
+@pytest.mark.parametrize("name", ["explicit", "counted"])
+def test_padding_is_never_counted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[name]
+    data = case.make_data(tmp_path)
+    data.prepare_data()
+    data.setup("fit")
+    batches = [batch[case.modality] for batch in data.val_dataloader()]
+    module = make_module(case)
+    adapter = module.adapters[case.modality]
+    assert any(not adapter.template(adapter.prepare(samples)).mask.all() for samples in batches)
+    before = measure_alignment(module, case.modality, batches, SETTINGS)
+    forward = GenerativeEncoder.forward
+
+    def poisoned(self: GenerativeEncoder, *args: Any) -> Tensor:
+        latents, registers = forward(self, *args), args[3]
+        return torch.where(registers.mask[..., None], latents, 1e3)
+
+    monkeypatch.setattr(GenerativeEncoder, "forward", poisoned)
+    after = measure_alignment(module, case.modality, batches, SETTINGS)
+    torch.testing.assert_close(list(numbers(after)), list(numbers(before)), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_the_denoiser_is_the_network_that_denoises() -> None:
+    case = CASES["toy"]
+    shared, separate = make_module(case), make_module(case, weight_sharing=False)
+    assert separate.separate_denoiser is not None
+    separate.load_state_dict(shared.state_dict(), strict=False)
+    separate.separate_denoiser.load_state_dict(shared.encoder.state_dict())
+    expected = measure_alignment(shared, "curve", curve_batches(), SETTINGS)["measures"]["cka"]["trained"]
+    assert measure_alignment(separate, "curve", curve_batches(), SETTINGS)["measures"]["cka"]["trained"] == expected
+    with torch.no_grad():
+        separate.separate_denoiser.latent_in.weight.normal_()
+    other = measure_alignment(separate, "curve", curve_batches(), SETTINGS)["measures"]["cka"]["trained"]
+    assert other != expected
+
+
+def test_training_brings_the_passes_together_and_the_controls_stay_apart() -> None:
+    module = make_module(CASES["grey images"], noise_probability=0.0, flow_loss="data", flow_weight=0.1)
+    module.train().log_terms = lambda *args: None  # type: ignore[method-assign]
+    module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    optimizer = torch.optim.Adam(module.parameters(), lr=5e-3)
+    images, labels = tiny_images(48, channels=1)
+    samples = {"images": images, "labels": labels}
+    for _ in range(120):
+        optimizer.zero_grad()
+        module.training_step({"image": samples}, 0).backward()
+        optimizer.step()
+    settings = AlignmentSettings(num_samples=64, times=(0.5, 0.8), num_seeds=1)
+    result = measure_alignment(module.eval(), "image", [samples], settings)
+    late = late_layer(result, "cka_within")
+    assert late["trained"] > 0.7
+    assert abs(late["shuffled"]) < 0.1
+    assert abs(late["untrained"]) < 0.1
+    assert late["scrambled"] < late["trained"] - 0.2
+    # Places of registers alone make raw similarity high in a network that has learned nothing.
+    assert late_layer(result, "cosine")["untrained"] > 0.5 > late_layer(result, "cosine_within")["untrained"]
+    # Denoising nearly clean latents gives them back.
+    assert result["measures"]["cosine"]["trained"][0][1][-1] > 0.8
+
+
+def test_a_seed_fixes_everything() -> None:
+    module = make_module(CASES["toy"])
+    first, again, other = (
+        measure_alignment(module, "curve", curve_batches(), AlignmentSettings(num_samples=12, times=(0.5,), seed=seed))
+        for seed in (0, 0, 1)
+    )
+    assert list(map(str, numbers(first))) == list(map(str, numbers(again)))
+    assert first["measures"]["cka"] != other["measures"]["cka"]
+
+
+def test_registers_are_left_out_evenly_when_rows_would_be_too_many() -> None:
+    module = UniteModule(
+        GenerativeEncoder("XS", latent_channels=4, depth=1, width=32, num_heads=2),
+        {"curve": CurveAdapter(num_latents=8)},
+    ).eval()
+    settings = AlignmentSettings(num_samples=32, times=(0.5,), num_seeds=1, max_rows=100)
+    result = measure_alignment(module, "curve", curve_batches(), settings)
+    assert (result["num_registers"], result["num_rows"]) == (3, 96)
+
+
+def test_pairs_are_shuffled_within_a_register() -> None:
+    slots = torch.tensor([0, 1, 2, 0, 1, 0, 1, 0])
+    order = alignment._shuffle_within(slots)
+    assert sorted(order.tolist()) == list(range(8))
+    assert slots[order].tolist() == slots.tolist()
+    assert all(order[row] != row for row in range(8) if row != 2)
+
+
+def test_centring_leaves_no_mean_in_a_register() -> None:
+    rows, slots = torch.randn(50, 3) + 5, torch.randint(0, 4, (50,)) * 2
+    centred = centre_within(rows, slots)
+    for slot in (0, 2, 4, 6):
+        torch.testing.assert_close(centred[slots == slot], rows[slots == slot] - rows[slots == slot].mean(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"times": ()}, "times is empty"),
+        ({"times": (0.5, 1.5)}, "times has 1.5"),
+        ({"num_samples": 0}, "num_samples is 0"),
+        ({"num_seeds": 0}, "num_seeds is 0"),
+        ({"num_neighbours": 1000}, "cknna_rows is 1000"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        AlignmentSettings(**settings)
+
+
+# ---------------------------------------------------------------------- controls
+
+
+def test_fresh_module_is_new_and_reproducible() -> None:
+    module = make_module(CASES["counted"])
+    state = torch.random.get_rng_state()
+    fresh, again = fresh_module(module), fresh_module(module)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert fresh.state_dict().keys() == module.state_dict().keys()
+    for name, value in fresh.state_dict().items():
+        torch.testing.assert_close(value, again.state_dict()[name])
+    assert not fresh.encoder.final_out.weight.any()
+    assert module.encoder.final_out.weight.any()
+
+
+def test_scrambling_keeps_the_entries_of_each_tensor() -> None:
+    module = make_module(CASES["counted"], weight_sharing=False)
+    scrambled = scrambled_module(module)
+    for name, value in module.state_dict().items():
+        other = scrambled.state_dict()[name]
+        torch.testing.assert_close(other.flatten().sort().values, value.flatten().sort().values)
+        if name.endswith("qkv.weight"):
+            assert torch.equal(other, value) == name.startswith("adapters")

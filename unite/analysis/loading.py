@@ -1,0 +1,183 @@
+"""A checkpoint and its data for an analysis, the fresh network to compare it with, and the folder for results."""
+
+import argparse
+import copy
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import instantiate_module
+
+from unite.errors import UserError
+from unite.messages import one_line, shown
+from unite.module import UniteModule
+from unite.run_folder import find_checkpoint, find_run_config, read_checkpoint, require_writable
+
+STAGES = {"train": "fit", "val": "validate", "test": "test"}
+"""What Lightning calls the use of each split."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with its data.
+
+    Attributes:
+        module: The model, in evaluation mode, with the weights that evaluations use.
+        datamodule: The data of the run; :func:`batches` prepares it.
+        name: Name of the run folder and step, for titles.
+        checkpoint: The checkpoint file.
+        step: Optimizer steps behind it.
+    """
+
+    module: UniteModule
+    datamodule: LightningDataModule
+    name: str
+    checkpoint: Path
+    step: int
+
+
+def load_run(options: argparse.Namespace, data_options: list[str]) -> Run:
+    """The run that ``--ckpt_path``, ``--config``, ``--device`` and ``--data...`` name.
+
+    Raises:
+        UserError: The checkpoint or its data cannot be found, or an option is wrong.
+    """
+    path = find_checkpoint(options.ckpt_path)
+    if path is None:
+        raise UserError("--ckpt_path is missing: name a checkpoint, or a run folder with one")
+    checkpoint = read_checkpoint(path)
+    step = int(checkpoint.get("global_step", 0))
+    del checkpoint
+    datamodule = _datamodule(path, options.config, data_options)
+    try:
+        module = UniteModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{path}: {one_line(error)}") from error
+    config = find_run_config(path)
+    folder = config.resolve().parent.name if config else path.stem
+    return Run(module.eval().to(_device(options.device)), datamodule, f"{folder}, step {step:,}", path, step)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here; leave it out, or choose cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _datamodule(checkpoint: Path, configs: list[Path], options: list[str]) -> LightningDataModule:
+    """The datamodule of the config files, or of the run's own config.yaml, with options laid over."""
+    data: dict[str, Any] = {}
+    run_config = find_run_config(checkpoint)
+    for config in configs or ([run_config] if run_config else []):
+        try:
+            content = yaml.safe_load(config.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"--config {config} cannot be read: {one_line(error)}") from error
+        if isinstance(content, dict):
+            data = content.get("data") or data
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data", required=False)
+    if not data and not options:
+        raise UserError(
+            f"{checkpoint} has no config.yaml beside it that says which data it was trained on: "
+            "give --config FILE, or --data with the class_path of a datamodule"
+        )
+    try:
+        settings = parser.parse_args([*([f"--data={json.dumps(data)}"] if data else []), *options])
+        datamodule: LightningDataModule | None = parser.instantiate_classes(settings).data
+    except UserError:
+        raise
+    except (argparse.ArgumentError, jsonargparse.ArgumentError, ValueError, OSError, ImportError) as error:
+        raise UserError(one_line(error)) from error
+    if datamodule is None:
+        raise UserError("no data: give --data with the class_path of a datamodule, or a --config that has it")
+    return datamodule
+
+
+def choose_modality(module: UniteModule, name: str | None) -> str:
+    """The modality asked for, or the only one.
+
+    Raises:
+        UserError: There are several to choose from, or none of that name.
+    """
+    if name is None and len(module.adapters) > 1:
+        raise UserError(f"this model has several modalities; choose with --modality: {', '.join(module.adapters)}")
+    name = name or next(iter(module.adapters))
+    module.adapter(name)
+    return name
+
+
+def batches(run: Run, modality: str, split: str, num_samples: int) -> Iterator[Any]:
+    """Batches of one modality on the model's device, until there are ``num_samples`` or the split is at its end."""
+    found = 0
+    run.datamodule.prepare_data()
+    run.datamodule.setup(STAGES[split])
+    loader = getattr(run.datamodule, f"{split}_dataloader")()
+    for batch in loader:
+        samples = run.module.transfer_batch_to_device(batch, run.module.device, 0)[modality]
+        adapter = run.module.adapter(modality)
+        yield samples
+        found += len(adapter.template(adapter.prepare(samples)))
+        if found >= num_samples:
+            return
+
+
+def fresh_module(module: UniteModule, seed: int = 0) -> UniteModule:
+    """A new model of the same settings with its initial weights, drawn with ``seed``; in evaluation mode."""
+    settings = {name: value for name, value in module.hparams.items() if not name.startswith("_")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = instantiate_module(UniteModule, copy.deepcopy(settings))
+    assert isinstance(fresh, UniteModule)
+    return fresh.eval().to(module.device)
+
+
+def scrambled_module(module: UniteModule, seed: int = 0) -> UniteModule:
+    """The same model with the entries of every weight tensor of its encoders in random order.
+
+    Every tensor keeps the distribution of its entries, and so the size of what it does; what was learned is lost.
+    """
+    scrambled = copy.deepcopy(module)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for encoder in {scrambled.encoder, scrambled.denoiser}:
+            for parameter in encoder.parameters():
+                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    return scrambled
+
+
+def claim_output(folder: Path, marker: str, overwrite: bool) -> None:
+    """Make the folder for results.
+
+    Raises:
+        UserError: It holds results already, or cannot be written to.
+    """
+    if (folder / marker).exists() and not overwrite:
+        raise UserError(f"{shown(folder / marker)} exists; add --overwrite to replace it, or choose another --output")
+    require_writable(folder)
+
+
+def write_json(value: Any, path: Path) -> Path:
+    """Write plain values; numbers that are not finite become null, which JSON has."""
+    path.write_text(json.dumps(_finite(value), indent=1) + "\n")
+    return path
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
