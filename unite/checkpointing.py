@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -188,7 +187,7 @@ class LastCheckpoint(Checkpoint):
             self._stop(trainer, signum)  # Lightning ends a validation at its next batch
         if trainer.is_global_zero:
             again = " (Ctrl-C again: at once)" if signum == signal.SIGINT else ""
-            print(f"\nstopping after this step{again}", file=sys.stderr)
+            os.write(2, f"\nstopping after this step{again}\n".encode())  # print may have been interrupted itself
 
     def _stop(self, trainer: Trainer, signum: int) -> None:
         """Let Lightning end the run as soon as the present batch is complete and logged."""
