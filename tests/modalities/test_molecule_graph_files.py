@@ -21,7 +21,7 @@ def read(path: Path, sanitize: bool = True) -> list[Chem.Mol]:
 
 
 def test_graphs_are_written_flat_and_read_back_as_the_same_molecules(tmp_path: Path) -> None:
-    samples = [graph_of(smiles, hydrogens) for smiles in HARD_SMILES for hydrogens in ("explicit", "counted")]  # type: ignore[arg-type]
+    samples = [graph_of(smiles, hydrogens) for smiles in HARD_SMILES for hydrogens in ("explicit", "counted")]
     write_sdf(samples, tmp_path / "x.sdf")
     for smiles, mol in zip(np.repeat(HARD_SMILES, 2), read(tmp_path / "x.sdf"), strict=True):
         assert molecule_key(mol) == molecule_key(Chem.MolFromSmiles(str(smiles)))
