@@ -12,7 +12,7 @@ from tests.test_qm9_commands import write_overlay
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = {
-    "qm9_graph": ["--trainer.val_check_interval", "2"],
+    "qm9_graph": [],
     "qm9_bonds": ["--model.encoder.init_args.depth", "2", "--trainer.check_val_every_n_epoch", "1"],
 }
 
@@ -23,6 +23,7 @@ def test_fit_and_sample(run_cli: RunCli, tmp_path: Path, tiny_csv: Path, config:
     result = run_cli(
         *("fit", "--config", CONFIGS / f"{config}.yaml", "--config", overlay, *SMALL[config]),
         *("--trainer.callbacks.monitor", "val/molecule/validity_bonds", "--trainer.max_steps", "4"),
+        *("--trainer.val_check_interval", "2"),
         *("--trainer.log_every_n_steps", "1", "--trainer.default_root_dir", tmp_path / "run"),
     )
     assert result.code == 0, result.err
@@ -33,7 +34,9 @@ def test_fit_and_sample(run_cli: RunCli, tmp_path: Path, tiny_csv: Path, config:
     assert ({f"val/molecule/{name}" for name in both} <= metrics.keys()) == (config == "qm9_bonds")
 
     samples = tmp_path / "samples"
-    result = run_cli("sample", "--ckpt_path", tmp_path / "run", "--num_samples", "5", "--output", samples)
+    result = run_cli(
+        "sample", "--ckpt_path", tmp_path / "run", "--num_samples", "5", "--num_steps", "3", "--output", samples
+    )
     assert result.code == 0, result.err
     entries = list(Chem.SDMolSupplier(str(samples / "samples.sdf"), sanitize=False))
     assert len(entries) == 5

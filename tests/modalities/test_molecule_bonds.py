@@ -165,6 +165,7 @@ def test_bonds_and_charges_reach_the_tokens() -> None:
 def test_loss_of_a_perfect_prediction_is_zero_and_ignores_padding() -> None:
     adapter = make_module(positions=False).adapters["molecule"]
     prepared = adapter.prepare(Batch.from_data_list([data_from_mol(mol, "counted") for mol in perceived()]))
+    assert isinstance(adapter, MoleculeAdapter)
     terms = adapter.reconstruction_loss(perfect(prepared, len(adapter.vocabulary)), prepared)
     assert set(terms) == {"types", "bonds", "charges"}
     assert all(term < 1e-6 for term in terms.values())

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rdkit import Chem
-from rdkit.Chem.AllChem import EmbedMolecule
+from rdkit.Chem import rdDistGeom
 from torch_geometric.data import Batch, Data
 
 from tests.modalities.graphs import (
@@ -180,7 +180,7 @@ def test_hydrogens_that_cannot_be_counted_are_refused() -> None:
 @pytest.mark.parametrize("hydrogens", ["explicit", "counted"])
 def test_positions_stay_with_their_atoms(hydrogens: Hydrogens) -> None:
     mol = Chem.AddHs(Chem.MolFromSmiles("OC"))
-    EmbedMolecule(mol, randomSeed=1)
+    rdDistGeom.EmbedMolecule(mol, randomSeed=1)
     data = data_from_mol(mol, hydrogens)
     kept = [atom.GetIdx() for atom in mol.GetAtoms() if hydrogens == "explicit" or atom.GetAtomicNum() != 1]
     torch.testing.assert_close(data.pos, torch.tensor(mol.GetConformer().GetPositions()[kept], dtype=torch.float32))
