@@ -164,8 +164,7 @@ def draw_modes(result: dict[str, Any], title: str, path: Path) -> Path:
         for colour, time in zip(colours, times, strict=True):
             ax.plot(blocks, values(modes[time]), color=colour, marker="o", markersize=3, label=f"denoising, t = {time}")
         ax.set_title(label, fontsize=9)
-        ax.margins(y=0.08)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
         ax.grid(alpha=0.3)
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     for ax in axes[1]:
