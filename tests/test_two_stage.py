@@ -65,7 +65,7 @@ def is_of_denoiser(name: str) -> bool:
 
 def test_the_stages_train_different_weights_on_different_losses(tmp_path: Path) -> None:
     recorder = Recorder()
-    fit(tmp_path, TwoStageTraining(), recorder)
+    module, trainer = fit(tmp_path, TwoStageTraining(), recorder)
     assert recorder.terms == {step: {"points"} if step < SWITCH else {"flow"} for step in range(STEPS)}
     first = moved(recorder.before[0], recorder.before[SWITCH])
     assert not any(map(is_of_denoiser, first))
@@ -76,6 +76,9 @@ def test_the_stages_train_different_weights_on_different_losses(tmp_path: Path) 
     before, after = recorder.before[SWITCH][CLASSES], recorder.after[STEPS - 1][CLASSES]
     assert torch.equal(before[-1], after[-1])  # the null condition, which the tokenizer reads
     assert not torch.equal(before[:-1], after[:-1])
+    # The optimizer begins anew: its only states are those of the second stage.
+    (optimizer,) = trainer.optimizers
+    assert optimizer.state.keys() == {parameter for parameter in module.parameters() if parameter.requires_grad}
 
 
 def test_each_stage_has_a_schedule_of_its_own(tmp_path: Path) -> None:
