@@ -201,6 +201,17 @@ def test_a_seed_fixes_everything() -> None:
     assert first["measures"]["cka"] != other["measures"]["cka"]
 
 
+def test_a_module_in_training_is_measured_as_in_evaluation() -> None:
+    module = make_module(CASES["toy"], noise_probability=0.0)
+    settings = AlignmentSettings(num_samples=12, times=(0.5,), num_seeds=1)
+    expected = measure_alignment(module, "curve", curve_batches(), settings)
+    # In training, conditions would be dropped at random.
+    module.adapters["curve"].condition_dropout = 1.0
+    found = measure_alignment(module.train(), "curve", curve_batches(), settings)
+    assert list(map(str, numbers(found))) == list(map(str, numbers(expected)))
+    assert module.training
+
+
 def test_registers_are_left_out_evenly_when_rows_would_be_too_many() -> None:
     module = UniteModule(
         GenerativeEncoder("XS", latent_channels=4, depth=1, width=32, num_heads=2),

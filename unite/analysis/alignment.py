@@ -11,6 +11,7 @@ on both sides: how *samples* differ.
 Letters: B samples, K registers, D width, L blocks, n rows.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -164,49 +165,47 @@ def measure_alignment(
         Plain values. ``measures[measure][pairing]`` is nested [seed][time][layer]; ``matrix[t]`` is [tokenization
         layer][denoising layer] of ``cka_within`` for the first seed; ``modes`` holds norms and scales.
     """
-    networks = {
-        "trained": module,
-        "untrained": fresh_module(module, settings.seed),
-        "scrambled": scrambled_module(module, settings.seed),
-    }
     results: dict[str, dict[str, list[Any]]] = {name: {pairing: [] for pairing in PAIRINGS} for name in MEASURES}
     state_cosine: list[list[float]] = []
     matrices: dict[str, list[list[float]]] = {}
     modes: dict[str, Any] = {}
     num_rows = num_slots = 0
-    for name, network in networks.items():
-        sampled = _sample(network, modality, batches, settings)
-        slots = torch.cat([item.rows[1] for item in sampled]).cpu()
-        num_rows, num_slots = len(slots), len(slots.unique())
-        if num_rows < MIN_ROWS or num_rows <= settings.num_neighbours:
-            raise UserError(f"{num_rows} rows are too few to compare passes: raise --num_samples")
-        shuffled = _shuffle_within(slots, settings.seed)
-        for seed in range(settings.num_seeds):
+    with module.evaluation():
+        networks = {
+            "trained": module,
+            "untrained": fresh_module(module, settings.seed),
+            "scrambled": scrambled_module(module, settings.seed),
+        }
+        for name, seed in itertools.product(networks, range(settings.num_seeds)):
+            network = networks[name]
+            sampled = _sample(network, modality, batches, settings)
+            slots = torch.cat([item.rows[1] for item in sampled]).cpu()
+            num_rows, num_slots = len(slots), len(slots.unique())
+            if num_rows < MIN_ROWS or num_rows <= settings.num_neighbours:
+                raise UserError(f"{num_rows} rows are too few to compare passes: raise --num_samples")
+            shuffled = _shuffle_within(slots, settings.seed)
+            pairings = (name, "shuffled") if name == "trained" else (name,)
+            for measure, pairing in itertools.product(MEASURES, pairings):
+                results[measure][pairing].append([])
             tokenization, latents = _tokenize(network, sampled, settings, seed, on_pass)
-            by_time: dict[str, dict[str, list[Any]]] = {}
-            cosines = []
+            first = tokenization.layers
+            if name == "trained":
+                state_cosine.append([])
             for time in settings.times:
                 denoising, noisy_rows = _denoise(network, sampled, latents, settings, seed, time, on_pass)
-                first, second = tokenization.layers, denoising.layers
-                pairs = {name: first}
+                second = denoising.layers
                 if name == "trained":
-                    pairs["shuffled"] = [layer[shuffled] for layer in first]
-                    cosines.append(mean_cosine(first[-1], noisy_rows))
-                    if seed == 0:
-                        centred = [[centre_within(layer, slots) for layer in side] for side in (first, second)]
-                        matrices[f"{time:g}"] = cka_matrix(*_on(module.device, *centred))
-                        modes.setdefault("tokenize", tokenization.statistics())
-                        modes[f"{time:g}"] = denoising.statistics()
-                for pairing, rows in pairs.items():
+                    state_cosine[-1].append(mean_cosine(first[-1], noisy_rows))
+                if name == "trained" and seed == 0:
+                    centred = [[centre_within(layer, slots) for layer in side] for side in (first, second)]
+                    matrices[f"{time:g}"] = cka_matrix(*_on(module.device, *centred))
+                    modes.setdefault("tokenize", tokenization.statistics())
+                    modes[f"{time:g}"] = denoising.statistics()
+                for pairing in pairings:
+                    rows = [layer[shuffled] for layer in first] if pairing == "shuffled" else first
                     values = [_compare(x, y, slots, settings, module.device) for x, y in zip(rows, second, strict=True)]
                     for measure in MEASURES:
-                        row = [value[measure] for value in values]
-                        by_time.setdefault(measure, {}).setdefault(pairing, []).append(row)
-            for measure, found in by_time.items():
-                for pairing, rows_by_time in found.items():
-                    results[measure][pairing].append(rows_by_time)
-            if name == "trained":
-                state_cosine.append(cosines)
+                        results[measure][pairing][-1].append([value[measure] for value in values])
     return {
         "settings": asdict(settings),
         "num_rows": num_rows,
