@@ -175,6 +175,7 @@ def latents(options: argparse.Namespace, data_options: list[str]) -> None:
 
     from unite.analysis import latents as looking
     from unite.analysis import loading, probes
+    from unite.modalities.combined import datamodule_of
 
     probes.require_analysis_packages()
     from unite.analysis import figures
@@ -194,7 +195,7 @@ def latents(options: argparse.Namespace, data_options: list[str]) -> None:
         test_batches = batches
         pooled[use] = looking.pooled_latents(run.module, modality, batches, number, options.seed)
         ids = pooled[use].molecule_id
-        properties[use] = {} if ids is None else probes.read_properties(run.datamodule, ids)
+        properties[use] = {} if ids is None else probes.read_properties(datamodule_of(run.datamodule, modality), ids)
     test = pooled["test"]
     neighbours = looking.nearest_neighbours(test, NUM_NEIGHBOURS)
     named = {probes.PROPERTIES[column][0]: values for column, values in properties["test"].items()}

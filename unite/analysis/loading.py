@@ -123,6 +123,8 @@ def batches(run: Run, modality: str, split: str, num_samples: int) -> Iterator[A
     run.datamodule.setup(STAGES[split])
     loader = getattr(run.datamodule, f"{split}_dataloader")()
     for batch in loader:
+        if modality not in batch:
+            continue  # of several modalities side by side, this one has ended
         samples = run.module.transfer_batch_to_device(batch, run.module.device, 0)[modality]
         adapter = run.module.adapter(modality)
         yield samples
