@@ -101,9 +101,6 @@ def write_samples(
         UserError: A setting is outside its range, or a sweep has no FID to go by.
     """
     adapter = model.adapter(settings.modality)
-    metric = _metric(adapter, datamodule, settings, guidance_sweep)
-    if metric is not None:
-        metric.to(model.device)
 
     def generate(scale: float) -> list[Any]:
         with autocast():
@@ -115,6 +112,9 @@ def write_samples(
 
     written: list[Path] = []
     with folder.kept_on_interrupt():
+        metric = _metric(adapter, datamodule, settings, guidance_sweep)
+        if metric is not None:
+            metric.to(model.device)
         scale = settings.guidance_scale
         if guidance_sweep and metric is not None:
             rows, scale, objects = _sweep(guidance_sweep, generate, metric)

@@ -52,7 +52,7 @@ class StepTerms(NamedTuple):
     """What a training step finds for one modality.
 
     Attributes:
-        terms: Terms of the loss by name, before weighting.
+        terms: Terms of the loss by name, detached, before weighting.
         weights: Weight of each term.
         batch_size: Number of samples B.
     """
@@ -63,8 +63,8 @@ class StepTerms(NamedTuple):
 
     @property
     def loss(self) -> Tensor:
-        """Weighted sum of the terms, detached."""
-        weighted = [self.weights[name] * term.detach() for name, term in self.terms.items()]
+        """Weighted sum of the terms."""
+        weighted = [self.weights[name] * term for name, term in self.terms.items()]
         return torch.stack(weighted).sum()
 
 
@@ -201,7 +201,8 @@ class UniteModule(Configurable, LightningModule):
             share = self.modality_weights.get(modality, 1.0)
             weights = {name: share * given.get(name, 1.0) for name in terms}
             loss = loss + sum(weights[name] * term for name, term in terms.items())
-            self.step_terms[modality] = StepTerms(terms, weights, len(template))
+            known = {name: term.detach() for name, term in terms.items()}
+            self.step_terms[modality] = StepTerms(known, weights, len(template))
         if self.flow_chunk is None:
             self.log_step()  # else the flow loss is known only after the backward pass
         return loss

@@ -65,13 +65,17 @@ class OutputFolder:
 
     @contextmanager
     def kept_on_interrupt(self) -> Iterator[None]:
-        """Say on Ctrl-C that the work can go on.
+        """Say on Ctrl-C that the work can go on; leave no parts folder in which nothing is kept.
 
         Raises:
             KeyboardInterrupt: In place of one without a message.
         """
         try:
             yield
+        except Exception:
+            if [path.name for path in self.parts.rglob("*") if path.is_file()] == [SETTINGS_FILE]:
+                self.finish()
+            raise
         except KeyboardInterrupt:
             message = f"interrupted; what is done lies in {self.parts}, and the same command continues"
             raise KeyboardInterrupt(message) from None

@@ -8,7 +8,14 @@ from unite.optimizer import parameter_table
 
 
 class OptimizerSummary(ModelSummary):
-    """Lightning's summary of the model, then which parameters Muon and AdamW take, and at which learning rate."""
+    """Lightning's summary of the model, then which parameters Muon and AdamW take, and at which learning rate.
+
+    Args:
+        max_depth: Levels of submodules in Lightning's summary; -1 for all.
+    """
+
+    def __init__(self, max_depth: int = 1) -> None:
+        super().__init__(max_depth)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print."""

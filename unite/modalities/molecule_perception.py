@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,8 @@ import rdkit
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDetermineBonds
 
-from unite.modalities.molecule_graph import MolecularGraph
+if TYPE_CHECKING:  # judging molecules needs no torch
+    from unite.modalities.molecule_graph import MolecularGraph
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
