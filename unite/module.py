@@ -287,8 +287,9 @@ class UniteModule(Configurable, LightningModule):
 
     def configure_model(self) -> None:
         """Divide the weights among the processes if the strategy does that; see :mod:`unite.sharding`."""
-        if isinstance(self.trainer.strategy, ShardedStrategy):
-            shard(self, self.trainer.strategy)
+        strategy = None if self._trainer is None else self._trainer.strategy  # load_from_checkpoint has no trainer
+        if isinstance(strategy, ShardedStrategy):
+            shard(self, strategy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names of classes, and the seed of the run, travel in checkpoints."""

@@ -182,7 +182,8 @@ class MuonAdamW(torch.optim.Optimizer):
         torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
         for shape, indices in by_shape.items():
             first = params[indices[0]]
-            whole = whole_matrices(torch.stack([updates[i] for i in indices]), first)
+            # In bfloat16 already, so that half as much is sent where matrices are divided among processes.
+            whole = whole_matrices(torch.stack([updates[i] for i in indices]).bfloat16(), first)
             directions = own_rows(orthogonalize(whole, group["eps"]), first)
             step_size = group["lr"] * 0.2 * math.sqrt(max(shape))
             for i, direction in zip(indices, directions.unbind(0), strict=True):

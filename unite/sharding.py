@@ -1,8 +1,8 @@
 """Training with the weights divided among processes: ``--trainer.strategy fsdp2``.
 
-Each process keeps a part of every parameter, of its average and of its optimizer state, and has a block's whole weights
-only while that block computes (``fully_shard`` of PyTorch, known as FSDP2). Everything that works number by number works
-on the parts: AdamW, averaging, swapping. What needs whole tensors gathers them: Muon, generation, checkpoints.
+Each process keeps a part of every parameter, of its average and of its optimizer state, and has the whole weights of a
+block only while that block computes (``fully_shard`` of PyTorch, known as FSDP2). What works number by number works on
+the parts: AdamW, averaging, swapping. What needs whole tensors gathers them: Muon, generation, checkpoints.
 
 A checkpoint is the same file as one of a single process, so that runs can change between one process, ``ddp`` and
 ``fsdp2``. The functions below leave tensors alone that are not divided, so that callers need not ask.
@@ -57,20 +57,16 @@ class ShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
-    def setup(self, trainer: Trainer) -> None:
-        """Evaluate without inference mode: weights gathered in it could not be trained with afterwards."""
-        for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
-            loop.inference_mode = False
-        super().setup(trainer)
-
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Whole weights, in the first process."""
         assert self.lightning_module is not None
-        return gather(self.lightning_module.state_dict())
+        state: dict[str, Any] = gather(self.lightning_module.state_dict())
+        return state
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Whole state of the optimizer, in the first process."""
-        return gather(optimizer.state_dict())
+        state: dict[str, Any] = gather(optimizer.state_dict())
+        return state
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read the whole checkpoint in each process."""

@@ -1,5 +1,6 @@
 """The toy modality as it is when runs must be exact: loaders that go on within an epoch, and draws of every kind."""
 
+import json
 import os
 import random
 import resource
@@ -14,7 +15,9 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
+from unite.callbacks import WeightAveraging
 from unite.modalities.batches import BatchSampler, ResumableDataLoader
+from unite.sharding import local
 
 
 class NoisyCurveAdapter(CurveAdapter):
@@ -103,3 +106,19 @@ class Witness(Callback):
         """A batch of validation."""
         if not trainer.sanity_checking:
             self.note(trainer, "val", batch)
+
+
+class Ledger(Callback):
+    """Writes down how many numbers this process holds of weights, average and optimizer: ``held-RANK.json``."""
+
+    @torch.no_grad()
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training is over."""
+        averages = [callback._other for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
+        held = {
+            "weights": pl_module.parameters(),
+            "average": averages[0].values(),
+            "optimizer": [x for state in trainer.optimizers[0].state.values() for x in state.values() if x.ndim],
+        }
+        counts = {name: sum(local(tensor).numel() for tensor in tensors) for name, tensors in held.items()}
+        Path(trainer.default_root_dir, f"held-{trainer.global_rank}.json").write_text(json.dumps(counts))
