@@ -71,7 +71,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("distributed")
     (folder / "pair.yaml").write_text(CONFIG)
 
-    def fit(name: str, strategy: str = "auto", misfortune: str = "") -> None:
+    def fit(name: str, strategy: str = "auto", misfortune: str = "", options: tuple[str, ...] = ()) -> None:
         world_size = 1 if strategy == "auto" else 2
         args: tuple[str | Path, ...] = (
             "fit",
@@ -83,7 +83,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             "last",
         )
         args += ("--trainer.default_root_dir", folder / name, "--data.batch_size", str(8 // world_size))
-        args += ("--trainer.devices", str(world_size), "--trainer.strategy", strategy)
+        args += ("--trainer.devices", str(world_size), "--trainer.strategy", strategy, *options)
         output = folder / f"{name}-output"
         codes = run_forked(*args, world_size=world_size, output=output, env={"MISFORTUNE": misfortune})
         assert codes == [143 if misfortune else 0] * world_size, (output / "out0").read_text()
@@ -102,7 +102,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         fit("two-one", "ddp", "SIGTERM train 1 0")
         fit("two-one")
         patch.setattr("unite.module.shard", shard_unlike_weights)
-        fit("halves", "fsdp2")
+        fit("halves", "fsdp2", options=("--model.encoder.init_args.gradient_checkpointing", "true"))
         fit("one-halves", misfortune="SIGTERM train 6 0")
         fit("one-halves", "fsdp2")
         fit("halves-one", "fsdp2", "SIGTERM train 1 0")
@@ -167,6 +167,15 @@ def test_divided_weights_generate_what_whole_ones_do(runs: Runs) -> None:
     ]
     assert len(radii[0]) == 2
     assert radii[1] == pytest.approx(radii[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_callbacks_may_use_a_module_of_divided_weights(runs: Runs, rank: int) -> None:
+    ours = json.loads((runs["halves"] / f"made-{rank}.json").read_text())
+    whole = json.loads((runs["one"] / "made-0.json").read_text())
+    for when in ("before", "after"):
+        assert ours[when] == pytest.approx(whole[when], rel=1e-3)
+    assert ours["before"] != pytest.approx(ours["after"], rel=1e-3)
 
 
 def test_fsdp2_divides_weights_averages_and_optimizer_states(runs: Runs) -> None:

@@ -408,7 +408,7 @@ class UniteModule(Configurable, LightningModule):
     def reconstruct(self, modality: str, samples: Any) -> list[Any]:
         """Finished objects decoded from the latents of samples, one for each."""
         adapter = self.adapter(modality)
-        with self.evaluation():
+        with self.evaluation(), whole_weights(self):
             template = adapter.template(adapter.prepare(samples))
             return adapter.finish(adapter.decode(self.tokenize(modality, samples), template), template)
 

@@ -138,7 +138,7 @@ def shard(module: "UniteModule", strategy: ShardedStrategy) -> None:
         if isinstance(part, Block | DecoderBlock):
             fully_shard(part, mesh=mesh)
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    for name in ("training_step", "validation_step", "test_step", "generate"):
+    for name in ("training_step", "validation_step", "test_step", "tokenize", "reconstruct", "generate"):
         register_fsdp_forward_method(module, name)
 
 
