@@ -275,8 +275,8 @@ class UniteModule(Configurable, LightningModule):
         """Note the seed; before training, let the adapters note what generation needs of the training data.
 
         Raises:
-            UserError: The precision rounds the weights themselves, or the strategy divides them and something needs them
-                whole.
+            UserError: The precision rounds the weights themselves, or the strategy divides them and a setting
+                needs them whole.
         """
         if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
             raise UserError(f"--trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
