@@ -1,6 +1,7 @@
 """The two-stage baseline: what moves in which stage, and what it costs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from unite.callbacks import WeightAveraging
 from unite.errors import UserError
 from unite.module import UniteModule
 from unite.optimizer import OptimizerSettings, TwoStageDecay, rate_factor
+from unite.sharding import ShardedStrategy
 from unite.two_stage import TrainingFlops, TwoStageTraining, training_flops
 
 FAST = OptimizerSettings(lr=1e-2, warmup_steps=1)
@@ -152,6 +154,12 @@ def test_what_two_stages_cannot_train_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         fit(tmp_path, TwoStageTraining(), steps=steps, **settings)
+
+
+def test_two_stages_do_not_go_with_divided_weights() -> None:
+    trainer: Any = SimpleNamespace(strategy=ShardedStrategy())
+    with pytest.raises(UserError, match="divided ones do not follow"):
+        TwoStageTraining().setup(trainer, make_module(weight_sharing=False), "fit")
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5])

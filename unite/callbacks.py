@@ -18,6 +18,7 @@ from unite.flow import Solver
 from unite.modalities.base import ModalityAdapter
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
+from unite.sharding import gather, load_whole, part_like, release
 
 
 class WeightAveraging(Callback):
@@ -114,7 +115,7 @@ class WeightAveraging(Callback):
         if not self._other:
             return
         held = checkpoint["state_dict"]
-        other = {name: self._other.get(name, value) for name, value in held.items()}
+        other = {**held, **gather(self._other)}
         averaged, raw = (held, other) if self._is_swapped else (other, held)
         checkpoint["state_dict"] = averaged
         checkpoint["current_model_state"] = raw
@@ -124,8 +125,9 @@ class WeightAveraging(Callback):
         """Continue training from both sets of weights."""
         if trainer.state.fn == "fit" and "current_model_state" in checkpoint:
             self._is_swapped = False
-            self._other = {name: checkpoint["state_dict"][name] for name, _ in _trainable(pl_module)}
-            pl_module.load_state_dict(checkpoint["current_model_state"])
+            averaged = checkpoint["state_dict"]
+            self._other = {name: part_like(parameter, averaged[name]) for name, parameter in _trainable(pl_module)}
+            load_whole(pl_module, checkpoint["current_model_state"])
 
     def restart(self, pl_module: LightningModule) -> None:
         """Give the averaged weights to the module, to train on from there, and begin a new average with them."""
@@ -144,6 +146,7 @@ class WeightAveraging(Callback):
 
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:
+        release(pl_module)
         for name, parameter in _trainable(pl_module):
             held = parameter.detach().clone()
             parameter.copy_(self._other[name])

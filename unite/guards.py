@@ -16,6 +16,7 @@ from unite.checkpointing import LAST_CHECKPOINT
 from unite.errors import TrainingError
 from unite.messages import shown
 from unite.module import UniteModule
+from unite.sharding import STRATEGY
 
 
 class NonFiniteGuard(Callback):
@@ -176,7 +177,7 @@ def _advice(command: str, settings: Any) -> str:
     if command != "fit":
         return "lower --data.init_args.eval_batch_size, or batch_size of the callback GenerationMetrics"
     advice = []
-    if settings.model.flow_chunk != 1:
+    if settings.model.flow_chunk != 1 and settings.trainer.strategy != STRATEGY:
         advice.append("set --model.flow_chunk 1 (same result)")
     if not settings.model.encoder.init_args.get("gradient_checkpointing"):
         advice.append("set --model.encoder.init_args.gradient_checkpointing true (same result, a third slower)")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -43,6 +42,7 @@ from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
 from unite.optimizer import MuonAdamW, OptimizerSettings, parameter_groups, warmup_cosine
 from unite.seeding import RandomDraws, seed_all
+from unite.sharding import ShardedStrategy, require_supported, shard, whole_weights
 
 if TYPE_CHECKING:
     from unite.generation import KeptLatents
@@ -276,19 +276,22 @@ class UniteModule(Configurable, LightningModule):
         """Note the seed; before training, let the adapters note what generation needs of the training data.
 
         Raises:
-            UserError: The precision rounds the weights themselves, or the strategy divides them.
+            UserError: The precision rounds the weights themselves, or the strategy divides them and a setting
+                needs them whole.
         """
         if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
             raise UserError(f"--trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
-        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
-            raise UserError(
-                f"--trainer.strategy: {type(self.trainer.strategy).__name__} divides the weights, but Muon and weight "
-                "averaging need them whole; use ddp"
-            )
+        require_supported(self, self.trainer)
         self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
         if stage == "fit":
             for name, adapter in self.adapters.items():
                 adapter.fit_statistics(datamodule_of(self.trainer.datamodule, name))  # type: ignore[attr-defined]
+
+    def configure_model(self) -> None:
+        """Divide the weights among the processes if the strategy does that; see :mod:`unite.sharding`."""
+        strategy = None if self._trainer is None else self._trainer.strategy  # load_from_checkpoint has no trainer
+        if isinstance(strategy, ShardedStrategy):
+            shard(self, strategy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names of classes, and the seed of the run, travel in checkpoints."""
@@ -407,7 +410,7 @@ class UniteModule(Configurable, LightningModule):
     def reconstruct(self, modality: str, samples: Any) -> list[Any]:
         """Finished objects decoded from the latents of samples, one for each."""
         adapter = self.adapter(modality)
-        with self.evaluation():
+        with self.evaluation(), whole_weights(self):
             template = adapter.template(adapter.prepare(samples))
             return adapter.finish(adapter.decode(self.tokenize(modality, samples), template), template)
 
@@ -475,6 +478,7 @@ class UniteModule(Configurable, LightningModule):
         objects: list[Any] = [None] * num_samples
         with (
             self.evaluation(),
+            whole_weights(self),
             tqdm(total=num_samples, desc="generate", unit="sample", disable=not show_progress) as bar,
         ):
             for number, chosen in enumerate(order.split(batch_size)):

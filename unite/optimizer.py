@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from unite.configurable import check_choices
 from unite.errors import UserError
+from unite.sharding import local, own_rows, whole_matrices
 
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -166,23 +167,27 @@ class MuonAdamW(torch.optim.Optimizer):
     def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
         if not params:
             return
-        gradients = [p.grad for p in params if p.grad is not None]
+        gradients = [local(p.grad) for p in params if p.grad is not None]
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        buffers = [local(self.state[p]["momentum_buffer"]) for p in params]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov
 
         by_shape: dict[torch.Size, list[int]] = defaultdict(list)
         for index, p in enumerate(params):
             by_shape[p.shape].append(index)
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        parts = [local(p) for p in params]
+        torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
         for shape, indices in by_shape.items():
-            directions = orthogonalize(torch.stack([updates[i] for i in indices]), group["eps"])
+            first = params[indices[0]]
+            # In bfloat16 already, so that half as much is sent where matrices are divided among processes.
+            whole = whole_matrices(torch.stack([updates[i] for i in indices]).bfloat16(), first)
+            directions = own_rows(orthogonalize(whole, group["eps"]), first)
             step_size = group["lr"] * 0.2 * math.sqrt(max(shape))
             for i, direction in zip(indices, directions.unbind(0), strict=True):
-                params[i].add_(direction, alpha=-step_size)
+                parts[i].add_(direction, alpha=-step_size)
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for p in params:
@@ -192,10 +197,10 @@ class MuonAdamW(torch.optim.Optimizer):
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
         state = [self.state[p] for p in params]
         adamw(
-            params,
-            [p.grad for p in params if p.grad is not None],
-            [s["exp_avg"] for s in state],
-            [s["exp_avg_sq"] for s in state],
+            [local(p) for p in params],
+            [local(p.grad) for p in params if p.grad is not None],
+            [local(s["exp_avg"]) for s in state],
+            [local(s["exp_avg_sq"]) for s in state],
             [],
             [s["step"] for s in state],
             foreach=True,

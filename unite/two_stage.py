@@ -30,6 +30,7 @@ from unite.callbacks import WeightAveraging
 from unite.errors import UserError
 from unite.module import UniteModule
 from unite.optimizer import rate_factor
+from unite.sharding import ShardedStrategy
 
 
 class TwoStageTraining(Callback):
@@ -63,6 +64,11 @@ class TwoStageTraining(Callback):
             return
         if pl_module.separate_denoiser is None:
             raise UserError("TwoStageTraining trains a denoiser of its own: set model.weight_sharing to false")
+        if isinstance(trainer.strategy, ShardedStrategy):
+            raise UserError(
+                "TwoStageTraining freezes weights on the way, which divided ones do not follow; use --trainer.strategy "
+                "ddp_find_unused_parameters_true"
+            )
         settings = pl_module.optimizer_settings
         if settings.two_stage is not None:
             raise UserError("TwoStageTraining gives each stage a cosine: leave out model.optimizer.two_stage")

@@ -1,5 +1,6 @@
 """The toy modality as it is when runs must be exact: loaders that go on within an epoch, and draws of every kind."""
 
+import json
 import os
 import random
 import resource
@@ -14,7 +15,10 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
+from unite.callbacks import WeightAveraging
 from unite.modalities.batches import BatchSampler, ResumableDataLoader
+from unite.module import UniteModule
+from unite.sharding import local
 
 
 class NoisyCurveAdapter(CurveAdapter):
@@ -103,3 +107,36 @@ class Witness(Callback):
         """A batch of validation."""
         if not trainer.sanity_checking:
             self.note(trainer, "val", batch)
+
+
+class Ledger(Callback):
+    """Writes down how many numbers this process holds of weights, average and optimizer: ``held-RANK.json``.
+
+    Before training, while the weights may not have been whole yet, and after it, it uses the module as others might.
+    """
+
+    def reconstruct(self, module: LightningModule) -> list[float]:
+        """Sums of points of reconstructed curves."""
+        assert isinstance(module, UniteModule)
+        torch.manual_seed(0)
+        curves = {"points": torch.linspace(-1, 1, 32).view(2, 8, 2), "labels": torch.zeros(2, dtype=torch.long)}
+        latents = module.tokenize("curve", curves).float()
+        return [latents.square().sum().item(), *(float(x.sum()) for x in module.reconstruct("curve", curves))]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training is about to begin."""
+        self.before = self.reconstruct(pl_module)
+
+    @torch.no_grad()
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training is over."""
+        averages = [callback._other for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
+        held = {
+            "weights": pl_module.parameters(),
+            "average": averages[0].values(),
+            "optimizer": [x for state in trainer.optimizers[0].state.values() for x in state.values() if x.ndim],
+        }
+        counts = {name: sum(local(tensor).numel() for tensor in tensors) for name, tensors in held.items()}
+        Path(trainer.default_root_dir, f"held-{trainer.global_rank}.json").write_text(json.dumps(counts))
+        made = {"before": self.before, "after": self.reconstruct(pl_module)}
+        Path(trainer.default_root_dir, f"made-{trainer.global_rank}.json").write_text(json.dumps(made))
