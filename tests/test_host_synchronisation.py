@@ -19,7 +19,7 @@ from unite.generative_encoder import GenerativeEncoder
 from unite.modalities.base import ModalityAdapter
 from unite.modalities.image import ImageAdapter
 from unite.modalities.molecule import MoleculeAdapter
-from unite.modalities.molecule_batches import known_largest
+from unite.modalities.molecule_batches import GatheredMolecules, known_largest
 from unite.modalities.qm9 import QM9DataModule
 from unite.module import UniteModule
 from unite.optimizer import MuonAdamW
@@ -162,12 +162,12 @@ def test_whatever_asks_is_noticed(ask: Callable[[Tensor], Any]) -> None:
         ask(torch.ones(1))
 
 
-@pytest.mark.parametrize("bonds", [False, True])
-def test_batches_made_on_the_device_ask_for_no_value(tmp_path: Path, bonds: bool) -> None:
-    data = molecules(tmp_path, MoleculeAdapter(bonds=bonds))
-    rows = [3, 1, 4]
-    expected = data._gathered()[rows]["molecule"]
-    batch = data._gathered(META)[rows]["molecule"]
+def test_batches_made_on_the_device_ask_for_no_value(tmp_path: Path) -> None:
+    data = molecules(tmp_path, MoleculeAdapter(bonds=True))
+    expected, batch = (
+        GatheredMolecules(data.table(), False, data.bond_table(), device)[[3, 1, 4]]["molecule"]
+        for device in ("cpu", META)
+    )
     assert known_largest(batch) == known_largest(expected) == int(expected.ptr.diff().max())
     for name, value in expected:
         assert batch[name].device == META
