@@ -112,6 +112,8 @@ class MoleculeAdapter(ModalityAdapter):
         decoder_depth: Blocks of the decoder.
         decoder_width: Channels of the decoder; None for those of the encoder.
         decoder_heads: Attention heads of the decoder.
+        decoder_gradient_checkpointing: Recompute the decoder's blocks in the backward pass instead of keeping their
+            activations; the encoder has a switch of its own.
         position_weight: Weight of the squared error of the centred positions (Å squared, summed over x, y, z).
         distance_weight: Weight of the squared error of pair distances (Å squared).
         distance_cutoff: Pairs farther apart than this (Å) are left out of the distance term.
@@ -149,6 +151,7 @@ class MoleculeAdapter(ModalityAdapter):
         decoder_depth: int = 4,
         decoder_width: int | None = None,
         decoder_heads: int = 4,
+        decoder_gradient_checkpointing: bool = False,
         position_weight: float = 1.0,
         distance_weight: float = 10.0,
         distance_cutoff: float = 3.0,
@@ -185,6 +188,7 @@ class MoleculeAdapter(ModalityAdapter):
         self.decoder_depth = decoder_depth
         self.decoder_width = decoder_width
         self.decoder_heads = decoder_heads
+        self.decoder_gradient_checkpointing = decoder_gradient_checkpointing
         self.position_weight = position_weight
         self.distance_weight = distance_weight
         self.distance_cutoff = distance_cutoff
@@ -207,7 +211,13 @@ class MoleculeAdapter(ModalityAdapter):
         num_registers = self.registers_per_molecule or self.max_atoms
         self.type_embedding = nn.Embedding(len(self.vocabulary), width)
         self.register_embedding = nn.Parameter(sinusoidal_embedding(torch.arange(num_registers), width))
-        self.decoder = LatentDecoder(latent_channels, decoder_width, self.decoder_depth, self.decoder_heads)
+        self.decoder = LatentDecoder(
+            latent_channels,
+            decoder_width,
+            self.decoder_depth,
+            self.decoder_heads,
+            gradient_checkpointing=self.decoder_gradient_checkpointing,
+        )
         self.type_head = nn.Linear(decoder_width, len(self.vocabulary))
         nn.init.normal_(self.type_embedding.weight, std=1.0)
         if self.positions:
