@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,12 +25,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from measure import in_fresh_process, peak_memory_gib, report, seconds
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from torch_geometric.data import Batch, Data
 
 from unite.callbacks import WeightAveraging
 from unite.generative_encoder import GenerativeEncoder
 from unite.modalities.image import ImageAdapter
 from unite.modalities.molecule import MoleculeAdapter
+from unite.modalities.molecule_batches import GatheredMolecules
+from unite.modalities.qm9_cache import RawMolecule, build_table
 from unite.module import UniteModule
 from unite.optimizer import MuonAdamW, OptimizerSettings
 from unite.trainer import UniteTrainer
@@ -61,8 +63,21 @@ def make_batch(model: str, size: int) -> dict[str, Any]:
         return {"image": {"images": torch.rand(size, 3, 256, 256), "labels": torch.arange(size) % 1000}}
     sizes = torch.arange(size) % 12 + 18  # 18 .. 29 atoms, as most of QM9
     kinds = torch.tensor([1, 6, 7, 8, 9])
-    molecules = [Data(z=kinds[torch.randint(5, (n,))], pos=2 * torch.randn(n, 3)) for n in sizes.tolist()]
-    return {"molecule": Batch.from_data_list(molecules)}
+    molecules = [
+        RawMolecule(i, "", kinds[torch.randint(5, (n,))].tolist(), (2 * torch.randn(3 * n)).tolist())
+        for i, n in enumerate(sizes.tolist())
+    ]
+    return dict(GatheredMolecules(build_table(molecules), with_hydrogen_counts=False)[torch.arange(size)])
+
+
+def show_data(module: UniteModule, batch: dict[str, Any]) -> None:
+    """Let the adapter of molecules see the data before training, as `unite fit` does: steps do not check it again."""
+    if "molecule" in batch:
+        molecules = batch["molecule"]
+        data: Any = SimpleNamespace(
+            size_histogram=lambda: molecules.ptr.diff().bincount(), training_molecules=lambda: [molecules]
+        )
+        module.adapters["molecule"].fit_statistics(data)
 
 
 def repeated_step(module: UniteModule, batch: Any, device: torch.device) -> Callable[[], None]:
@@ -88,7 +103,9 @@ def matrix_rate(device: torch.device) -> float:
 
 def measure_variant(model: str, size: int, settings: dict[str, Any], device: torch.device) -> dict[str, float]:
     module = make_module(model, **settings).to(device).train()
-    step = repeated_step(module, move_data_to_device(make_batch(model, size), device), device)
+    batch = make_batch(model, size)
+    show_data(module, batch)
+    step = repeated_step(module, move_data_to_device(batch, device), device)
     step()
     peak_of_one = peak_memory_gib(device)  # the next step begins with the gradients of this one in memory
     taken = sum(seconds(step, device) for _ in range(AVERAGED_STEPS)) / AVERAGED_STEPS
@@ -103,6 +120,7 @@ def measure_variant(model: str, size: int, settings: dict[str, Any], device: tor
 def seconds_in_plain_loop(model: str, batch: dict[str, Any], device: torch.device) -> float:
     """Seconds per step of a loop of a few lines."""
     module = make_module(model, flow_chunk=1).to(device).train()
+    show_data(module, batch)
     optimizer = MuonAdamW(module.parameter_groups(), module.optimizer_settings)
     step = repeated_step(module, move_data_to_device(batch, device), device)
 
@@ -119,6 +137,7 @@ def seconds_in_plain_loop(model: str, batch: dict[str, Any], device: torch.devic
 def seconds_in_lightning(model: str, batch: dict[str, Any], device: torch.device) -> float:
     """Seconds per step of `unite fit`'s trainer."""
     module = make_module(model, flow_chunk=1)
+    show_data(module, batch)
     for adapter in module.adapters.values():
         adapter.fit_statistics = lambda datamodule: None  # type: ignore[method-assign]
     clock = Clock()

@@ -7,6 +7,7 @@ position embedding, an optional class token that is dropped at the end. Letters 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unite.errors import UserError
 
@@ -48,6 +49,7 @@ class LatentDecoder(nn.Module):
         mlp_width: Hidden channels of the feed-forward layers; four times the width if None.
         embedding_width: Width of an extra linear layer before the blocks (768 in the released image model).
         class_token: Prepend a learned token that gives the blocks a scratch place, and drop it at the end.
+        gradient_checkpointing: Recompute the blocks in the backward pass instead of keeping their activations.
 
     Raises:
         UserError: The width is not divisible by the number of heads.
@@ -62,8 +64,10 @@ class LatentDecoder(nn.Module):
         mlp_width: int | None = None,
         embedding_width: int | None = None,
         class_token: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.gradient_checkpointing = gradient_checkpointing
         if width % num_heads:
             raise UserError(f"decoder width {width} must be divisible by its number of heads {num_heads}")
         self.embedding_in = None if embedding_width is None else nn.Linear(latent_channels, embedding_width)
@@ -94,7 +98,10 @@ class LatentDecoder(nn.Module):
             mask = None if mask is None else F.pad(mask, (1, 0), value=True)
         key_mask = None if mask is None else mask[:, None, None]
         for block in self.blocks:
-            hidden = block(hidden, key_mask)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(block, hidden, key_mask, use_reentrant=False)
+            else:
+                hidden = block(hidden, key_mask)
         num_dropped = (self.class_token is not None) + (0 if queries is None else latents.shape[1])
         out: Tensor = self.norm(hidden[:, num_dropped:])
         return out

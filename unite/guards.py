@@ -181,6 +181,9 @@ def _advice(command: str, settings: Any) -> str:
         advice.append("set --model.flow_chunk 1 (same result)")
     if not settings.model.encoder.init_args.get("gradient_checkpointing"):
         advice.append("set --model.encoder.init_args.gradient_checkpointing true (same result, a third slower)")
+    for name, adapter in settings.model.adapters.items():
+        if adapter.get("init_args", {}).get("decoder_gradient_checkpointing") is False:
+            advice.append(f"set --model.adapters.{name}.init_args.decoder_gradient_checkpointing true (same result)")
     if not str(settings.trainer.precision).startswith(("bf16", "16")):
         advice.append("set --trainer.precision bf16-mixed")
     advice.append("lower --data.init_args.batch_size and raise --trainer.accumulate_grad_batches by as much")

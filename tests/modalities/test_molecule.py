@@ -19,6 +19,7 @@ from unite.modalities.molecule import (
     pair_distances,
     random_rotations,
 )
+from unite.modalities.molecule_bonds import pairs_to_matrix
 from unite.modalities.qm9 import QM9DataModule
 from unite.module import UniteModule
 
@@ -133,6 +134,63 @@ def test_sizes_are_drawn_from_the_training_histogram(tiny_csv: Path, tmp_path: P
     expected = data.size_histogram().float()
     drawn = torch.bincount(sizes, minlength=len(expected)).float()
     torch.testing.assert_close(drawn / drawn.sum(), expected / expected.sum(), atol=0.03, rtol=0)
+
+
+def test_training_data_is_checked_as_a_whole_before_training(tiny_csv: Path, tmp_path: Path) -> None:
+    data = QM9DataModule(str(tmp_path), batch_size=4, csv_files=[str(tiny_csv)])
+    data.setup("fit")
+    for settings, message in (
+        ({"elements": ["H", "C", "O", "F"]}, "element 7 is not among"),
+        ({"max_atoms": 5}, "max_atoms is 5"),
+        ({"bonds": True}, "set data.init_args.bonds to true"),
+    ):
+        with pytest.raises(UserError, match=message):
+            built(**settings).fit_statistics(data)
+    graphs = QM9DataModule(str(tmp_path), bonds=True, csv_files=[str(tiny_csv)])
+    graphs.setup("fit")
+    with pytest.raises(UserError, match="but max_charge is 0"):
+        built(bonds=True, max_charge=0).fit_statistics(graphs)
+
+
+def test_what_is_no_training_data_is_checked_after_it(tiny_csv: Path, tmp_path: Path) -> None:
+    data = QM9DataModule(str(tmp_path), batch_size=4, csv_files=[str(tiny_csv)])
+    data.setup("fit")
+    adapter = built()
+    adapter.fit_statistics(data)
+    unknown = Data(z=torch.tensor([16]), pos=torch.zeros(1, 3))
+    refuse(adapter.train(), unknown, "element 16")
+    own = next(iter(data.train_dataloader()))["molecule"]
+    own.z[0] = 16
+    with pytest.raises(UserError, match="element 16"):
+        adapter.eval().prepare(own)
+
+
+@pytest.mark.parametrize("hydrogens", ["explicit", "counted"])
+def test_atoms_come_to_their_places_whoever_made_the_batch(tiny_csv: Path, tmp_path: Path, hydrogens: str) -> None:
+    data = QM9DataModule(str(tmp_path), batch_size=4, hydrogens=hydrogens, bonds=True, csv_files=[str(tiny_csv)])  # type: ignore[arg-type]
+    data.setup("fit")
+    adapter = built(bonds=True, hydrogens=hydrogens, rotate=False)
+    adapter.fit_statistics(data)
+    own = next(iter(data.train_dataloader()))["molecule"]
+    molecules = own.to_data_list()
+    for batch in (own, Batch.from_data_list(molecules)):
+        prepared = adapter.prepare(batch)
+        assert prepared.graph is not None
+        matrices = pairs_to_matrix(prepared.graph.bonds, prepared.mask.shape[1])
+        assert prepared.mask.sum(1).tolist() == [len(molecule.z) for molecule in molecules]
+        assert adapter.template(prepared).mask.equal(prepared.mask)
+        for i, molecule in enumerate(molecules):
+            size = len(molecule.z)
+            kinds = adapter.vocabulary_tensor[prepared.types[i, :size]]
+            assert kinds[:, 0].tolist() == molecule.z.tolist()
+            torch.testing.assert_close(prepared.positions[i, :size], molecule.pos - molecule.pos.mean(0))
+            assert prepared.graph.charges[i, :size].tolist() == molecule.charge.tolist()
+            bonds = torch.zeros(size, size, dtype=torch.long)
+            bonds[molecule.edge_index[0], molecule.edge_index[1]] = molecule.edge_attr
+            assert matrices[i, :size, :size].equal(bonds)
+            assert not prepared.types[i, size:].any()
+            assert not prepared.positions[i, size:].any()
+            assert not prepared.graph.charges[i, size:].any()
 
 
 def test_fixed_registers_are_all_real_whatever_the_size() -> None:

@@ -19,7 +19,7 @@ from torch_geometric.data import Batch, Data
 
 from unite.errors import UserError
 from unite.modalities import qm9_cache, qm9_keys
-from unite.modalities.molecule_batches import BUCKET_STEPS, GatheredMolecules, MoleculeBatchSampler
+from unite.modalities.molecule_batches import BUCKET_STEPS, GatheredMolecules, MoleculeBatchSampler, known_largest
 from unite.modalities.molecule_perception import hash_key
 from unite.modalities.qm9 import Hydrogens, QM9DataModule
 from unite.modalities.qm9_cache import MIN_MOLECULES, MoleculeTable, RawMolecule, build_table
@@ -376,13 +376,13 @@ def test_overfit_batches_repeats_the_same_training_molecules(tiny: MakeDataModul
     assert [numbers for stage, numbers in module.seen if stage != "val"] == [expected, expected]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("settings", [{}, {"num_workers": 1}, {"on_device": True}])
 @pytest.mark.parametrize("limit", [1.0, 4])
 def test_resumed_run_sees_what_the_whole_run_saw(
-    tiny: MakeDataModule, tmp_path: Path, num_workers: int, limit: int | float
+    tiny: MakeDataModule, tmp_path: Path, settings: dict[str, Any], limit: int | float
 ) -> None:
     def fit(ckpt_path: Path | None = None) -> list[list[int]]:
-        module, datamodule = Recorder(), tiny(num_workers=num_workers)
+        module, datamodule = Recorder(), tiny(**settings)
         keep_all = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
         trainer = make_trainer(
             max_epochs=3,
@@ -413,6 +413,31 @@ def test_datamodule_deals_out_by_the_rank_of_its_trainer(tiny: MakeDataModule) -
         seen.append(seen_molecules(datamodule.train_dataloader()))
     assert len(seen[0]) == len(seen[1]) > 0
     assert not set(seen[0]) & set(seen[1])
+
+
+@pytest.mark.parametrize("overfit_batches", [0.0, 0.5])
+@pytest.mark.parametrize("hydrogens", ["explicit", "counted"])
+def test_molecules_on_the_device_give_the_same_batches_there(
+    tiny: MakeDataModule, hydrogens: Hydrogens, overfit_batches: float
+) -> None:
+    def batches(on_device: bool, device: str, stage: str, rank: int) -> list[Batch]:
+        datamodule = tiny(hydrogens=hydrogens, on_device=on_device)
+        datamodule.trainer = SimpleNamespace(  # type: ignore[assignment]
+            distributed_sampler_kwargs={"num_replicas": 2, "rank": rank},
+            overfit_batches=overfit_batches,
+            strategy=SimpleNamespace(root_device=torch.device(device)),
+        )
+        return [batch["molecule"] for batch in getattr(datamodule, f"{stage}_dataloader")()]
+
+    for stage, rank in (("train", 0), ("train", 1), ("val", 1)):
+        usual, same, there = (batches(*place, stage, rank) for place in ((False, "cpu"), (True, "cpu"), (True, "meta")))
+        assert len(usual) == len(same) == len(there) > 0
+        for one, other, distant in zip(usual, same, there, strict=True):
+            assert_same_attributes(other, one)
+            assert known_largest(one) == known_largest(other) == known_largest(distant) == int(one.ptr.diff().max())
+            # A tensor on the meta device has no values: nothing was asked for on the way.
+            assert all(value.device.type == "meta" for _, value in distant)
+            assert {name: value.shape for name, value in distant} == {name: value.shape for name, value in one}
 
 
 def test_more_processes_than_molecules_are_refused(tiny: MakeDataModule) -> None:
@@ -579,6 +604,7 @@ def test_wrong_files_are_refused_with_the_place(tmp_path: Path, text: str, messa
         ({"num_train": 0}, r"data\.num_train is 0"),
         ({"num_test": 100}, r"data\.num_test is 100, but that split has 6 molecules"),
         ({"seed": -1}, r"data\.seed is -1"),
+        ({"on_device": True, "num_workers": 2}, r"data\.on_device is true, but data\.num_workers is 2; set it to 0"),
         ({"hydrogens": "implicit"}, r"data\.hydrogens is 'implicit'; it must be one of explicit, counted"),
         ({"source": "web"}, r"data\.source is 'web'"),
         ({"csv_files": []}, r"data\.csv_files is empty"),

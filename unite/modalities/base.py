@@ -10,6 +10,7 @@ Letters: B samples, N data tokens, K registers, C latent channels, D width of th
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -31,29 +32,31 @@ class Template:
     Attributes:
         sizes: Number of elements (atoms, patches) of each sample, shape (B,).
         condition: Class of each sample, shape (B,), or None if all are unconditional.
+        largest: Largest of the sizes, if known: to find it out, a GPU would have to finish all its work.
     """
 
     sizes: Tensor
     condition: Tensor | None = None
+    largest: int | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __getitem__(self, index: Any) -> Self:
         """The template of a part of the samples."""
-        return replace(
-            self, sizes=self.sizes[index], condition=None if self.condition is None else self.condition[index]
-        )
+        condition = None if self.condition is None else self.condition[index]
+        return replace(self, sizes=self.sizes[index], condition=condition, largest=None)
 
     def to(self, device: torch.device) -> Self:
         """The same template with its tensors on ``device``."""
         condition = None if self.condition is None else self.condition.to(device)
         return replace(self, sizes=self.sizes.to(device), condition=condition)
 
-    @property
+    @cached_property
     def mask(self) -> Tensor:
         """True where an element is real, shape (B, largest size)."""
-        return torch.arange(int(self.sizes.max()), device=self.sizes.device) < self.sizes[:, None]
+        largest = int(self.sizes.max()) if self.largest is None else self.largest
+        return torch.arange(largest, device=self.sizes.device) < self.sizes[:, None]
 
 
 class ModalityAdapter(Configurable, nn.Module, ABC):

@@ -8,6 +8,7 @@ modality it is looking at, its *modality embedding*, is the null condition of ea
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -72,6 +73,15 @@ class CombinedDataModule(LightningDataModule):
         """Clean up after the parts."""
         for part in self.parts.values():
             part.teardown(stage)  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Move a batch as its parts do."""
+        moved: dict[str, Any] = {}
+        for modality, samples in batch.items():
+            moved |= self.parts[modality].transfer_batch_to_device({modality: samples}, device, dataloader_idx)
+        return moved
 
     def train_dataloader(self) -> "SideBySideLoader":
         """Training batches of all parts, the shorter ones again and again."""

@@ -75,6 +75,8 @@ class ImageAdapter(ModalityAdapter):
         decoder_width: Channels of the decoder, instead of the named size's; divisible by 4.
         decoder_heads: Attention heads of the decoder, instead of the named size's.
         decoder_mlp_width: Hidden channels of the decoder's feed-forward layers, instead of the named size's.
+        decoder_gradient_checkpointing: Recompute the decoder's blocks in the backward pass instead of keeping their
+            activations; the encoder has a switch of its own.
         embedding_width: Width of a linear layer between latents and decoder; None for no such layer.
         condition_dropout: Share of training images whose class is hidden, for guidance.
         perceptual_weight: Weight of LPIPS beside L1; 0 for L1 alone.
@@ -106,6 +108,7 @@ class ImageAdapter(ModalityAdapter):
         decoder_width: int | None = None,
         decoder_heads: int | None = None,
         decoder_mlp_width: int | None = None,
+        decoder_gradient_checkpointing: bool = False,
         embedding_width: int | None = 768,
         condition_dropout: float = 0.1,
         perceptual_weight: float = 1.0,
@@ -149,6 +152,7 @@ class ImageAdapter(ModalityAdapter):
         self.num_patches = self.grid_size**2
         self.num_registers = self.num_patches if num_registers is None else num_registers
         self.positions = positions
+        self.decoder_gradient_checkpointing = decoder_gradient_checkpointing
         self.embedding_width = embedding_width
         self.condition_dropout = condition_dropout
         self.perceptual_weight = perceptual_weight
@@ -174,6 +178,7 @@ class ImageAdapter(ModalityAdapter):
             mlp_width=sizes.mlp_width,
             embedding_width=self.embedding_width,
             class_token=True,
+            gradient_checkpointing=self.decoder_gradient_checkpointing,
         )
         self.pixel_head = nn.Linear(sizes.width, self.channels * patch**2)
 

@@ -32,6 +32,7 @@ from unite.decoder import LatentDecoder
 from unite.errors import UserError
 from unite.generative_encoder import Tokens
 from unite.modalities.base import ModalityAdapter, Template
+from unite.modalities.molecule_batches import known_largest
 from unite.modalities.molecule_bonds import (
     GraphConvolution,
     GraphPrediction,
@@ -111,6 +112,8 @@ class MoleculeAdapter(ModalityAdapter):
         decoder_depth: Blocks of the decoder.
         decoder_width: Channels of the decoder; None for those of the encoder.
         decoder_heads: Attention heads of the decoder.
+        decoder_gradient_checkpointing: Recompute the decoder's blocks in the backward pass instead of keeping their
+            activations; the encoder has a switch of its own.
         position_weight: Weight of the squared error of the centred positions (Å squared, summed over x, y, z).
         distance_weight: Weight of the squared error of pair distances (Å squared).
         distance_cutoff: Pairs farther apart than this (Å) are left out of the distance term.
@@ -148,6 +151,7 @@ class MoleculeAdapter(ModalityAdapter):
         decoder_depth: int = 4,
         decoder_width: int | None = None,
         decoder_heads: int = 4,
+        decoder_gradient_checkpointing: bool = False,
         position_weight: float = 1.0,
         distance_weight: float = 10.0,
         distance_cutoff: float = 3.0,
@@ -184,6 +188,7 @@ class MoleculeAdapter(ModalityAdapter):
         self.decoder_depth = decoder_depth
         self.decoder_width = decoder_width
         self.decoder_heads = decoder_heads
+        self.decoder_gradient_checkpointing = decoder_gradient_checkpointing
         self.position_weight = position_weight
         self.distance_weight = distance_weight
         self.distance_cutoff = distance_cutoff
@@ -195,6 +200,7 @@ class MoleculeAdapter(ModalityAdapter):
         self.charge_weight = charge_weight
         self.vocabulary = _vocabulary(elements, hydrogens)
         """Atomic number and hydrogen count of each type; the count is 0 where hydrogens are explicit."""
+        self._training_data_is_checked = False
 
     def build(self, width: int, latent_channels: int) -> None:
         """Make the layers; see the base class."""
@@ -205,7 +211,13 @@ class MoleculeAdapter(ModalityAdapter):
         num_registers = self.registers_per_molecule or self.max_atoms
         self.type_embedding = nn.Embedding(len(self.vocabulary), width)
         self.register_embedding = nn.Parameter(sinusoidal_embedding(torch.arange(num_registers), width))
-        self.decoder = LatentDecoder(latent_channels, decoder_width, self.decoder_depth, self.decoder_heads)
+        self.decoder = LatentDecoder(
+            latent_channels,
+            decoder_width,
+            self.decoder_depth,
+            self.decoder_heads,
+            gradient_checkpointing=self.decoder_gradient_checkpointing,
+        )
         self.type_head = nn.Linear(decoder_width, len(self.vocabulary))
         nn.init.normal_(self.type_embedding.weight, std=1.0)
         if self.positions:
@@ -232,7 +244,13 @@ class MoleculeAdapter(ModalityAdapter):
     # ------------------------------------------------------------------ data in
 
     def fit_statistics(self, datamodule: LightningDataModule | None) -> None:
-        """Keep the histogram of training sizes; generation draws the number of atoms from it."""
+        """Keep the histogram of training sizes; generation draws the number of atoms from it.
+
+        A datamodule that can show all its training molecules has them checked now, and no more during training.
+
+        Raises:
+            UserError: The data does not fit the model; with ``training_molecules()`` also as in :meth:`prepare`.
+        """
         if datamodule is None or not hasattr(datamodule, "size_histogram"):
             raise UserError("molecules need a datamodule with size_histogram(), from which new sizes are drawn")
         histogram: Tensor = datamodule.size_histogram()
@@ -242,6 +260,11 @@ class MoleculeAdapter(ModalityAdapter):
             )
         self.size_counts.zero_()
         self.size_counts[: len(histogram)] = histogram[: self.max_atoms + 1].to(self.size_counts)
+        self._training_data_is_checked = False
+        if hasattr(datamodule, "training_molecules"):
+            for molecules in datamodule.training_molecules():
+                self._prepare(molecules.to(self.size_counts.device), rotate=False, check=True)
+            self._training_data_is_checked = True
 
     def prepare(self, samples: Batch | Data) -> PreparedMolecules:
         """Pad, centre and, in training, rotate the molecules of a PyG batch, or a single one.
@@ -252,25 +275,33 @@ class MoleculeAdapter(ModalityAdapter):
         """
         if not isinstance(samples, Batch):
             samples = Batch.from_data_list([samples])
+        # Looking at values makes a GPU wait. Training data that was looked at as a whole is not looked at again.
+        is_checked = self.training and self._training_data_is_checked and known_largest(samples) is not None
+        return self._prepare(samples, rotate=self.training and self.rotate, check=not is_checked)
+
+    def _prepare(self, samples: Batch, rotate: bool, check: bool) -> PreparedMolecules:
         sizes = samples.ptr.diff()
-        if int(sizes.sum()) != len(samples.z):
+        if check and int(sizes.sum()) != len(samples.z):
             raise UserError(
                 f"the samples have {len(samples.z)} atoms, but PyG counts {int(sizes.sum())} nodes: "
                 "without pos, each Data needs num_nodes"
             )
-        num_atoms = int(sizes.max())
+        largest = known_largest(samples)
+        num_atoms = int(sizes.max()) if largest is None else largest
         if num_atoms > self.max_atoms:
             raise UserError(f"a molecule of {num_atoms} atoms, but max_atoms is {self.max_atoms}: raise it")
+        place_in_molecule = torch.arange(len(samples.z), device=sizes.device) - samples.ptr[samples.batch]
+        places = samples.batch * num_atoms + place_in_molecule  # (atoms,), numbers in the padded batch
         mask = torch.arange(num_atoms, device=sizes.device) < sizes[:, None]  # (B, A)
-        types = mask.new_zeros(mask.shape, dtype=torch.long)
-        types[mask] = self._types(samples)
-        positions = torch.zeros(*mask.shape, 3, device=mask.device)
+        types = padded(self._types(samples, check), places, mask)
         if self.positions:
-            positions[mask] = self._positions(samples).float()
-            positions = centre(positions, mask)
-            if self.training and self.rotate:
+            positions = centre(padded(self._positions(samples).float(), places, mask), mask)
+            if rotate:
                 positions = positions @ random_rotations(len(sizes), device=positions.device)
-        return PreparedMolecules(types, positions, mask, self._graph(samples, mask) if self.bonds else None)
+        else:
+            positions = torch.zeros(*mask.shape, 3, device=mask.device)
+        graph = self._graph(samples, places, mask, check) if self.bonds else None
+        return PreparedMolecules(types, positions, mask, graph)
 
     def _positions(self, samples: Batch) -> Tensor:
         if samples.get("pos") is None:
@@ -278,7 +309,7 @@ class MoleculeAdapter(ModalityAdapter):
         positions: Tensor = samples.pos
         return positions
 
-    def _graph(self, samples: Batch, mask: Tensor) -> PreparedGraph:
+    def _graph(self, samples: Batch, places: Tensor, mask: Tensor, check: bool) -> PreparedGraph:
         missing = [name for name in ("edge_index", "edge_attr", "charge") if samples.get(name) is None]
         if missing:
             raise UserError(
@@ -287,14 +318,15 @@ class MoleculeAdapter(ModalityAdapter):
             )
         num_molecules, num_atoms = mask.shape
         edge_types = samples.edge_attr.long()
-        check_bond_types(edge_types)
-        edge_index = mask.flatten().nonzero()[:, 0][samples.edge_index]  # (2, E) places in the padded batch
+        if check:
+            check_bond_types(edge_types)
+        edge_index = places[samples.edge_index]  # (2, E) places in the padded batch
         matrix = edge_types.new_zeros(num_molecules * num_atoms, num_atoms)
         matrix[edge_index[0], edge_index[1] % num_atoms] = edge_types
         matrix = matrix.view(num_molecules, num_atoms, num_atoms)
-        charges = edge_types.new_zeros(mask.shape)
-        charges[mask] = samples.charge.long()
-        self._check_graph(matrix, charges, mask)
+        charges = padded(samples.charge.long(), places, mask)
+        if check:
+            self._check_graph(matrix, charges, mask)
         first, second = pair_indices(num_atoms, mask.device)
         return PreparedGraph(charges, matrix[:, first, second], edge_index, edge_types)
 
@@ -319,7 +351,7 @@ class MoleculeAdapter(ModalityAdapter):
                 f"molecule {number} of the batch is not connected by its bonds: give one molecule at a time"
             )
 
-    def _types(self, samples: Batch) -> Tensor:
+    def _types(self, samples: Batch, check: bool) -> Tensor:
         if self.hydrogens == "explicit":
             if "num_hydrogens" in samples:
                 raise UserError(
@@ -335,7 +367,7 @@ class MoleculeAdapter(ModalityAdapter):
                 "set data.init_args.hydrogens to 'counted', too"
             )
         types = self.type_table[samples.z, counts.clamp(max=self.type_table.shape[1] - 1)]
-        if bool((types < 0).any()):
+        if check and bool((types < 0).any()):
             first = int((types < 0).nonzero()[0])
             kind = f"element {int(samples.z[first])}"
             if self.hydrogens == "counted":
@@ -368,7 +400,7 @@ class MoleculeAdapter(ModalityAdapter):
 
     def template(self, prepared: PreparedMolecules) -> Template:
         """Numbers of atoms."""
-        return Template(sizes=prepared.mask.sum(dim=1))
+        return Template(sizes=prepared.mask.sum(dim=1), largest=prepared.mask.shape[1])
 
     def draw_template(
         self, num_samples: int, labels: Sequence[int] | None = None, generator: torch.Generator | None = None
@@ -564,6 +596,21 @@ def _vocabulary(elements: Sequence[str], hydrogens: str) -> list[tuple[int, int]
 def full_precision(device: torch.device) -> torch.autocast:
     """No mixed precision: bfloat16 would round positions of a few Å by hundredths."""
     return torch.autocast(device.type, enabled=False)
+
+
+def padded(values: Tensor, places: Tensor, mask: Tensor) -> Tensor:
+    """Values of the atoms (N, ...) at their places of the padded batch, shape (B, A, ...); 0 where padded.
+
+    What ``result[mask] = values`` does, without making a GPU count the places first.
+
+    Args:
+        values: Values, shape (N, ...).
+        places: Place b * A + a of each atom, shape (N,).
+        mask: True where an atom is real, shape (B, A).
+    """
+    result = values.new_zeros(mask.numel(), *values.shape[1:])
+    result[places] = values
+    return result.view(*mask.shape, *values.shape[1:])
 
 
 def centre(positions: Tensor, mask: Tensor) -> Tensor:

@@ -21,18 +21,34 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
     """Molecules of a table, to be taken a whole batch at a time: `dataset[[3, 1, 4]]` is one step.
 
     Gathering the atoms of a batch by index gives what `Batch.from_data_list` would, without a Python object
-    for each molecule.
+    for each molecule. On a GPU nothing waits for it: all sizes are known on the CPU, and only the rows go over.
 
     Args:
         table: The molecules.
         with_hydrogen_counts: Whether batches have `num_hydrogens`.
         bonds: Bonds of the molecules of the table; None for batches without.
+        device: Where the molecules lie and batches are made.
     """
 
-    def __init__(self, table: MoleculeTable, with_hydrogen_counts: bool, bonds: BondTable | None = None) -> None:
+    def __init__(
+        self,
+        table: MoleculeTable,
+        with_hydrogen_counts: bool,
+        bonds: BondTable | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.table = table
-        self.with_hydrogen_counts = with_hydrogen_counts
         self.bonds = bonds
+        self.device = torch.device(device)
+        self.per_atom = {"z": table.z, "pos": table.pos}
+        if with_hydrogen_counts:
+            self.per_atom["num_hydrogens"] = table.num_hydrogens
+        per_edge = {}
+        if bonds is not None:
+            self.per_atom["charge"] = bonds.charge
+            per_edge = {"edge_index": bonds.ends, "edge_attr": bonds.types}
+        self.per_atom = {name: values.to(self.device) for name, values in self.per_atom.items()}
+        self.per_edge = {name: values.to(self.device) for name, values in per_edge.items()}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -49,37 +65,25 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
             the data set, and `num_hydrogens` (A,) if asked for; with bonds also `edge_index` (2, E), every
             bond in both directions, `edge_attr` (E,) their types, and `charge` (A,).
         """
-        table = self.table
         rows = torch.atleast_1d(torch.as_tensor(rows))
         num_molecules = rows.numel()
-        first = table.ptr[rows]
-        num_atoms = table.ptr[rows + 1] - first
-        ptr = torch.cat([num_atoms.new_zeros(1), num_atoms.cumsum(0)])
-        batch = torch.repeat_interleave(torch.arange(num_molecules), num_atoms)
-        atoms = torch.arange(batch.numel()) + (first - ptr[:-1])[batch]
-
-        per_atom = {"z": table.z[atoms].long(), "pos": table.pos[atoms]}
-        if self.with_hydrogen_counts:
-            per_atom["num_hydrogens"] = table.num_hydrogens[atoms].long()
+        atoms = _Segments(self.table.ptr, rows, self.device)
+        # All but positions are integers, kept as bytes.
+        per_atom = {name: _long_unless_float(values[atoms.index]) for name, values in self.per_atom.items()}
+        slices = dict.fromkeys(per_atom, atoms.host_ptr)
         per_edge = {}
-        slices = dict.fromkeys(per_atom, ptr)
         if self.bonds is not None:
-            per_atom["charge"] = self.bonds.charge[atoms].long()
-            first_edge = self.bonds.ptr[rows]
-            num_edges = self.bonds.ptr[rows + 1] - first_edge
-            edge_ptr = torch.cat([num_edges.new_zeros(1), num_edges.cumsum(0)])
-            owner = torch.repeat_interleave(torch.arange(num_molecules), num_edges)
-            edges = torch.arange(owner.numel()) + (first_edge - edge_ptr[:-1])[owner]
+            edges = _Segments(self.bonds.ptr, rows, self.device)
             per_edge = {
-                "edge_index": self.bonds.ends[:, edges] + ptr[owner],
-                "edge_attr": self.bonds.types[edges].long(),
+                "edge_index": self.per_edge["edge_index"][:, edges.index] + atoms.ptr[edges.owner],
+                "edge_attr": self.per_edge["edge_attr"][edges.index].long(),
             }
-            slices |= {"charge": ptr} | dict.fromkeys(per_edge, edge_ptr)
+            slices |= dict.fromkeys(per_edge, edges.host_ptr)
         # The name is not `index`: PyG adds the number of atoms to attributes with "index" in their names
         # when it collates, so batching the molecules of a batch anew would change the numbers.
-        per_molecule = {"molecule_id": table.molecule_id[rows]}
+        per_molecule = {"molecule_id": _send(self.table.molecule_id[rows], self.device)}
 
-        result = Batch(_base_cls=Data, **per_atom, **per_edge, **per_molecule, batch=batch, ptr=ptr)
+        result = Batch(_base_cls=Data, **per_atom, **per_edge, **per_molecule, batch=atoms.owner, ptr=atoms.ptr)
         # What Batch.from_data_list leaves for taking molecules out again (batch[i], to_data_list). These
         # names are private to PyG; test_gathered_batch_equals_collated_batch guards them.
         result._num_graphs = num_molecules
@@ -87,8 +91,49 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
         unchanged = torch.zeros(num_molecules, dtype=torch.long)
         result._inc_dict = dict.fromkeys([*per_atom, *per_edge, *per_molecule], unchanged)
         if self.bonds is not None:
-            result._inc_dict["edge_index"] = ptr[:-1]
+            result._inc_dict["edge_index"] = atoms.host_ptr[:-1]
+        result._largest = int(atoms.host_ptr.diff().max())
         return {"molecule": result}
+
+
+def known_largest(batch: Batch) -> int | None:
+    """Atoms of the largest molecule of a batch that `GatheredMolecules` made; None for others.
+
+    It is a number on the CPU wherever the batch lies: reading it makes no GPU wait. As a private attribute, like PyG's
+    own, it follows the batch to other devices but is no part of its data.
+    """
+    return getattr(batch, "_largest", None)
+
+
+class _Segments:
+    """Where the atoms (or edges) of some molecules lie in a table, and where they go in a batch.
+
+    Attributes:
+        host_ptr: First atom of each molecule in the batch, and the end, shape (B + 1,), on the CPU.
+        ptr: The same on the device.
+        owner: Molecule of each atom of the batch, shape (A,), on the device.
+        index: Place of each atom in the table, shape (A,), on the device.
+    """
+
+    def __init__(self, ptr: Tensor, rows: Tensor, device: torch.device) -> None:
+        first = ptr[rows]
+        sizes = ptr[rows + 1] - first
+        self.host_ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        total = int(self.host_ptr[-1])
+        self.ptr = _send(self.host_ptr, device)
+        shifts = _send(first - self.host_ptr[:-1], device)
+        # Unless it is told the total, a GPU has to finish all its work to find it.
+        self.owner = torch.repeat_interleave(self.ptr.diff(), output_size=total)
+        self.index = torch.arange(total, device=device) + shifts[self.owner]
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the CPU on a device, without waiting for it."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+def _long_unless_float(values: Tensor) -> Tensor:
+    return values if values.is_floating_point() else values.long()
 
 
 class MoleculeBatchSampler(BatchSampler):

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -63,6 +65,8 @@ class QM9DataModule(LightningDataModule):
         predict_split: Split that `predict` runs over, in the order of the split.
         num_workers: Processes that make batches ahead. 0 is fastest for most: a batch of 256 takes under a
             millisecond to make.
+        on_device: Keep all molecules on the trainer's device, and make the batches there: 33 MB for QM9, 116 MB with
+            bonds, on each GPU. The batches are the same. It needs `num_workers` 0.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class QM9DataModule(LightningDataModule):
         num_test: int | None = None,
         predict_split: Split = "test",
         num_workers: int = 0,
+        on_device: bool = False,
     ) -> None:
         super().__init__()
         limits: dict[Split, int | None] = {"train": num_train, "val": num_val, "test": num_test}
@@ -99,6 +104,8 @@ class QM9DataModule(LightningDataModule):
         for name, (choice, kind) in choices.items():
             if choice not in get_args(kind):
                 raise UserError(f"data.{name} is {choice!r}; it must be one of {', '.join(get_args(kind))}")
+        if on_device and num_workers:
+            raise UserError(f"data.on_device is true, but data.num_workers is {num_workers}; set it to 0")
         if csv_files is not None and not csv_files:
             raise UserError("data.csv_files is empty; name at least one file, or leave it out to use QM9")
         self.root = Path(root)
@@ -113,8 +120,10 @@ class QM9DataModule(LightningDataModule):
         self.limits = limits
         self.predict_split: Split = predict_split
         self.num_workers = num_workers
+        self.on_device = on_device
         self._tables: dict[Hydrogens, MoleculeTable] = {}
         self._bonds: BondTable | None = None
+        self._molecules: GatheredMolecules | None = None
 
     def prepare_data(self) -> None:
         """Builds the cache where it is missing or damaged; Lightning calls this once on each machine."""
@@ -234,6 +243,12 @@ class QM9DataModule(LightningDataModule):
         """Every molecule of `predict_split` once, in the order of the split."""
         return self._dataloader(self.predict_split, self.eval_batch_size)
 
+    def transfer_batch_to_device(
+        self, batch: dict[str, Batch], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Batch]:
+        """Move a batch; a GPU is not waited for, as Lightning would with PyG's batches."""
+        return {name: samples.to(device, non_blocking=device.type == "cuda") for name, samples in batch.items()}
+
     def _dataloader(self, split: Split, batch_size: int, shuffle: bool = False) -> DataLoader[dict[str, Batch]]:
         rows = self.rows(split)
         distributed = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
@@ -242,23 +257,22 @@ class QM9DataModule(LightningDataModule):
                 f"{num_processes} processes cannot share {rows.numel()} molecules of split {split}; "
                 f"raise data.num_{split} or lower trainer.devices"
             )
-        table = self.table()
         options: dict[str, Any] = {
             "batch_size": None,  # the datasets below give whole batches
             "collate_fn": unchanged,
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
+            # A GPU takes what lies in pinned memory without being waited for.
+            "pin_memory": torch.cuda.is_available() and not self.on_device,
         }
-        molecules = GatheredMolecules(
-            table, with_hydrogen_counts=self.hydrogens == "counted", bonds=self.bond_table() if self.bonds else None
-        )
+        molecules = self._gathered(self.trainer.strategy.root_device if self.on_device and self.trainer else "cpu")
         if self.trainer and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
             # Lightning then puts in a sampler of its own, which numbers the items of the dataset.
             batches = [batch.tolist() for batch in rows.split(batch_size)]
             return DataLoader(FixedBatches(molecules, batches), **options)
         sampler = MoleculeBatchSampler(
             rows,
-            table.num_atoms,
+            self.table().num_atoms,
             batch_size,
             shuffle=shuffle,
             seed=self.seed,
@@ -266,6 +280,23 @@ class QM9DataModule(LightningDataModule):
             **distributed,
         )
         return ResumableDataLoader(molecules, sampler=sampler, **options)
+
+    def _gathered(self, device: torch.device | str = "cpu") -> GatheredMolecules:
+        """All molecules, to be taken as batches."""
+        if self._molecules is None or self._molecules.device != torch.device(device):
+            self._molecules = GatheredMolecules(
+                self.table(),
+                with_hydrogen_counts=self.hydrogens == "counted",
+                bonds=self.bond_table() if self.bonds else None,
+                device=device,
+            )
+        return self._molecules
+
+    def training_molecules(self) -> Iterator[Batch]:
+        """All training molecules in large batches on the CPU, to be looked at as a whole."""
+        molecules = self._gathered()
+        for rows in self.rows("train").split(1024):
+            yield molecules[rows]["molecule"]
 
     def _explicit_table(self) -> MoleculeTable:
         if "explicit" not in self._tables:
