@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rdkit import Chem
-from rdkit.Chem import AllChem
+from rdkit.Chem import rdDistGeom
 
 from unite.analysis.figures import draw_shapes, principal_axes
 
@@ -29,7 +29,7 @@ def test_single_atoms_and_pairs_have_axes() -> None:
 
 def test_shapes_are_drawn_with_and_without_bonds(tmp_path: Path) -> None:
     bonded = Chem.AddHs(Chem.MolFromSmiles("CO"))
-    AllChem.EmbedMolecule(bonded, randomSeed=0)
+    rdDistGeom.EmbedMolecule(bonded, randomSeed=0)
     loose = Chem.RWMol(bonded)
     for bond in list(bonded.GetBonds()):
         loose.RemoveBond(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from PIL import Image
 from rdkit import Chem
@@ -331,7 +332,7 @@ def draw_shapes(mols: Sequence[Chem.Mol], names: Sequence[str], title: str, path
         ax.set_xlabel("x (Å)", fontsize=8)
     present = {atom.GetSymbol() for mol in mols for atom in mol.GetAtoms()}
     balls = [
-        plt.Line2D([], [], marker="o", linestyle="", markerfacecolor=colour, markeredgecolor="black", label=symbol)
+        Line2D([], [], marker="o", linestyle="", markerfacecolor=colour, markeredgecolor="black", label=symbol)
         for symbol, colour in ELEMENT_COLOURS.items()
         if symbol in present
     ]
