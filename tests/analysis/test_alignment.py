@@ -29,6 +29,7 @@ from unite.analysis.loading import fresh_module, scrambled_module
 from unite.errors import UserError
 from unite.generative_encoder import GenerativeEncoder, Tokens
 from unite.module import UniteModule
+from unite.trainer import UniteTrainer
 
 SETTINGS = AlignmentSettings(num_samples=12, times=(0.3, 0.9), num_seeds=2, num_neighbours=3)
 
@@ -275,3 +276,12 @@ def test_scrambling_keeps_the_entries_of_each_tensor() -> None:
         torch.testing.assert_close(other.flatten().sort().values, value.flatten().sort().values)
         if name.endswith("qkv.weight"):
             assert torch.equal(other, value) == name.startswith("adapters")
+
+
+def test_a_module_fresh_from_training_can_be_measured(tmp_path: Path) -> None:
+    case = CASES["toy"]
+    module, data = make_module(case).train(), case.make_data(tmp_path)
+    trainer = UniteTrainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, max_steps=1, limit_val_batches=0)
+    trainer.fit(module, datamodule=data)
+    result = measure_alignment(module, "curve", curve_batches(), SETTINGS)
+    assert set(result["measures"]["cka"]) == {"trained", "shuffled", "untrained", "scrambled"}

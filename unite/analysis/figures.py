@@ -12,7 +12,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
 from PIL import Image
+from rdkit import Chem
 
 from unite.analysis.compression import PARTS, STATES
 from unite.modalities.base import ModalityAdapter
@@ -26,6 +29,9 @@ CONTROL_STYLES = {
 }
 SHORT_LAYERS = 16
 """With more layers, not every one is named on an axis."""
+ELEMENT_COLOURS = {"H": "white", "C": "dimgray", "N": "royalblue", "O": "crimson", "F": "limegreen"}
+BALL_SIZE = 0.5
+"""Radius of an atom in a drawing, in covalent radii."""
 
 
 def save(figure: Figure, title: str, path: Path, has_colour_scale: bool = False) -> Path:
@@ -265,6 +271,72 @@ def draw_objects(
             ax.set_axis_off()
     for ax, name in zip(axes[0], columns, strict=True):
         ax.set_title(name, fontsize=8)
+    return save(figure, title, path)
+
+
+def principal_axes(positions: np.ndarray) -> np.ndarray:
+    """Positions (A, 3), centred and turned so that x is the direction in which they spread most, and z the least.
+
+    A rotation: a molecule keeps its handedness.
+    """
+    centred = positions - positions.mean(axis=0)
+    axes = np.linalg.svd(centred, full_matrices=True)[2]
+    axes[2] *= np.linalg.det(axes)
+    turned: np.ndarray = centred @ axes.T
+    return turned
+
+
+def draw_shapes(mols: Sequence[Chem.Mol], names: Sequence[str], title: str, path: Path) -> Path:
+    """Molecules in space as balls and sticks: a column each, above its broad side, below turned by 90° about x.
+
+    Args:
+        mols: Molecules with positions, for instance from the SDF file that an adapter saves.
+        names: What stands above each.
+        title: What stands above all.
+        path: File to write.
+    """
+    table = Chem.GetPeriodicTable()
+    shapes = [principal_axes(mol.GetConformer().GetPositions()) for mol in mols]
+    reach = max(float(np.abs(shape).max()) for shape in shapes) + 1
+    size = 2.0
+    figure, axes = plt.subplots(
+        2,
+        len(mols),
+        figsize=(size * len(mols) + 0.6, 2 * size + 0.9),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for column, (mol, shape, name) in enumerate(zip(mols, shapes, names, strict=True)):
+        for ax, (up, towards) in zip(axes[:, column], ((1, 2), (2, 1)), strict=True):
+            # Turned by +90° about x, what was y points away from the reader.
+            depth = shape[:, towards] * (1 if up == 1 else -1)
+            flat = shape[:, [0, up]]
+            for bond in mol.GetBonds():
+                ends = [bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()]
+                behind = depth[ends].min() - 0.01  # both of its atoms
+                ax.plot(*flat[ends].T, color="gray", linewidth=3, solid_capstyle="round", zorder=behind)
+            for atom, place, nearness in zip(mol.GetAtoms(), flat, depth, strict=True):
+                radius = BALL_SIZE * table.GetRcovalent(atom.GetAtomicNum())
+                colour = ELEMENT_COLOURS.get(atom.GetSymbol(), "violet")
+                ax.add_patch(Circle(place, radius, facecolor=colour, edgecolor="black", lw=0.6, zorder=nearness))
+            ax.set_aspect("equal")
+            ax.set_xlim(-reach, reach)
+            ax.set_ylim(-reach, reach)
+            ax.tick_params(labelsize=7)
+        axes[0][column].set_title(name, fontsize=8)
+    axes[0][0].set_ylabel("y (Å)", fontsize=8)
+    axes[1][0].set_ylabel("z (Å)", fontsize=8)
+    for ax in axes[1]:
+        ax.set_xlabel("x (Å)", fontsize=8)
+    present = {atom.GetSymbol() for mol in mols for atom in mol.GetAtoms()}
+    balls = [
+        Line2D([], [], marker="o", linestyle="", markerfacecolor=colour, markeredgecolor="black", label=symbol)
+        for symbol, colour in ELEMENT_COLOURS.items()
+        if symbol in present
+    ]
+    figure.legend(handles=balls, loc="outside lower center", ncols=len(ELEMENT_COLOURS), fontsize=8)
     return save(figure, title, path)
 
 

@@ -148,7 +148,9 @@ def scrambled_module(module: UniteModule, seed: int = 0) -> UniteModule:
 
     Every tensor keeps the distribution of its entries, and so the size of what it does; what was learned is lost.
     """
-    scrambled = copy.deepcopy(module)
+    # Not a deep copy: a module that was just trained holds on to its trainer and the terms of its last step.
+    scrambled = fresh_module(module)
+    scrambled.load_state_dict(module.state_dict())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for encoder in {scrambled.encoder, scrambled.denoiser}:
