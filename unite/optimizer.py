@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_type_hints
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
@@ -126,6 +127,20 @@ class OptimizerSettings:
         if self.lr_reference_batch is None:
             return self
         return replace(self, lr=self.lr * samples / self.lr_reference_batch, lr_reference_batch=None)
+
+
+def samples_per_step(trainer: Trainer) -> int:
+    """Samples in an optimizer step, of all processes and accumulated batches together.
+
+    Raises:
+        UserError: The data does not say how large its batches are.
+    """
+    batch_size = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+    if not isinstance(batch_size, int):
+        raise UserError(
+            "optimizer.lr_reference_batch needs a datamodule with a batch_size; this one has none: set it to null"
+        )
+    return batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
 
 class MuonAdamW(torch.optim.Optimizer):
