@@ -133,6 +133,8 @@ def test_errors_of_memory_are_known_from_others() -> None:
         torch.empty(1 << 60)
     assert is_out_of_memory(full.value)
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory\nCompile with ..."))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1"), explained_memory_errors("fit", None):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

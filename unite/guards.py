@@ -106,7 +106,8 @@ def _step_numbers(trainer: Trainer, module: LightningModule) -> tuple[list[str],
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).float()
         named["gradient"] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    return list(named), torch.stack([value.to(module.device) for value in named.values()])
+    values = [value.to(module.device) for value in named.values()]
+    return list(named), torch.stack(values) if values else torch.empty(0)
 
 
 def _culprit(names: list[str], values: Tensor, num_processes: int) -> str:
@@ -129,7 +130,7 @@ def _message(trainer: Trainer, step: int, culprit: str, num_skipped: int) -> str
     if last.is_file():
         advice = (
             f"the last good checkpoint is {shown(last)}; continue it with --ckpt_path {shown(last)} and a smaller "
-            "--trainer.gradient_clip_val, or begin anew with a smaller --model.optimizer.lr"
+            "--model.optimizer.lr or --trainer.gradient_clip_val"
         )
     else:
         advice = (
@@ -162,7 +163,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice, on a GPU or the CPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # Of the CPU; of CUDA itself and MPS; of cuBLAS and cuDNN, which find no room for their own.
+    words = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from tqdm import tqdm
 
@@ -31,6 +32,7 @@ from unite.export import load_pretrained
 from unite.flow import Solver, TimeDistribution, guided_prediction, integrate, reconstruction_noise
 from unite.flow_pass import FlowPass
 from unite.generative_encoder import GenerativeEncoder, Tokens
+from unite.messages import info
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
 from unite.optimizer import MuonAdamW, OptimizerSettings, parameter_groups, samples_per_step, warmup_cosine
@@ -420,7 +422,8 @@ class UniteModule(Configurable, ReproducibleModule):
                 self.log(key, term.detach(), batch_size=batch_size)
             else:
                 # Lightning's mean over processes rounds the number of samples that each had.
-                mean = self._means.setdefault(key, MeanMetric()).to(self.device)
+                # And torchmetrics would leave out what is not a number, as if all were well.
+                mean = self._means.setdefault(key, MeanMetric(nan_strategy="disable")).to(self.device)
                 mean.update(term.detach(), batch_size)
                 self.log(key, mean, metric_attribute=key)
 
@@ -487,6 +490,19 @@ class UniteModule(Configurable, ReproducibleModule):
             raise UserError("the learning rate falls until the end of training: set trainer.max_steps or max_epochs")
         scheduler = warmup_cosine(optimizer, settings, int(total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Let a continued run take rates and constants from its own settings, where they differ from the checkpoint's.
+
+        Only now has Lightning restored optimizer and schedule, rates included.
+        """
+        if self.trainer.ckpt_path:
+            optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+            if isinstance(optimizer, MuonAdamW) and isinstance(scheduler, LambdaLR):
+                restored = scheduler.base_lrs[0]
+                optimizer.use_settings(scheduler)
+                if scheduler.base_lrs[0] != restored and self.trainer.is_global_zero:
+                    info(f"learning rate {scheduler.base_lrs[0]:.4g} from here on, in place of {restored:.4g}")
 
     def optimizer_step(
         self,

@@ -107,8 +107,16 @@ class OptimizerSettings:
     two_stage: TwoStageDecay | None = None
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise UserError(f"optimizer.lr is {self.lr}; it must be above 0")
+        for name in ("lr", "eps"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be above 0")
+        for name, value in (("betas", self.betas[0]), ("betas", self.betas[1]), ("momentum", self.momentum)):
+            if not 0 <= value < 1:
+                raise UserError(f"optimizer.{name} has {value}; it must be within 0 .. 1, and below 1")
+        if self.weight_decay < 0:
+            raise UserError(f"optimizer.weight_decay is {self.weight_decay}; it must be 0 or more")
+        if not 0 <= self.final_lr_ratio <= 1:
+            raise UserError(f"optimizer.final_lr_ratio is {self.final_lr_ratio}; it must be within 0 .. 1")
         if self.lr_reference_batch is not None and self.lr_reference_batch < 1:
             raise UserError(
                 f"optimizer.lr_reference_batch is {self.lr_reference_batch}; it must be at least 1, or null for the "
@@ -163,6 +171,17 @@ class MuonAdamW(torch.optim.Optimizer):
             "weight_decay": settings.weight_decay,
         }
         super().__init__(groups, defaults)
+
+    def use_settings(self, scheduler: LambdaLR) -> None:
+        """Take up the settings that this optimizer was made with, where a checkpoint has restored others.
+
+        Args:
+            scheduler: Its schedule; where all settings are the same, nothing changes.
+        """
+        peak = self.defaults["lr"]
+        scheduler.base_lrs = [peak for _ in scheduler.base_lrs]
+        for group, factor in zip(self.param_groups, scheduler.lr_lambdas, strict=True):
+            group.update({**self.defaults, "initial_lr": peak, "lr": peak * factor(scheduler.last_epoch)})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
