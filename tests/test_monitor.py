@@ -100,3 +100,8 @@ def test_tensorboard_shows_what_is_promised(run_cli: RunCli, tmp_path: Path, tin
         (first, *_) = events.Images(name)
         assert first.encoded_image_string.startswith(b"\x89PNG")
         assert min(first.width, first.height) > 100
+
+
+def test_logging_can_be_switched_off_as_lightning_has_it(tmp_path: Path) -> None:
+    events = fit(tmp_path, max_steps=2, log_every_n_steps=0)
+    assert not [name for name in events.Tags()["scalars"] if name.startswith(("train/", "lr/"))]

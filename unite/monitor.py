@@ -39,8 +39,8 @@ class TrainingMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log where Lightning does."""
-        step = trainer.global_step
-        if not trainer.loggers or step == self._logged_step or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        step, interval = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not trainer.loggers or step == self._logged_step or not interval or step % interval:
             return
         self._logged_step = step
         before, self._start = self._start, _now(trainer, pl_module)
