@@ -181,7 +181,9 @@ class MuonAdamW(torch.optim.Optimizer):
         peak = self.defaults["lr"]
         scheduler.base_lrs = [peak for _ in scheduler.base_lrs]
         for group, factor in zip(self.param_groups, scheduler.lr_lambdas, strict=True):
-            group.update({**self.defaults, "initial_lr": peak, "lr": peak * factor(scheduler.last_epoch)})
+            # Restoring has added to the defaults what groups do not have.
+            group.update({name: value for name, value in self.defaults.items() if name in group})
+            group.update(initial_lr=peak, lr=peak * factor(scheduler.last_epoch))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
