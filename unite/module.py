@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -21,7 +21,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
 from tqdm import tqdm
 
 from unite.blocks import Block
@@ -38,6 +37,7 @@ from unite.modalities.combined import datamodule_of
 from unite.optimizer import MuonAdamW, OptimizerSettings, parameter_groups, samples_per_step, warmup_cosine
 from unite.seeding import ReproducibleModule
 from unite.sharding import ShardedStrategy, require_supported, shard, whole_weights
+from unite.step_terms import SampleMean, StepTerms
 
 if TYPE_CHECKING:
     from unite.generation import KeptLatents
@@ -123,7 +123,7 @@ class UniteModule(Configurable, ReproducibleModule):
         # The state of a run.
         self.step_terms: dict[str, StepTerms] = {}  # of the last training step, by modality
         self.num_trained = 0  # samples that training steps of this process have seen
-        self._means: dict[str, MeanMetric] = {}  # of loss terms over an evaluation
+        self._means: dict[str, SampleMean] = {}  # of loss terms over an evaluation
 
     def _check_settings(self, adapters: Collection[str]) -> None:
         if not adapters:
@@ -407,12 +407,16 @@ class UniteModule(Configurable, ReproducibleModule):
             self.log_step()
 
     def log_step(self) -> None:
-        """Log the terms of the running step, and their weighted sum as ``train/loss``."""
+        """Log the terms of the running step, and their weighted sum as ``train/loss``.
+
+        Not with ``prog_bar=True``: Lightning would read the value in each step, and so wait for the accelerator.
+        :class:`unite.monitor.LossProgressBar` shows it.
+        """
         for modality, (terms, _, batch_size) in self.step_terms.items():
             self.num_trained += batch_size
             self.log_terms("train", modality, terms, batch_size)
         loss = sum(terms.loss for terms in self.step_terms.values())
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
 
     def log_terms(self, stage: str, modality: str, terms: dict[str, Tensor], batch_size: int) -> None:
         """Log unweighted loss terms as ``stage/modality/term``; those of an evaluation as the mean over all samples."""
@@ -421,9 +425,7 @@ class UniteModule(Configurable, ReproducibleModule):
             if stage == "train":
                 self.log(key, term.detach(), batch_size=batch_size)
             else:
-                # Lightning's mean over processes rounds the number of samples that each had.
-                # And torchmetrics would leave out what is not a number, as if all were well.
-                mean = self._means.setdefault(key, MeanMetric(nan_strategy="disable")).to(self.device)
+                mean = self._means.setdefault(key, SampleMean()).to(self.device)
                 mean.update(term.detach(), batch_size)
                 self.log(key, mean, metric_attribute=key)
 
@@ -514,26 +516,6 @@ class UniteModule(Configurable, ReproducibleModule):
         """Free the gradients after the step: the next forward pass has no use for them."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
-
-
-class StepTerms(NamedTuple):
-    """What a training step finds for one modality.
-
-    Attributes:
-        terms: Terms of the loss by name, detached, before weighting.
-        weights: Weight of each term.
-        batch_size: Number of samples B.
-    """
-
-    terms: dict[str, Tensor]
-    weights: dict[str, float]
-    batch_size: int
-
-    @property
-    def loss(self) -> Tensor:
-        """Weighted sum of the terms."""
-        weighted = [self.weights[name] * term for name, term in self.terms.items()]
-        return torch.stack(weighted).sum()
 
 
 def _fresh_copy(encoder: GenerativeEncoder) -> GenerativeEncoder:
