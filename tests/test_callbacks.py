@@ -261,3 +261,19 @@ def test_what_could_not_generate_is_refused_before_the_first_step(
     with pytest.raises(UserError, match=message):
         run()
     assert not recorder.after_step
+
+
+def test_evaluations_before_between_and_after_training_are_no_obstacle(tmp_path: Path) -> None:
+    """Lightning evaluates in inference mode, whose tensors training cannot change in place."""
+    averaging = WeightAveraging(decay=0.5, warmup=False)
+    module, data = make_module(optimizer=FAST), CurveDataModule(num_curves=64, batch_size=16)
+    metrics = GenerationMetrics(num_samples=4, num_steps=2, num_drawn=0)
+    trainer = make_trainer(tmp_path, max_steps=4, callbacks=[averaging, metrics])
+    trainer.validate(module, datamodule=data, verbose=False)
+    trainer.fit(module, datamodule=data)
+    within = trainer.callback_metrics["val/curve/points"]
+    (after,) = trainer.validate(module, datamodule=data, verbose=False)
+    assert after["val/curve/points"] == pytest.approx(float(within))
+    trainer = make_trainer(tmp_path, max_steps=6, callbacks=[averaging])
+    trainer.fit(module, datamodule=data)
+    assert averaging.num_updates > 4

@@ -44,8 +44,9 @@ class SampleMean(Metric):
 
     def update(self, mean: Tensor, batch_size: int) -> None:
         """Count a batch by its mean."""
-        self.total += mean * batch_size
-        self.num_samples += batch_size
+        # Not in place: tensors of an evaluation in inference mode refuse that in the next one, within a fit.
+        self.total = self.total + mean * batch_size
+        self.num_samples = self.num_samples + batch_size
 
     def compute(self) -> Tensor:
         """The mean."""
