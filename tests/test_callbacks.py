@@ -236,3 +236,44 @@ def test_classes_are_balanced_over_all_processes(world_size: int, tmp_path: Path
         module.log_dict = lambda values: None  # type: ignore[method-assign, assignment, misc]
         callback._report("val", trainer, module, 9)  # type: ignore[arg-type]
     assert seen == [i % 2 for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"solver": "eulr"}, r"GenerationMetrics\.solver is 'eulr'; it must be one of 'euler'"),
+        ({"guidance_interval": (0.9, 0.1)}, r"guidance_interval is \[0\.9, 0\.1\]; its end must be above"),
+        ({"guidance_scale": 2.0}, r"GenerationMetrics\.guidance_scale is 2\.0, but modality 'curve' has no classes"),
+    ],
+)
+def test_what_could_not_generate_is_refused_before_the_first_step(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    class Unconditional(CurveAdapter):
+        num_classes = 0
+
+    module, recorder = UniteModule(make_module().encoder, {"curve": Unconditional()}), Recorder()
+
+    def run() -> None:
+        trainer = make_trainer(tmp_path, max_steps=4, callbacks=[recorder, GenerationMetrics(**settings)])
+        trainer.fit(module, datamodule=CurveDataModule())
+
+    with pytest.raises(UserError, match=message):
+        run()
+    assert not recorder.after_step
+
+
+def test_evaluations_before_between_and_after_training_are_no_obstacle(tmp_path: Path) -> None:
+    """Lightning evaluates in inference mode, whose tensors training cannot change in place."""
+    averaging = WeightAveraging(decay=0.5, warmup=False)
+    module, data = make_module(optimizer=FAST), CurveDataModule(num_curves=64, batch_size=16)
+    metrics = GenerationMetrics(num_samples=4, num_steps=2, num_drawn=0)
+    trainer = make_trainer(tmp_path, max_steps=4, callbacks=[averaging, metrics])
+    trainer.validate(module, datamodule=data, verbose=False)
+    trainer.fit(module, datamodule=data)
+    within = trainer.callback_metrics["val/curve/points"]
+    (after,) = trainer.validate(module, datamodule=data, verbose=False)
+    assert after["val/curve/points"] == pytest.approx(float(within))
+    trainer = make_trainer(tmp_path, max_steps=6, callbacks=[averaging])
+    trainer.fit(module, datamodule=data)
+    assert averaging.num_updates > 4

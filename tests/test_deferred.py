@@ -1,7 +1,9 @@
 """Flow steps in chunks: the results of one backward pass, in less memory."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tests.test_module import curves, make_module, make_trainer
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite.deferred import DeferredLoss
 from unite.errors import UserError
+from unite.flow_pass import FlowPass
 from unite.generative_encoder import GenerativeEncoder
 from unite.module import UniteModule
 from unite.optimizer import OptimizerSettings
@@ -216,3 +219,23 @@ def test_two_processes_train_as_one_with_the_doubled_batch(options: str) -> None
     done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "same weights" in done.stdout
+
+
+def test_nothing_of_a_step_is_kept_alive_until_the_next_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A circle of references would hold the noise and the latents of many steps on the device."""
+    made: list[weakref.ref[FlowPass]] = []
+
+    class Watched(FlowPass):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("unite.module.FlowPass", Watched)
+    gc.disable()
+    try:
+        for chunk in (None, 1):
+            module = silenced(make_module(flow_chunk=chunk)).train()
+            module.training_step({"curve": curves()}, 0).backward()
+            assert made[-1]() is None, f"flow_chunk {chunk}"
+    finally:
+        gc.enable()

@@ -11,7 +11,7 @@ from tests.conftest import TESTS, RunCli
 from tests.test_module import make_module
 from tests.toy_modality.curves import CurveDataModule
 from unite.errors import TrainingError
-from unite.guards import NonFiniteGuard, explained_memory_errors, is_out_of_memory
+from unite.guards import NonFiniteGuard, _sent_to_cpu, explained_memory_errors, is_out_of_memory
 from unite.optimizer import OptimizerSettings
 from unite.trainer import UniteTrainer
 
@@ -133,6 +133,22 @@ def test_errors_of_memory_are_known_from_others() -> None:
         torch.empty(1 << 60)
     assert is_out_of_memory(full.value)
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory\nCompile with ..."))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1"), explained_memory_errors("fit", None):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="of what a GPU is waited for, only a GPU knows")
+def test_looking_at_the_step_before_waits_for_nothing_that_came_after() -> None:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        arrived = _sent_to_cpu(torch.tensor([1.0, 2.0]).pin_memory().to("cuda", non_blocking=True))
+        torch.cuda._sleep(1_000_000_000)  # a second, roughly: what came after
+        after = torch.cuda.Event()
+        after.record()
+        assert arrived().tolist() == [1.0, 2.0]
+        assert not after.query()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,5 +1,6 @@
 """The step of the paper, its switches, and generation."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,9 @@ def test_zero_of_anything_is_refused(name: str) -> None:
     ("settings", "message"),
     [
         ({"flow_steps": 0}, "flow_steps is 0"),
+        ({"flow_weight": -1.0}, r"model\.flow_weight is -1\.0; it must be 0 or more"),
+        ({"modality_weights": {"curve": -1.0}}, r"model\.modality_weights\.curve is -1\.0; it must be 0 or more"),
+        ({"modality_weights": {"curv": 1.0}}, "modality_weights names 'curv', but the modalities are curve"),
         ({"noise_probability": 1.5}, "noise_probability is 1.5"),
         ({"noise_min_time": -0.1}, "noise_min_time is -0.1"),
     ],
@@ -228,6 +232,8 @@ def test_weights_in_half_precision_are_refused(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda: make_module(flow_loss="velocty"), "flow_loss is 'velocty'; it must be one of 'velocity', 'data'"),
+        (lambda: GenerativeEncoder("XS", max_tokenize_time=2.0), r"max_tokenize_time is 2\.0; it must lie in \[0, 1\]"),
+        (lambda: make_module().generate("curve", 2, solver="eulr"), "solver is 'eulr'; it must be one of 'euler'"),  # type: ignore[arg-type]
         (lambda: TimeDistribution(kind="unifrom"), "kind is 'unifrom'"),  # type: ignore[arg-type]
         (lambda: GenerativeEncoder("XXS"), "size is 'XXS'"),  # type: ignore[arg-type]
         (lambda: GenerativeEncoder("XS", final_norm="foo"), "final_norm is 'foo'"),  # type: ignore[arg-type]
@@ -236,3 +242,36 @@ def test_weights_in_half_precision_are_refused(tmp_path: Path) -> None:
 def test_misspelt_choices_are_refused_from_python_too(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_a_validation_loss_that_is_no_number_is_reported_as_such(tmp_path: Path) -> None:
+    """One spoilt batch of several, which a mean that leaves it out would hide."""
+
+    class Spoilt(CurveAdapter):
+        batches = 0
+
+        def reconstruction_loss(self, *args: Any) -> dict[str, Tensor]:
+            self.batches += 1
+            terms = super().reconstruction_loss(*args)
+            return {name: term * float("nan") for name, term in terms.items()} if self.batches == 2 else terms
+
+    module = UniteModule(make_module().encoder, {"curve": Spoilt()})
+    data = CurveDataModule(num_curves=32, batch_size=8)
+    (found,) = make_trainer(tmp_path).validate(module, datamodule=data, verbose=False)
+    adapter = module.adapters["curve"]
+    assert isinstance(adapter, Spoilt)
+    assert adapter.batches > 2
+    assert math.isnan(found["val/curve/points"])
+    assert math.isfinite(found["val/curve/flow"])
+
+
+def test_an_unconditional_adapter_may_be_given_classes() -> None:
+    """Batches carry labels, and the model is trained without them."""
+
+    class Unconditional(CurveAdapter):
+        num_classes = 0
+
+    module = UniteModule(make_module().encoder, {"curve": Unconditional()}, flow_steps=3)
+    _, latents, template, registers = flow_inputs(module)
+    assert template.condition is not None
+    assert module.flow_loss(module.adapters["curve"], latents, template, registers).isfinite()

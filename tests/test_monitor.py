@@ -1,30 +1,36 @@
 """Everything that TensorBoard is promised to show, read back from the event file."""
 
+import itertools
 import math
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Callback
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import TESTS, RunCli
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite import GenerativeEncoder, OptimizerSettings, UniteModule, UniteTrainer
 from unite.callbacks import GenerationMetrics
+from unite.monitor import LossProgressBar
 
 
 def fit(folder: Path, **settings: Any) -> EventAccumulator:
+    fit_toy(folder, **{"callbacks": [GenerationMetrics(num_samples=4, num_steps=2)], **settings})
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
+def fit_toy(folder: Path, **settings: Any) -> None:
     encoder = GenerativeEncoder("XS", latent_channels=4, depth=1, width=16, num_heads=2)
     module = UniteModule(encoder, {"curve": CurveAdapter()}, OptimizerSettings(lr=1e-2, warmup_steps=4))
     data = CurveDataModule(num_curves=48, batch_size=16)  # three batches
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    callbacks: list[Callback] = [GenerationMetrics(num_samples=4, num_steps=2)]
-    UniteTrainer(default_root_dir=folder, callbacks=callbacks, **{**quiet, **settings}).fit(module, datamodule=data)
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return events
+    UniteTrainer(default_root_dir=folder, **{**quiet, **settings}).fit(module, datamodule=data)
 
 
 def test_learning_rates_are_those_of_the_step(tmp_path: Path) -> None:
@@ -100,3 +106,54 @@ def test_tensorboard_shows_what_is_promised(run_cli: RunCli, tmp_path: Path, tin
         (first, *_) = events.Images(name)
         assert first.encoded_image_string.startswith(b"\x89PNG")
         assert min(first.width, first.height) > 100
+
+
+def test_logging_can_be_switched_off_as_lightning_has_it(tmp_path: Path) -> None:
+    events = fit(tmp_path, max_steps=2, log_every_n_steps=0)
+    assert not [name for name in events.Tags()["scalars"] if name.startswith(("train/", "lr/"))]
+
+
+class ShownLosses(LossProgressBar):
+    """Notes what stands beside the bar after each step, by the clock given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+        self.logged: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *args)
+        self.seen.append(float(self.get_metrics(trainer, pl_module)["train/loss"]))
+        self.logged.append(float(trainer.callback_metrics["train/loss"]))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2.0])
+def test_the_bar_shows_a_loss_of_at_most_a_second_ago(
+    seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(100.0, seconds) if seconds else itertools.repeat(100.0)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    bar = ShownLosses()
+    fit_toy(tmp_path, max_epochs=2, enable_progress_bar=True, callbacks=[bar])
+    assert len(set(bar.logged)) == 6
+    assert bar.seen == pytest.approx(bar.logged if seconds else 6 * bar.logged[:1])
+
+
+def test_a_run_has_a_bar_unless_it_is_switched_off() -> None:
+    def bars(**settings: Any) -> list[str]:
+        trainer = UniteTrainer(accelerator="cpu", logger=False, **settings)
+        return [type(item).__name__ for item in trainer.callbacks if isinstance(item, ProgressBar)]  # type: ignore[attr-defined]
+
+    assert bars() == ["LossProgressBar"]
+    assert bars(enable_progress_bar=False) == []
+    assert bars(callbacks=[TQDMProgressBar()]) == ["TQDMProgressBar"]
+
+
+def test_lightning_reads_no_logged_value_in_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads those logged with ``prog_bar`` in each step, bar or no bar; a GPU would have to finish all its work."""
+
+    def read(value: Any) -> Any:
+        raise AssertionError("a step asks for a value")
+
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.logger_connector.result.convert_tensors_to_scalars", read)
+    fit_toy(tmp_path, max_steps=2, limit_val_batches=0, logger=False)

@@ -147,8 +147,12 @@ def test_wrong_settings_are_refused() -> None:
             TwoStageDecay(first_start=10, first_end=20, middle_lr_ratio=ratio)
     with pytest.raises(UserError, match="first decay must not begin before the warmup ends"):
         OptimizerSettings(warmup_steps=30, two_stage=TwoStageDecay(first_start=20, first_end=40))
-    with pytest.raises(UserError, match="lr is 0"):
-        OptimizerSettings(lr=0)
+    wrong: dict[str, Any] = {"lr": 0, "eps": 0.0, "momentum": 1.0, "weight_decay": -0.1, "final_lr_ratio": 2.0}
+    for name, value in wrong.items():
+        with pytest.raises(UserError, match=rf"optimizer\.{name} (is|has) {value}; it must be"):
+            OptimizerSettings(**{name: value})
+    with pytest.raises(UserError, match=r"optimizer\.betas has 1\.0; it must be within 0 \.\. 1, and below 1"):
+        OptimizerSettings(betas=(0.9, 1.0))
     with pytest.raises(UserError, match="warmup_steps is -1"):
         OptimizerSettings(warmup_steps=-1)
 

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import inspect
 import os
 import random
 import signal
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -23,6 +26,7 @@ from unite import UniteModule
 from unite.callbacks import WeightAveraging
 from unite.checkpointing import AtomicCheckpointIO, LastCheckpoint, _requeue
 from unite.errors import UserError
+from unite.optimizer import OptimizerSettings
 from unite.run_folder import RunCSVLogger, find_last_checkpoint, read_checkpoint
 
 # Validation comes once between the batches of an accumulation (batch 4) and once behind an optimizer step (batch 9).
@@ -321,3 +325,76 @@ def test_ctrl_c_in_validation_leaves_the_raw_weights_and_a_checkpoint_with_both(
     assert not torch.equal(averaged, raw)
     module = averaging._module() if averaging._module else None
     assert module is None or torch.equal(module.state_dict()[name], raw)
+
+
+# ---------------------------------------------------------------------- settings
+
+
+class Rates(Callback):
+    """Notes the learning rate and the momentum that each step takes."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float]] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        groups = optimizer.param_groups
+        assert len({(group["lr"], group["momentum"]) for group in groups}) == 1
+        self.seen.append((groups[0]["lr"], groups[0]["momentum"]))
+
+
+def test_a_continued_run_takes_rate_and_momentum_of_its_own_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shape of the schedule goes on where it was; its height is what this run was told."""
+
+    def steps(lr: float, momentum: float, first: int, last: int) -> list[tuple[float, float]]:
+        rates = Rates()
+        module = make_module(optimizer=OptimizerSettings(lr=lr, momentum=momentum, warmup_steps=2))
+        trainer = make_trainer(tmp_path, max_epochs=3, limit_val_batches=0, callbacks=[rates, StopAt(last)])
+        trainer.fit(module, datamodule=CurveDataModule(), ckpt_path=tmp_path / "x.ckpt" if first else None)
+        trainer.save_checkpoint(tmp_path / "x.ckpt")
+        return rates.seen
+
+    class StopAt(Callback):
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == self.step
+
+    whole = steps(lr=0.1, momentum=0.9, first=0, last=12)  # an epoch has four
+    assert len(whole) == 12
+    assert steps(lr=0.1, momentum=0.9, first=0, last=4) == whole[:4]
+    capsys.readouterr()
+    # The same settings: to the bit. Nothing is said.
+    assert steps(lr=0.1, momentum=0.9, first=4, last=8) == whole[4:8]
+    assert "learning rate" not in capsys.readouterr().out
+    for (rate, momentum), (before, _) in zip(steps(lr=0.01, momentum=0.8, first=8, last=12), whole[8:], strict=True):
+        assert rate == pytest.approx(0.1 * before)
+        assert momentum == 0.8
+    assert "learning rate 0.01 from here on, in place of 0.1" in capsys.readouterr().out
+
+
+def test_an_evaluation_after_training_draws_from_the_seed_that_was_given(tmp_path: Path) -> None:
+    """As ``unite test`` does in a process of its own, and not from what the last training batch was seeded with."""
+    torch.manual_seed(5)
+    module, trainer = fit(tmp_path)
+    (after,) = trainer.validate(module, datamodule=CurveDataModule(), verbose=False)
+    assert module.seed == 5
+    torch.manual_seed(5)
+    (alone,) = make_trainer(tmp_path).validate(module, datamodule=CurveDataModule(), verbose=False)
+    assert after == alone
+    torch.manual_seed(6)
+    make_trainer(tmp_path).validate(module, datamodule=CurveDataModule(), verbose=False)
+    assert module.seed == 6
+
+
+def test_what_is_put_in_the_place_of_lightnings_own_is_there() -> None:
+    """Renamed, it would go unnoticed, and each step of several processes would wait for the accelerator again."""
+    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
+    assert "self._broadcast_sigterm_tensor()" in inspect.getsource(_TrainingEpochLoop)
+
+
+def test_a_checkpoint_every_zero_steps_is_refused() -> None:
+    with pytest.raises(UserError, match=r"LastCheckpoint\.every_n_train_steps is 0; it must be at least 1"):
+        LastCheckpoint(every_n_train_steps=0)

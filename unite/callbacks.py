@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 
+from unite.configurable import check_choices
 from unite.errors import UserError
-from unite.flow import Solver
+from unite.flow import Solver, check_guidance_interval
 from unite.modalities.base import ModalityAdapter
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
@@ -207,6 +208,8 @@ class GenerationMetrics(Callback):
         for name, value in counts.items():
             if value < 1:
                 raise UserError(f"GenerationMetrics.{name} is {value}; it must be at least 1")
+        check_choices("GenerationMetrics", {"solver": Solver}, {"solver": solver})
+        check_guidance_interval(guidance_interval)
         if num_drawn < 0:
             raise UserError(f"GenerationMetrics.num_drawn is {num_drawn}; it must be at least 0")
         self.num_steps = num_steps
@@ -223,8 +226,17 @@ class GenerationMetrics(Callback):
         self._reconstruction: dict[str, Metric | None] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ask the adapters for their metrics, held here so that they get into no checkpoint or optimizer."""
+        """Ask the adapters for their metrics, held here so that they get into no checkpoint or optimizer.
+
+        Raises:
+            UserError: Guidance is asked for where there are no classes; later it would cost an epoch.
+        """
         for name, adapter in self._adapters(pl_module).items():
+            if self.guidance_scale != 1 and adapter.num_classes == 0:
+                raise UserError(
+                    f"GenerationMetrics.guidance_scale is {self.guidance_scale}, but modality {name!r} has no classes: "
+                    "leave it at 1, or name one with classes in GenerationMetrics.modality"
+                )
             datamodule = datamodule_of(trainer.datamodule, name)  # type: ignore[attr-defined]
             self._generation[name] = adapter.generation_metric(datamodule)
             self._reconstruction[name] = adapter.reconstruction_metric(datamodule)

@@ -112,9 +112,14 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_train_steps: Optimizer steps between two checkpoints where validation is rarer than that.
+
+    Raises:
+        UserError: ``every_n_train_steps`` is below 1.
     """
 
     def __init__(self, every_n_train_steps: int = 1000) -> None:
+        if every_n_train_steps < 1:
+            raise UserError(f"LastCheckpoint.every_n_train_steps is {every_n_train_steps}; it must be at least 1")
         self.every_n_train_steps = every_n_train_steps
         self.path = Path()
         self.saved_step = 0

@@ -69,6 +69,7 @@ class DeferredLoss:
             else:
                 torch.autograd.backward(loss, gradient)
         self.scalar.detach().copy_(value)
+        self.parts = []  # they know their maker, which knows this: without an end, the circle keeps their tensors
         if not self.through_graph:
             return [x.grad for x in inputs]
         found = iter(totals)

@@ -144,6 +144,16 @@ def reconstruction_noise(
     return path_sample(latents, noise, timesteps).noisy_latents
 
 
+def check_guidance_interval(interval: tuple[float, float]) -> None:
+    """Refuse an empty interval.
+
+    Raises:
+        UserError: It is empty.
+    """
+    if interval[0] >= interval[1]:
+        raise UserError(f"guidance_interval is {list(interval)}; its end must be above its beginning")
+
+
 def guided_prediction(
     denoise: Callable[[Tensor, Tensor], Tensor],
     denoise_unconditionally: Callable[[Tensor, Tensor], Tensor],
@@ -167,9 +177,8 @@ def guided_prediction(
     Raises:
         UserError: The interval is empty.
     """
+    check_guidance_interval(interval)
     low, high = interval
-    if low >= high:
-        raise UserError(f"guidance_interval is {list(interval)}; its end must be above its beginning")
 
     def predict(latents: Tensor, time: float) -> Tensor:
         # One time for all samples: its embedding, and what follows from that alone, is computed once.
@@ -207,7 +216,11 @@ def integrate(
 
     Returns:
         Latents at the last time, shape (B, K, C).
+
+    Raises:
+        UserError: There is no such solver.
     """
+    check_choices("integrate", {"solver": Solver}, {"solver": solver})
 
     def velocity(state: Tensor, time: float) -> Tensor:
         return (predict_data(state, time) - state) / max(1 - time, MIN_NOISE)

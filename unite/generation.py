@@ -151,10 +151,12 @@ def _metric(
     """The adapter's metric, as far as the settings and the data at hand allow one.
 
     Raises:
-        UserError: A sweep is asked for, but there is no metric.
+        UserError: A sweep is asked for, but there is no metric, or not of all classes.
     """
     metric = None
     if settings.labels:
+        if guidance_sweep:
+            raise UserError("--guidance_sweep compares scales by FID, which needs all classes: leave out --labels")
         info("no metrics: they compare with all classes, and only some were asked for")
     else:
         try:

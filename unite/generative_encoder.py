@@ -123,6 +123,8 @@ class GenerativeEncoder(Configurable, nn.Module):
                 raise UserError(f"encoder.{name} is {value}; it must be at least 1")
         if self.latent_channels < 1:
             raise UserError(f"encoder.latent_channels is {self.latent_channels}; it must be at least 1")
+        if not 0 <= self.max_tokenize_time <= 1:
+            raise UserError(f"encoder.max_tokenize_time is {self.max_tokenize_time}; it must lie in [0, 1]")
         if self.width % (2 * self.num_heads):
             raise UserError(
                 f"encoder.width {self.width} must be divisible by twice encoder.num_heads {self.num_heads} "
@@ -244,7 +246,8 @@ class GenerativeEncoder(Configurable, nn.Module):
             outputs = slice(num_context, num_context + num_registers) if is_last else slice(None)
             arguments = (hidden, activated, rotary, key_mask, outputs)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(block, *arguments, use_reentrant=False)
+                # Blocks draw no random numbers, whose state would be kept and put back for each.
+                hidden = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
                 hidden = block(*arguments)
 

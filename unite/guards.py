@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +25,10 @@ class NonFiniteGuard(Callback):
     Looked at are the norm of all gradients, which any such loss spoils, and the terms of the loss, to name the
     culprit. All processes see the same norm, so they decide alike.
 
-    On a GPU, ``stop`` looks at the step before, whose numbers are there already: nothing waits. No checkpoint is
-    written before its step was looked at. ``skip`` must know before the weights change, so there it waits in each step.
-    With 16-mixed precision infinite gradients are part of the scheme: there a lone process looks at the terms only, and
-    several at nothing.
+    On a GPU, ``stop`` looks at the step before, whose numbers have been copied to the CPU meanwhile: nothing waits. No
+    checkpoint is written before its step was looked at. ``skip`` must know before the weights change, so there it waits
+    in each step. With 16-mixed precision infinite gradients are part of the scheme: there a lone process looks at the
+    terms only, and several at nothing.
 
     Args:
         action: ``stop`` ends the run with a :class:`unite.errors.TrainingError`; ``skip`` leaves the weights as they
@@ -41,12 +41,12 @@ class NonFiniteGuard(Callback):
         self.patience = patience
         self.num_skipped = 0
         self.is_delayed = False
-        self._pending: tuple[int, list[str], Tensor] | None = None
+        self._pending: tuple[int, list[str], Callable[[], Tensor]] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier run."""
         self.num_skipped, self._pending = 0, None
-        self.is_delayed = self.action == "stop" and pl_module.device.type != "cpu"
+        self.is_delayed = self.action == "stop" and pl_module.device.type == "cuda"
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look at this step's numbers, or at those of the step before.
@@ -57,7 +57,7 @@ class NonFiniteGuard(Callback):
         names, values = _step_numbers(trainer, pl_module)
         if self.is_delayed:
             self.look_at_pending(trainer)
-            self._pending = (trainer.global_step, names, values)
+            self._pending = (trainer.global_step, names, _sent_to_cpu(values))
             return
         culprit = _culprit(names, values, trainer.world_size)
         if not culprit:
@@ -78,8 +78,8 @@ class NonFiniteGuard(Callback):
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            step, names, values = pending
-            culprit = _culprit(names, values, trainer.world_size)
+            step, names, arrived = pending
+            culprit = _culprit(names, arrived(), trainer.world_size)
             if culprit:
                 raise TrainingError(_message(trainer, step, culprit, 0))
 
@@ -106,7 +106,26 @@ def _step_numbers(trainer: Trainer, module: LightningModule) -> tuple[list[str],
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).float()
         named["gradient"] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    return list(named), torch.stack([value.to(module.device) for value in named.values()])
+    values = [value.to(module.device) for value in named.values()]
+    return list(named), torch.stack(values) if values else torch.empty(0)
+
+
+def _sent_to_cpu(values: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy to the CPU, and return what waits for the end of it.
+
+    A copy that is begun later would queue behind all that the GPU has been given since.
+    """
+    copy = values.detach().to("cpu", non_blocking=True)
+    if values.device.type != "cuda":
+        return lambda: copy
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(values.device))
+
+    def arrived() -> Tensor:
+        event.synchronize()
+        return copy
+
+    return arrived
 
 
 def _culprit(names: list[str], values: Tensor, num_processes: int) -> str:
@@ -129,7 +148,7 @@ def _message(trainer: Trainer, step: int, culprit: str, num_skipped: int) -> str
     if last.is_file():
         advice = (
             f"the last good checkpoint is {shown(last)}; continue it with --ckpt_path {shown(last)} and a smaller "
-            "--trainer.gradient_clip_val, or begin anew with a smaller --model.optimizer.lr"
+            "--model.optimizer.lr or --trainer.gradient_clip_val"
         )
     else:
         advice = (
@@ -162,7 +181,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice, on a GPU or the CPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # Of the CPU; of CUDA itself and MPS; of cuBLAS and cuDNN, which find no room for their own.
+    words = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,73 +2,48 @@
 
 One network, the Generative Encoder, runs twice per step: once to tokenize the data, once to denoise its own latents
 (arXiv:2603.22283, section 3). Letters: B samples, K latents, C latent channels, S flow steps.
+
+Read on in :mod:`unite.flow_pass`, the second of the two passes; :mod:`unite.generative_encoder`, the network;
+:mod:`unite.flow`, times, losses and solvers; :mod:`unite.modalities.base`, what a modality adds. Seeds and exact
+continuation are in :mod:`unite.seeding`.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from unite.blocks import Block
 from unite.configurable import Configurable, arguments_as_config
 from unite.decoder import DecoderBlock
-from unite.deferred import DeferredLoss
 from unite.errors import UserError
 from unite.export import load_pretrained
-from unite.flow import (
-    Solver,
-    TimeDistribution,
-    flow_loss,
-    guided_prediction,
-    integrate,
-    path_sample,
-    reconstruction_noise,
-)
+from unite.flow import Solver, TimeDistribution, guided_prediction, integrate, reconstruction_noise
+from unite.flow_pass import FlowPass
 from unite.generative_encoder import GenerativeEncoder, Tokens
+from unite.messages import info
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
-from unite.optimizer import MuonAdamW, OptimizerSettings, parameter_groups, warmup_cosine
-from unite.seeding import RandomDraws, seed_all
+from unite.optimizer import MuonAdamW, OptimizerSettings, parameter_groups, samples_per_step, warmup_cosine
+from unite.seeding import ReproducibleModule
 from unite.sharding import ShardedStrategy, require_supported, shard, whole_weights
+from unite.step_terms import SampleMean, StepTerms
 
 if TYPE_CHECKING:
     from unite.generation import KeptLatents
 
 
-class StepTerms(NamedTuple):
-    """What a training step finds for one modality.
-
-    Attributes:
-        terms: Terms of the loss by name, detached, before weighting.
-        weights: Weight of each term.
-        batch_size: Number of samples B.
-    """
-
-    terms: dict[str, Tensor]
-    weights: dict[str, float]
-    batch_size: int
-
-    @property
-    def loss(self) -> Tensor:
-        """Weighted sum of the terms."""
-        weighted = [self.weights[name] * term for name, term in self.terms.items()]
-        return torch.stack(weighted).sum()
-
-
-class UniteModule(Configurable, LightningModule):
+class UniteModule(Configurable, ReproducibleModule):
     """Trains tokenizer, generator and decoder together, for one or several modalities.
 
     With several, one encoder serves all of them in each step, and everything else is each adapter's own. The *modality
@@ -116,31 +91,7 @@ class UniteModule(Configurable, LightningModule):
         modality_weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
-        if not adapters:
-            raise UserError("model.adapters is empty; name at least one modality")
-        modality_weights = modality_weights or {}
-        for name, weight in modality_weights.items():
-            if name not in adapters:
-                raise UserError(f"model.modality_weights names {name!r}, but the modalities are {', '.join(adapters)}")
-            if weight < 0:
-                raise UserError(f"model.modality_weights.{name} is {weight}; it must be 0 or more")
-        if flow_steps < 1:
-            raise UserError(f"model.flow_steps is {flow_steps}; it must be at least 1")
-        if flow_chunk is not None and flow_chunk < 1:
-            raise UserError(f"model.flow_chunk is {flow_chunk}; it must be at least 1, or null for all flow steps")
-        for name, value in (("noise_probability", noise_probability), ("noise_min_time", noise_min_time)):
-            if not 0 <= value <= 1:
-                raise UserError(f"model.{name} is {value}; it must lie in [0, 1]")
-        # Plain values only, so that checkpoints load with weights_only=True and without arguments.
-        self.save_hyperparameters(
-            {**arguments_as_config(self), "_instantiator": "lightning.pytorch.cli.instantiate_module"}
-        )
-        self.encoder = encoder
-        self.separate_denoiser = None if weight_sharing else _fresh_copy(encoder)
-        for adapter in adapters.values():
-            adapter.build(encoder.width, encoder.latent_channels)
-        self.adapters: dict[str, ModalityAdapter] = nn.ModuleDict(adapters)  # type: ignore[assignment]
-        self.optimizer_settings = optimizer
+        # The method.
         self.time = time
         self.stop_gradient = stop_gradient
         self.flow_steps = flow_steps
@@ -149,32 +100,55 @@ class UniteModule(Configurable, LightningModule):
         self.flow_weight = flow_weight
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
-        self.step_terms: dict[str, StepTerms] = {}
-        self.num_trained = 0  # samples that training steps of this process have seen
-        if compile:
-            self.compile_blocks()
-        self.seed = 0
-        self._means: dict[str, MeanMetric] = {}
-        self.modality_weights = modality_weights
+        self.modality_weights = modality_weights or {}
+        self.optimizer_settings = optimizer
         # What a training step computes; unite.two_stage trains one after the other.
         self.trains_tokenizer = True
         self.trains_denoiser = True
+        self._check_settings(adapters)
+        # Plain values only, so that checkpoints load with weights_only=True and without arguments.
+        self.save_hyperparameters(
+            {**arguments_as_config(self), "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+        )
+
+        # The networks.
+        self.encoder = encoder
+        self.separate_denoiser = None if weight_sharing else _fresh_copy(encoder)
+        for adapter in adapters.values():
+            adapter.build(encoder.width, encoder.latent_channels)
+        self.adapters: dict[str, ModalityAdapter] = nn.ModuleDict(adapters)  # type: ignore[assignment]
+        if compile:
+            self.compile_blocks()
+
+        # The state of a run.
+        self.step_terms: dict[str, StepTerms] = {}  # of the last training step, by modality
+        self.num_trained = 0  # samples that training steps of this process have seen
+        self._means: dict[str, SampleMean] = {}  # of loss terms over an evaluation
+
+    def _check_settings(self, adapters: Collection[str]) -> None:
+        if not adapters:
+            raise UserError("model.adapters is empty; name at least one modality")
+        for name in self.modality_weights:
+            if name not in adapters:
+                raise UserError(f"model.modality_weights names {name!r}, but the modalities are {', '.join(adapters)}")
+        weights = {f"modality_weights.{name}": weight for name, weight in self.modality_weights.items()}
+        for name, value in {**weights, "flow_weight": self.flow_weight}.items():
+            if value < 0:
+                raise UserError(f"model.{name} is {value}; it must be 0 or more")
+        for name in ("noise_probability", "noise_min_time"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"model.{name} is {getattr(self, name)}; it must lie in [0, 1]")
+        if self.flow_steps < 1:
+            raise UserError(f"model.flow_steps is {self.flow_steps}; it must be at least 1")
+        if self.flow_chunk is not None and self.flow_chunk < 1:
+            raise UserError(f"model.flow_chunk is {self.flow_chunk}; it must be at least 1, or null for all flow steps")
 
     @property
     def denoiser(self) -> GenerativeEncoder:
         """The network of the flow pass. Not a submodule of its own: shared weights have one name in checkpoints."""
         return self.encoder if self.separate_denoiser is None else self.separate_denoiser
 
-    def compile_blocks(self) -> None:
-        """Compile each block in place. All blocks of a kind share what is compiled, so it takes no longer for more.
-
-        Sizes are left open: batches of molecules differ in length, and the two passes in the number of tokens.
-        """
-        for part in self.modules():
-            if isinstance(part, Block | DecoderBlock):
-                part.compile(dynamic=True)
-
-    # ------------------------------------------------------------------ training
+    # ------------------------------------------------------------------ the method
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Two passes through the Generative Encoder: tokenize and reconstruct, then denoise the latents."""
@@ -197,232 +171,22 @@ class UniteModule(Configurable, LightningModule):
             if self.trains_denoiser:
                 terms["flow"] = flow_pass.loss(latents)
 
-            given = {**adapter.loss_weights, "flow": self.flow_weight}
-            share = self.modality_weights.get(modality, 1.0)
-            weights = {name: share * given.get(name, 1.0) for name in terms}
+            weights = self._term_weights(modality, terms)
             loss = loss + sum(weights[name] * term for name, term in terms.items())
-            known = {name: term.detach() for name, term in terms.items()}
-            self.step_terms[modality] = StepTerms(known, weights, len(template))
+            self.step_terms[modality] = StepTerms({k: v.detach() for k, v in terms.items()}, weights, len(template))
         if self.flow_chunk is None:
             self.log_step()  # else the flow loss is known only after the backward pass
         return loss
-
-    def on_after_backward(self) -> None:
-        """Log the step if it could not be logged before."""
-        if self.flow_chunk is not None:
-            self.log_step()
-
-    def log_step(self) -> None:
-        """Log the terms of the running step, and their weighted sum as ``train/loss``."""
-        for modality, (terms, _, batch_size) in self.step_terms.items():
-            self.log_terms("train", modality, terms, batch_size)
-        loss = sum(terms.loss for terms in self.step_terms.values())
-        self.log("train/loss", loss, prog_bar=True)
 
     def flow_loss(self, adapter: ModalityAdapter, latents: Tensor, template: Template, registers: Tokens) -> Tensor:
         """Denoising error of S independently noised copies of the latents (B, K, C), summed over the copies."""
         return FlowPass(self, adapter, template, registers).loss(latents)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Loss terms of reconstruction and flow; returns the predictions for the callbacks' metrics."""
-        return self._evaluation_step("val", batch)
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """As :meth:`validation_step`, logged as ``test``."""
-        return self._evaluation_step("test", batch)
-
-    def _evaluation_step(self, stage: str, batch: dict[str, Any]) -> dict[str, Any]:
-        predictions = {}
-        for modality, samples in batch.items():
-            adapter = self.adapter(modality)
-            prepared = adapter.prepare(samples)
-            template = adapter.template(prepared)
-            registers = adapter.registers(template)
-            latents = self.encoder.tokenize(adapter.tokens(prepared), registers, adapter.null_condition())
-            prediction = adapter.decode(latents, template)
-            terms = adapter.reconstruction_loss(prediction, prepared)
-            terms["flow"] = self.flow_loss(adapter, latents, template, registers)
-            self.log_terms(stage, modality, terms, len(template))
-            predictions[modality] = (prediction, prepared)
-        return predictions
-
-    def log_terms(self, stage: str, modality: str, terms: dict[str, Tensor], batch_size: int) -> None:
-        """Log unweighted loss terms as ``stage/modality/term``; those of an evaluation as the mean over all samples."""
-        self.num_trained += batch_size if stage == "train" else 0
-        for name, term in terms.items():
-            key = f"{stage}/{modality}/{name}"
-            if stage == "train":
-                self.log(key, term.detach(), batch_size=batch_size)
-            else:
-                # Lightning's mean over processes rounds the number of samples that each had.
-                mean = self._means.setdefault(key, MeanMetric()).to(self.device)
-                mean.update(term.detach(), batch_size)
-                self.log(key, mean, metric_attribute=key)
-
-    def adapter(self, modality: str) -> ModalityAdapter:
-        """The adapter of a modality.
-
-        Raises:
-            UserError: There is none of that name.
-        """
-        if modality not in self.adapters:
-            raise UserError(
-                f"modality {modality!r} is not in this model; it has {', '.join(self.adapters)} "
-                "(batches are {modality: samples})"
-            )
-        return self.adapters[modality]
-
-    def setup(self, stage: str) -> None:
-        """Note the seed; before training, let the adapters note what generation needs of the training data.
-
-        Raises:
-            UserError: The precision rounds the weights themselves, or the strategy divides them and a setting
-                needs them whole.
-        """
-        if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
-            raise UserError(f"--trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
-        require_supported(self, self.trainer)
-        self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
-        if stage == "fit":
-            for name, adapter in self.adapters.items():
-                adapter.fit_statistics(datamodule_of(self.trainer.datamodule, name))  # type: ignore[attr-defined]
-
-    def configure_model(self) -> None:
-        """Divide the weights among the processes if the strategy does that; see :mod:`unite.sharding`."""
-        strategy = None if self._trainer is None else self._trainer.strategy  # load_from_checkpoint has no trainer
-        if isinstance(strategy, ShardedStrategy):
-            shard(self, strategy)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Names of classes, and the seed of the run, travel in checkpoints."""
-        checkpoint["class_names"] = {name: adapter.class_names for name, adapter in self.adapters.items()}
-        checkpoint["seed"] = self.seed
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Inverse of :meth:`on_save_checkpoint`; only a run that is continued takes the seed."""
-        for name, class_names in checkpoint.get("class_names", {}).items():
-            if name in self.adapters:
-                self.adapters[name].class_names = class_names
-        if self._trainer is not None and self._trainer.state.fn == "fit":
-            self.seed = checkpoint.get("seed", self.seed)
-
-    def on_fit_start(self) -> None:
-        """Have the data of a continued run set up anew: only then does Lightning tell it where to go on.
-
-        Counting the steps, for the schedule, has set it up already, before the checkpoint was read.
-        """
-        if self.trainer.ckpt_path:
-            self.trainer.fit_loop._combined_loader = None
-
-    def on_train_epoch_start(self) -> None:
-        """Let an epoch's random numbers, such as the order of a plain ``DataLoader``, depend on its place alone."""
-        seed_all(self.seed, self.global_rank, RandomDraws.EPOCH, self.current_epoch)
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Let a step's random numbers depend on its place alone: a continued run draws what the whole one draws."""
-        seed_all(self.seed, self.global_rank, RandomDraws.TRAINING, self.current_epoch, batch_idx)
-
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Draw the same noise in each validation, so that its losses can be compared."""
-        seed_all(self.seed, self.global_rank, RandomDraws.EVALUATION, dataloader_idx, batch_idx)
-
-    on_test_batch_start = on_validation_batch_start
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Trainable parameters by half of the optimizer."""
-        parts: list[GenerativeEncoder | ModalityAdapter] = [self.encoder, self.denoiser, *self.adapters.values()]
-        return parameter_groups(self, parts, self.optimizer_settings.muon)
-
-    def samples_per_step(self) -> int:
-        """Samples in an optimizer step, of all processes and accumulated batches together.
-
-        Raises:
-            UserError: The data does not say how large its batches are.
-        """
-        batch_size = getattr(self.trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
-        if not isinstance(batch_size, int):
-            raise UserError(
-                "optimizer.lr_reference_batch needs a datamodule with a batch_size; this one has none: set it to null"
-            )
-        return batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-
-    def scaled_optimizer_settings(self) -> OptimizerSettings:
-        """The optimizer's settings with the learning rate for this run's steps."""
-        settings = self.optimizer_settings
-        return settings if settings.lr_reference_batch is None else settings.scaled(self.samples_per_step())
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Muon and AdamW in one optimizer; the schedule counts optimizer steps."""
-        settings = self.scaled_optimizer_settings()
-        optimizer = MuonAdamW(self.parameter_groups(), settings)
-        total_steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total_steps):
-            raise UserError("the learning rate falls until the end of training: set trainer.max_steps or max_epochs")
-        scheduler = warmup_cosine(optimizer, settings, int(total_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        """Free the gradients after the step: the next forward pass has no use for them."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        optimizer.zero_grad()
-
-    # ------------------------------------------------------------------ use
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Self:
-        """The model of a folder that ``unite export`` wrote, or of ``owner/name`` on the Hugging Face Hub.
-
-        Args:
-            source: The folder, or the id (needs ``unite[hub]``).
-            revision: Branch, tag or commit on the Hub.
-
-        Returns:
-            The module in evaluation mode, on the CPU.
-
-        Raises:
-            UserError: It is not there, damaged, or made by other versions or classes; see :mod:`unite.export`.
-        """
-        return load_pretrained(cls, source, revision)
-
-    @torch.no_grad()
-    def tokenize(self, modality: str, samples: Any, generator: torch.Generator | None = None) -> Tensor:
-        """Latents (B, K, C) of samples: the tokenizer as a feature extractor.
-
-        Args:
-            modality: Name of the adapter.
-            samples: A batch as the datamodule yields it, on the module's device.
-            generator: Source of the registers' noise, on the module's device.
-        """
-        adapter = self.adapter(modality)
-        with self.evaluation():
-            prepared = adapter.prepare(samples)
-            registers = adapter.registers(adapter.template(prepared))
-            tokens = adapter.tokens(prepared)
-            return self.encoder.tokenize(tokens, registers, adapter.null_condition(), generator=generator)
-
-    @torch.no_grad()
-    def reconstruct(self, modality: str, samples: Any) -> list[Any]:
-        """Finished objects decoded from the latents of samples, one for each."""
-        adapter = self.adapter(modality)
-        with self.evaluation(), whole_weights(self):
-            template = adapter.template(adapter.prepare(samples))
-            return adapter.finish(adapter.decode(self.tokenize(modality, samples), template), template)
-
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Evaluation mode (nothing is augmented or dropped), and afterwards the mode there was."""
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(was_training)
+    def _term_weights(self, modality: str, terms: Iterable[str]) -> dict[str, float]:
+        """Weight of each term in the loss."""
+        given = {**self.adapters[modality].loss_weights, "flow": self.flow_weight}
+        share = self.modality_weights.get(modality, 1.0)
+        return {name: share * given.get(name, 1.0) for name in terms}
 
     @torch.no_grad()
     def generate(
@@ -547,62 +311,211 @@ class UniteModule(Configurable, LightningModule):
 
         return integrate(reported, draw_noise(), self.time.grid(num_steps), solver, on_step, draw_noise)
 
+    # ------------------------------------------------------------------ use
 
-class FlowPass:
-    """The second pass of a step: S noisy copies of the latents, denoised all at once or chunk by chunk.
-
-    All random numbers are drawn for all copies before any is denoised, so that chunks change nothing.
-
-    Args:
-        module: The module.
-        adapter: Adapter of the modality.
-        template: Template of the samples.
-        registers: Registers of the samples, values (B, K, D) or (1, K, D).
-    """
-
-    def __init__(self, module: UniteModule, adapter: ModalityAdapter, template: Template, registers: Tokens) -> None:
-        self.module = module
-        self.registers = registers
-        self.condition = adapter.null_condition()  # (1, D)
-        if template.condition is not None:  # (S * B, D), copy by copy; dropped anew in each
-            self.condition = torch.cat([adapter.condition(template) for _ in range(module.flow_steps)])
-        self.is_deferred = module.flow_chunk is not None and module.training and torch.is_grad_enabled()
-        self.deferred: DeferredLoss | None = None
-        if self.is_deferred and module.stop_gradient:
-            self.deferred = self._defer(self.condition, registers.values)
-
-    def _defer(self, *inputs: Tensor) -> DeferredLoss:
-        return DeferredLoss(inputs, list(self.module.denoiser.parameters()))
-
-    def loss(self, latents: Tensor) -> Tensor:
-        """Denoising error of the latents' copies, summed over the S copies; zero until differentiated if in chunks.
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Self:
+        """The model of a folder that ``unite export`` wrote, or of ``owner/name`` on the Hugging Face Hub.
 
         Args:
-            latents: Clean latents, shape (B, K, C).
+            source: The folder, or the id (needs ``unite[hub]``).
+            revision: Branch, tag or commit on the Hub.
+
+        Returns:
+            The module in evaluation mode, on the CPU.
+
+        Raises:
+            UserError: It is not there, damaged, or made by other versions or classes; see :mod:`unite.export`.
         """
-        module = self.module
-        clean = latents.detach() if module.stop_gradient else latents
-        batch, steps = len(clean), module.flow_steps
-        noise = torch.randn_like(clean.repeat(steps, 1, 1))  # (S * B, K, C), copy by copy
-        timesteps = module.time.sample(len(noise), noise.device)
+        return load_pretrained(cls, source, revision)
 
-        def error(first: int, last: int, condition: Tensor, registers: Tensor, clean: Tensor = clean) -> Tensor:
-            """Of the copies from ``first`` to before ``last``."""
-            rows = slice(first * batch, last * batch)
-            path = path_sample(clean.repeat(last - first, 1, 1), noise[rows], timesteps[rows])
-            slots = _repeat_registers(replace(self.registers, values=registers), last - first)
-            prediction = module.denoiser.denoise(
-                path.noisy_latents, path.timesteps, condition if len(condition) == 1 else condition[rows], slots
+    @torch.no_grad()
+    def tokenize(self, modality: str, samples: Any, generator: torch.Generator | None = None) -> Tensor:
+        """Latents (B, K, C) of samples: the tokenizer as a feature extractor.
+
+        Args:
+            modality: Name of the adapter.
+            samples: A batch as the datamodule yields it, on the module's device.
+            generator: Source of the registers' noise, on the module's device.
+        """
+        adapter = self.adapter(modality)
+        with self.evaluation():
+            prepared = adapter.prepare(samples)
+            registers = adapter.registers(adapter.template(prepared))
+            tokens = adapter.tokens(prepared)
+            return self.encoder.tokenize(tokens, registers, adapter.null_condition(), generator=generator)
+
+    @torch.no_grad()
+    def reconstruct(self, modality: str, samples: Any) -> list[Any]:
+        """Finished objects decoded from the latents of samples, one for each."""
+        adapter = self.adapter(modality)
+        with self.evaluation(), whole_weights(self):
+            template = adapter.template(adapter.prepare(samples))
+            return adapter.finish(adapter.decode(self.tokenize(modality, samples), template), template)
+
+    def adapter(self, modality: str) -> ModalityAdapter:
+        """The adapter of a modality.
+
+        Raises:
+            UserError: There is none of that name.
+        """
+        if modality not in self.adapters:
+            raise UserError(
+                f"modality {modality!r} is not in this model; it has {', '.join(self.adapters)} "
+                "(batches are {modality: samples})"
             )
-            return (last - first) * flow_loss(prediction, path, slots.mask, module.flow_loss_kind)
+        return self.adapters[modality]
 
-        if not self.is_deferred:
-            return error(0, steps, self.condition, self.registers.values)
-        if self.deferred is None:  # the flow loss goes on into the latents
-            self.deferred = self._defer(self.condition, self.registers.values, latents)
-        chunk = module.flow_chunk or steps
-        self.deferred.parts = [partial(error, i, min(i + chunk, steps)) for i in range(0, steps, chunk)]
-        return self.deferred.scalar
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Evaluation mode (nothing is augmented or dropped), and afterwards the mode there was."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
+
+    # ------------------------------------------------------------------ evaluation and logs
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Loss terms of reconstruction and flow; returns the predictions for the callbacks' metrics."""
+        return self._evaluation_step("val", batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """As :meth:`validation_step`, logged as ``test``."""
+        return self._evaluation_step("test", batch)
+
+    def _evaluation_step(self, stage: str, batch: dict[str, Any]) -> dict[str, Any]:
+        predictions = {}
+        for modality, samples in batch.items():
+            adapter = self.adapter(modality)
+            prepared = adapter.prepare(samples)
+            template = adapter.template(prepared)
+            registers = adapter.registers(template)
+            latents = self.encoder.tokenize(adapter.tokens(prepared), registers, adapter.null_condition())
+            prediction = adapter.decode(latents, template)
+            terms = adapter.reconstruction_loss(prediction, prepared)
+            terms["flow"] = self.flow_loss(adapter, latents, template, registers)
+            self.log_terms(stage, modality, terms, len(template))
+            predictions[modality] = (prediction, prepared)
+        return predictions
+
+    def on_after_backward(self) -> None:
+        """Log the step if it could not be logged before."""
+        if self.flow_chunk is not None:
+            self.log_step()
+
+    def log_step(self) -> None:
+        """Log the terms of the running step, and their weighted sum as ``train/loss``.
+
+        Not with ``prog_bar=True``: Lightning would read the value in each step, and so wait for the accelerator.
+        :class:`unite.monitor.LossProgressBar` shows it.
+        """
+        for modality, (terms, _, batch_size) in self.step_terms.items():
+            self.num_trained += batch_size
+            self.log_terms("train", modality, terms, batch_size)
+        loss = sum(terms.loss for terms in self.step_terms.values())
+        self.log("train/loss", loss)
+
+    def log_terms(self, stage: str, modality: str, terms: dict[str, Tensor], batch_size: int) -> None:
+        """Log unweighted loss terms as ``stage/modality/term``; those of an evaluation as the mean over all samples."""
+        for name, term in terms.items():
+            key = f"{stage}/{modality}/{name}"
+            if stage == "train":
+                self.log(key, term.detach(), batch_size=batch_size)
+            else:
+                mean = self._means.setdefault(key, SampleMean()).to(self.device)
+                mean.update(term.detach(), batch_size)
+                self.log(key, mean, metric_attribute=key)
+
+    # ------------------------------------------------------------------ a run
+
+    def setup(self, stage: str) -> None:
+        """Before training, let the adapters note what generation needs of the training data.
+
+        Raises:
+            UserError: The precision rounds the weights themselves, or the strategy divides them and a setting
+                needs them whole.
+        """
+        super().setup(stage)
+        if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
+            raise UserError(f"--trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
+        require_supported(self, self.trainer)
+        if stage == "fit":
+            for name, adapter in self.adapters.items():
+                adapter.fit_statistics(datamodule_of(self.trainer.datamodule, name))  # type: ignore[attr-defined]
+
+    def configure_model(self) -> None:
+        """Divide the weights among the processes if the strategy does that; see :mod:`unite.sharding`."""
+        strategy = None if self._trainer is None else self._trainer.strategy  # load_from_checkpoint has no trainer
+        if isinstance(strategy, ShardedStrategy):
+            shard(self, strategy)
+
+    def compile_blocks(self) -> None:
+        """Compile each block in place. All blocks of a kind share what is compiled, so it takes no longer for more.
+
+        Sizes are left open: batches of molecules differ in length, and the two passes in the number of tokens.
+        """
+        for part in self.modules():
+            if isinstance(part, Block | DecoderBlock):
+                part.compile(dynamic=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Names of classes travel in checkpoints."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["class_names"] = {name: adapter.class_names for name, adapter in self.adapters.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Inverse of :meth:`on_save_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        for name, class_names in checkpoint.get("class_names", {}).items():
+            if name in self.adapters:
+                self.adapters[name].class_names = class_names
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters by half of the optimizer."""
+        parts: list[GenerativeEncoder | ModalityAdapter] = [self.encoder, self.denoiser, *self.adapters.values()]
+        return parameter_groups(self, parts, self.optimizer_settings.muon)
+
+    def scaled_optimizer_settings(self) -> OptimizerSettings:
+        """The optimizer's settings with the learning rate for this run's steps."""
+        settings = self.optimizer_settings
+        return settings if settings.lr_reference_batch is None else settings.scaled(samples_per_step(self.trainer))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Muon and AdamW in one optimizer; the schedule counts optimizer steps."""
+        settings = self.scaled_optimizer_settings()
+        optimizer = MuonAdamW(self.parameter_groups(), settings)
+        total_steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total_steps):
+            raise UserError("the learning rate falls until the end of training: set trainer.max_steps or max_epochs")
+        scheduler = warmup_cosine(optimizer, settings, int(total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Let a continued run take rates and constants from its own settings, where they differ from the checkpoint's.
+
+        Only now has Lightning restored optimizer and schedule, rates included.
+        """
+        if self.trainer.ckpt_path:
+            optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+            if isinstance(optimizer, MuonAdamW) and isinstance(scheduler, LambdaLR):
+                restored = scheduler.base_lrs[0]
+                optimizer.use_settings(scheduler)
+                if scheduler.base_lrs[0] != restored and self.trainer.is_global_zero:
+                    info(f"learning rate {scheduler.base_lrs[0]:.4g} from here on, in place of {restored:.4g}")
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Free the gradients after the step: the next forward pass has no use for them."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
 
 
 def _fresh_copy(encoder: GenerativeEncoder) -> GenerativeEncoder:
@@ -610,10 +523,3 @@ def _fresh_copy(encoder: GenerativeEncoder) -> GenerativeEncoder:
     separate = copy.deepcopy(encoder)
     separate.reset_parameters()
     return separate
-
-
-def _repeat_registers(registers: Tokens, repeats: int) -> Tokens:
-    """The registers of ``repeats`` copies of a batch, copy by copy."""
-    values = registers.values if len(registers.values) == 1 else registers.values.repeat(repeats, 1, 1)
-    mask = None if registers.mask is None else registers.mask.repeat(repeats, 1)
-    return Tokens(values, registers.positions, mask)

@@ -1,9 +1,10 @@
-"""How fast a run trains, and at which learning rates, beside its losses in TensorBoard and metrics.csv."""
+"""What is seen of a run while it trains: speed and learning rates beside its losses, and a progress bar."""
 
 import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 
 from unite.module import UniteModule
 
@@ -39,8 +40,8 @@ class TrainingMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log where Lightning does."""
-        step = trainer.global_step
-        if not trainer.loggers or step == self._logged_step or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        step, interval = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not trainer.loggers or step == self._logged_step or not interval or step % interval:
             return
         self._logged_step = step
         before, self._start = self._start, _now(trainer, pl_module)
@@ -51,6 +52,31 @@ class TrainingMonitor(Callback):
             if samples:
                 values["train/samples_per_second"] = samples * trainer.world_size / seconds
         pl_module.log_dict(values)
+
+
+class LossProgressBar(TQDMProgressBar):
+    """Lightning's progress bar, with the training loss as of at most a second ago.
+
+    Own code because what is logged for Lightning's bar is read from the accelerator in each step, even without a bar.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, float] = {}
+        self._next_reading = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the loss of an earlier run."""
+        super().on_train_start(trainer, pl_module)
+        self._shown, self._next_reading = {}, 0.0
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What stands beside the bar."""
+        loss = trainer.callback_metrics.get("train/loss")
+        if loss is not None and time.monotonic() >= self._next_reading:
+            self._shown = {"train/loss": float(loss)}
+            self._next_reading = time.monotonic() + 1
+        return {**super().get_metrics(trainer, pl_module), **self._shown}
 
 
 def _now(trainer: Trainer, module: LightningModule) -> tuple[float, int, int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_type_hints
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
@@ -106,8 +107,16 @@ class OptimizerSettings:
     two_stage: TwoStageDecay | None = None
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise UserError(f"optimizer.lr is {self.lr}; it must be above 0")
+        for name in ("lr", "eps"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be above 0")
+        for name, value in (("betas", self.betas[0]), ("betas", self.betas[1]), ("momentum", self.momentum)):
+            if not 0 <= value < 1:
+                raise UserError(f"optimizer.{name} has {value}; it must be within 0 .. 1, and below 1")
+        if self.weight_decay < 0:
+            raise UserError(f"optimizer.weight_decay is {self.weight_decay}; it must be 0 or more")
+        if not 0 <= self.final_lr_ratio <= 1:
+            raise UserError(f"optimizer.final_lr_ratio is {self.final_lr_ratio}; it must be within 0 .. 1")
         if self.lr_reference_batch is not None and self.lr_reference_batch < 1:
             raise UserError(
                 f"optimizer.lr_reference_batch is {self.lr_reference_batch}; it must be at least 1, or null for the "
@@ -126,6 +135,20 @@ class OptimizerSettings:
         if self.lr_reference_batch is None:
             return self
         return replace(self, lr=self.lr * samples / self.lr_reference_batch, lr_reference_batch=None)
+
+
+def samples_per_step(trainer: Trainer) -> int:
+    """Samples in an optimizer step, of all processes and accumulated batches together.
+
+    Raises:
+        UserError: The data does not say how large its batches are.
+    """
+    batch_size = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+    if not isinstance(batch_size, int):
+        raise UserError(
+            "optimizer.lr_reference_batch needs a datamodule with a batch_size; this one has none: set it to null"
+        )
+    return batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -148,6 +171,19 @@ class MuonAdamW(torch.optim.Optimizer):
             "weight_decay": settings.weight_decay,
         }
         super().__init__(groups, defaults)
+
+    def use_settings(self, scheduler: LambdaLR) -> None:
+        """Take up the settings that this optimizer was made with, where a checkpoint has restored others.
+
+        Args:
+            scheduler: Its schedule; where all settings are the same, nothing changes.
+        """
+        peak = self.defaults["lr"]
+        scheduler.base_lrs = [peak for _ in scheduler.base_lrs]
+        for group, factor in zip(self.param_groups, scheduler.lr_lambdas, strict=True):
+            # Restoring has added to the defaults what groups do not have.
+            group.update({name: value for name, value in self.defaults.items() if name in group})
+            group.update(initial_lr=peak, lr=peak * factor(scheduler.last_epoch))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

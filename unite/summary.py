@@ -4,7 +4,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 
 from unite.module import UniteModule
-from unite.optimizer import parameter_table
+from unite.optimizer import parameter_table, samples_per_step
 
 
 class OptimizerSummary(ModelSummary):
@@ -26,6 +26,6 @@ class OptimizerSummary(ModelSummary):
         settings = pl_module.optimizer_settings
         line = f"learning rate {pl_module.scaled_optimizer_settings().lr:.4g}"
         if settings.lr_reference_batch is not None:
-            samples = pl_module.samples_per_step()
+            samples = samples_per_step(trainer)
             line += f" = {settings.lr:g} x {samples} samples per step / {settings.lr_reference_batch}"
         print(line)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -27,7 +27,7 @@ from unite.guards import NonFiniteGuard
 from unite.messages import as_table, info, shown
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
-from unite.monitor import TrainingMonitor
+from unite.monitor import LossProgressBar, TrainingMonitor
 from unite.output_folder import OutputFolder
 from unite.run_folder import (
     ContinuedLogs,
@@ -77,6 +77,8 @@ class UniteTrainer(Trainer):
             callbacks.append(NonFiniteGuard(non_finite))
         if enable_model_summary is not False and not any(isinstance(item, ModelSummary) for item in callbacks):
             callbacks.append(OptimizerSummary())
+        if kwargs.get("enable_progress_bar") is not False and not any(isinstance(x, ProgressBar) for x in callbacks):
+            callbacks.append(LossProgressBar())
         callbacks += [Forecast(), TrainingMonitor(), ContinuedLogs()]
         if enable_checkpointing is not False and not any(isinstance(item, LastCheckpoint) for item in callbacks):
             callbacks.append(LastCheckpoint())

@@ -1,0 +1,87 @@
+"""The second pass of a training step: the Generative Encoder denoises copies of its own latents.
+
+``UniteModule.training_step`` says where it belongs; :mod:`unite.flow` has the path, the times and the loss.
+Letters: B samples, K latents, C latent channels, D width, S flow steps.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unite.deferred import DeferredLoss
+from unite.flow import flow_loss, path_sample
+from unite.generative_encoder import Tokens
+from unite.modalities.base import ModalityAdapter, Template
+
+if TYPE_CHECKING:
+    from unite.module import UniteModule
+
+
+class FlowPass:
+    """Denoises S noisy copies of the latents, all at once or chunk by chunk.
+
+    All random numbers are drawn for all copies before any is denoised, so that chunks change nothing.
+
+    With ``flow_chunk``, make this before the latents: autograd goes backwards, so the chunks are then computed when
+    the reconstruction is differentiated and freed; see :mod:`unite.deferred`.
+
+    Args:
+        module: The module.
+        adapter: Adapter of the modality.
+        template: Template of the samples.
+        registers: Registers of the samples, values (B, K, D) or (1, K, D).
+    """
+
+    def __init__(self, module: "UniteModule", adapter: ModalityAdapter, template: Template, registers: Tokens) -> None:
+        self.module = module
+        self.registers = registers
+        self.condition = adapter.null_condition()  # (1, D)
+        if template.condition is not None and adapter.num_classes:  # (S * B, D), copy by copy; dropped anew in each
+            self.condition = torch.cat([adapter.condition(template) for _ in range(module.flow_steps)])
+        self.is_deferred = module.flow_chunk is not None and module.training and torch.is_grad_enabled()
+        self.deferred: DeferredLoss | None = None
+        if self.is_deferred and module.stop_gradient:
+            self.deferred = self._defer(self.condition, registers.values)
+
+    def loss(self, latents: Tensor) -> Tensor:
+        """Denoising error of the latents' copies, summed over the S copies; zero until differentiated if in chunks.
+
+        Args:
+            latents: Clean latents, shape (B, K, C).
+        """
+        module = self.module
+        clean = latents.detach() if module.stop_gradient else latents
+        batch, steps = len(clean), module.flow_steps
+        noise = torch.randn_like(clean.repeat(steps, 1, 1))  # (S * B, K, C), copy by copy
+        timesteps = module.time.sample(len(noise), noise.device)
+
+        def error(first: int, last: int, condition: Tensor, registers: Tensor, clean: Tensor = clean) -> Tensor:
+            """Of the copies from ``first`` to before ``last``."""
+            rows = slice(first * batch, last * batch)
+            path = path_sample(clean.repeat(last - first, 1, 1), noise[rows], timesteps[rows])
+            slots = _repeat_registers(replace(self.registers, values=registers), last - first)
+            prediction = module.denoiser.denoise(
+                path.noisy_latents, path.timesteps, condition if len(condition) == 1 else condition[rows], slots
+            )
+            return (last - first) * flow_loss(prediction, path, slots.mask, module.flow_loss_kind)
+
+        if not self.is_deferred:
+            return error(0, steps, self.condition, self.registers.values)
+        if self.deferred is None:  # the flow loss goes on into the latents
+            self.deferred = self._defer(self.condition, self.registers.values, latents)
+        chunk = module.flow_chunk or steps
+        self.deferred.parts = [partial(error, i, min(i + chunk, steps)) for i in range(0, steps, chunk)]
+        return self.deferred.scalar
+
+    def _defer(self, *inputs: Tensor) -> DeferredLoss:
+        return DeferredLoss(inputs, list(self.module.denoiser.parameters()))
+
+
+def _repeat_registers(registers: Tokens, repeats: int) -> Tokens:
+    """The registers of ``repeats`` copies of a batch, copy by copy."""
+    values = registers.values if len(registers.values) == 1 else registers.values.repeat(repeats, 1, 1)
+    mask = None if registers.mask is None else registers.mask.repeat(repeats, 1)
+    return Tokens(values, registers.positions, mask)

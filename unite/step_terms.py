@@ -1,0 +1,53 @@
+"""Loss terms as :class:`unite.UniteModule` logs them: those of a training step, and means over an evaluation."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class StepTerms(NamedTuple):
+    """What a training step finds for one modality.
+
+    Attributes:
+        terms: Terms of the loss by name, detached, before weighting.
+        weights: Weight of each term.
+        batch_size: Number of samples B.
+    """
+
+    terms: dict[str, Tensor]
+    weights: dict[str, float]
+    batch_size: int
+
+    @property
+    def loss(self) -> Tensor:
+        """Weighted sum of the terms."""
+        weighted = [self.weights[name] * term for name, term in self.terms.items()]
+        return torch.stack(weighted).sum()
+
+
+class SampleMean(Metric):
+    """Mean of a loss term over all samples of an evaluation, those of other processes included.
+
+    Own code because Lightning's mean over processes rounds the number of samples that each had, and the ``MeanMetric``
+    of torchmetrics 1.9 leaves out what is not a number, as if all were well; told not to, it forgets the weights.
+    """
+
+    total: Tensor
+    num_samples: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("num_samples", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, batch_size: int) -> None:
+        """Count a batch by its mean."""
+        # Not in place: tensors of an evaluation in inference mode refuse that in the next one, within a fit.
+        self.total = self.total + mean * batch_size
+        self.num_samples = self.num_samples + batch_size
+
+    def compute(self) -> Tensor:
+        """The mean."""
+        return self.total / self.num_samples
