@@ -16,7 +16,7 @@ from unite.modalities.molecule_perception import Molecule, perceive_all
 
 MAX_POSEBUSTERS = 1000
 PACKAGES = {"adit": ("pymatgen", "openbabel"), "posebusters": ("posebusters",)}
-_INSTALL = {"adit": "pip install pymatgen openbabel-wheel", "posebusters": "pip install posebusters"}
+_INSTALL = 'pip install "unite[scores]"'
 
 
 def require_route(route: str) -> None:
@@ -27,7 +27,7 @@ def require_route(route: str) -> None:
     """
     missing = [package for package in PACKAGES[route] if importlib.util.find_spec(package) is None]
     if missing:
-        raise UserError(f"--routes {route} needs {' and '.join(missing)}: {_INSTALL[route]}")
+        raise UserError(f"--routes {route} needs {' and '.join(missing)}: {_INSTALL}")
 
 
 def adit_metrics(molecules: Sequence[Molecule | None]) -> dict[str, float]:
