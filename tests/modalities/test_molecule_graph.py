@@ -217,6 +217,12 @@ ETHANOL = data_from_mol(Chem.MolFromSmiles("CCO"), "counted")
             "molecule 1 of the batch is not connected",
         ),
         (broken(ETHANOL, z=torch.tensor([6, 6, 16])), "element 16"),
+        (broken(ETHANOL, z=torch.tensor([6, 6, 300])), "element 300"),
+        (
+            broken(METHANOL, edge_index=METHANOL.edge_index.repeat(1, 2), edge_attr=METHANOL.edge_attr.repeat(2)),
+            "every bond once in each direction",
+        ),
+        (broken(ETHANOL, edge_index=ETHANOL.edge_index - 2), "none between molecules"),
         (data_from_mol(Chem.MolFromSmiles("CCCCCCCCCCCC"), "counted"), "12 atoms, but max_atoms is 9"),
     ],
 )
