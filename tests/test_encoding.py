@@ -20,8 +20,17 @@ from tests.conftest import RunCli
 from tests.processes import run_forked
 from tests.test_cli import REPOSITORY, TOY, _in_toy_folder, shell, toy_run  # noqa: F401
 from tests.toy_modality.curves import CurveDataModule
-from unite import UniteModule
-from unite.encoding import LatentFiles, Split, encode, limit_batches, split_loader, write_latents
+from unite import UniteModule, UserError
+from unite.encoding import (
+    LatentFiles,
+    Split,
+    encode,
+    limit_batches,
+    split_loader,
+    write_latents,
+    write_reconstructions,
+)
+from unite.modalities.combined import CombinedDataModule
 from unite.modalities.qm9 import QM9DataModule
 from unite.output_folder import OutputFolder
 
@@ -191,6 +200,25 @@ def test_fewer_samples_than_asked_for_are_told(run_cli: RunCli, toy_run: Path, t
     result = run_cli("reconstruct", "--ckpt_path", toy_run, "--num_samples", "1000", "--output", tmp_path)
     assert result.code == 0, result.err
     assert f"test has {CURVES} samples, fewer than the 1,000 asked for" in result.out
+
+
+def test_a_modality_that_ends_before_the_others_is_reconstructed_as_far_as_it_goes(
+    model: UniteModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = CombinedDataModule({"more": CurveDataModule(num_curves=CURVES), "curve": CurveDataModule(num_curves=20)})
+    write_reconstructions(model, data, "test", "curve", 30, OutputFolder(tmp_path, {}), no_autocast)
+    assert len(json.loads((tmp_path / "reconstructions" / "curves.json").read_text())) == 20
+    assert "test has 20 samples, fewer than the 30 asked for" in capsys.readouterr().out
+
+
+def test_a_modality_that_the_data_does_not_have_is_refused(model: UniteModule, tmp_path: Path) -> None:
+    data = CombinedDataModule({"image": CurveDataModule()})
+    with pytest.raises(UserError, match="the data has no curve; it has image"):
+        write_reconstructions(model, data, "test", "curve", 3, OutputFolder(tmp_path / "a", {}), no_autocast)
+    files = LatentFiles(OutputFolder(tmp_path / "b", {}), "test")
+    with pytest.raises(UserError, match="test of the data has no curve"):
+        write_latents(model, data, files, no_autocast, modality="curve")
+    assert not [*(tmp_path / "a").iterdir(), *(tmp_path / "b").iterdir()]
 
 
 def test_a_folder_half_written_is_written_again_by_the_same_command(

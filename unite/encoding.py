@@ -39,7 +39,13 @@ def split_loader(datamodule: LightningDataModule, split: Split) -> Any:
         UserError: The datamodule can give its training samples only in the way training wants them.
     """
     datamodule.prepare_data()
-    if hasattr(datamodule, "predict_split"):
+    try:
+        can_choose = hasattr(datamodule, "predict_split")
+    except UserError:  # a part of a combined one cannot
+        if split == "train":
+            raise
+        can_choose = False
+    if can_choose:
         datamodule.predict_split = split
         datamodule.setup("predict")
         return datamodule.predict_dataloader()
@@ -191,7 +197,7 @@ def write_latents(
         show_progress: Show a progress bar.
 
     Raises:
-        UserError: The datamodule cannot give the split in order.
+        UserError: The datamodule cannot give the split in order, or it has nothing of the modality.
     """
     with files.folder.kept_on_interrupt(), model.evaluation():
         loader = split_loader(datamodule, files.split)
@@ -212,6 +218,8 @@ def write_latents(
         except KeyboardInterrupt:
             files.keep()
             raise
+        if not files.num_samples:
+            raise UserError(f"{files.split} of the data has no {modality or 'samples'}; see --modality and --split")
         written = files.finish()
     for name, num_samples in files.num_samples.items():
         print(f"{name}: latents of {num_samples:,} samples of {files.split}")
@@ -284,6 +292,8 @@ def write_reconstructions(
             metric.to(model.device)
         for number, batch in enumerate(loader):
             if modality not in batch:
+                if made:  # another modality has more batches
+                    continue
                 raise UserError(f"the data has no {modality}; it has {', '.join(batch)}: see --modality")
             with autocast():
                 samples = move_data_to_device(batch[modality], model.device)
