@@ -132,7 +132,7 @@ def _score_molecules(options: argparse.Namespace) -> None:
 
     from unite.modalities.molecule_reading import SUFFIXES, find_files, parse, read_records
     from unite.modalities.molecule_routes import require_route, route_metrics
-    from unite.modalities.molecule_scores import MoleculeScores, judge_all, num_cpus
+    from unite.modalities.molecule_scores import MoleculeScores, file_reason, judge_all, num_cpus
 
     if options.num_workers is not None and options.num_workers < 1:
         raise UserError(f"--num_workers is {options.num_workers}; it must be at least 1")
@@ -168,7 +168,8 @@ def _score_molecules(options: argparse.Namespace) -> None:
         )
     values = scores.metrics(train_keys)
     if options.routes:
-        values |= route_metrics(options.routes, [parse(record).molecule for record in read_records(files)])
+        entries = map(parse, read_records(files))
+        values |= route_metrics(options.routes, [None if file_reason(item) else item.molecule for item in entries])
     print(f"{scores.num_records:,} molecules in {', '.join(map(shown, files[:3]))}{', ...' if files[3:] else ''}")
     if not as_written:
         print("bonds perceived from elements and coordinates; denominators count every record")

@@ -38,7 +38,7 @@ def adit_metrics(molecules: Sequence[Molecule | None]) -> dict[str, float]:
     score 94.2 %.
 
     Args:
-        molecules: Molecules with hydrogens as atoms; None for a record that cannot be read.
+        molecules: Molecules with hydrogens as atoms; None for a record without one that can be judged.
 
     Returns:
         ``validity_adit`` of all molecules, ``uniqueness_adit`` of the valid ones.
@@ -78,7 +78,7 @@ def posebusters_metrics(molecules: Sequence[Molecule | None]) -> dict[str, float
     share of all. The energy is left out because one strained cage takes a minute. Of real molecules of QM9 99 % pass.
 
     Args:
-        molecules: Molecules with hydrogens as atoms; None for a record that cannot be read.
+        molecules: Molecules with hydrogens as atoms; None for a record without one that can be judged.
 
     Returns:
         ``posebusters/CHECK`` for each check, ``posebusters/all`` for all of them.

@@ -93,11 +93,11 @@ def judge(records: list[Record], as_written: bool = False) -> list[Judged]:
         as_written: Judge the bonds of SDF records as well.
     """
     entries = [parse(record) for record in records]
-    molecules = [_EMPTY if _file_reason(entry) else entry.molecule or _EMPTY for entry in entries]
+    molecules = [_EMPTY if file_reason(entry) else entry.molecule or _EMPTY for entry in entries]
     edm = edm_stability(molecules)
     judged = []
     for index, (record, entry, found) in enumerate(zip(records, entries, perceive_all(molecules), strict=True)):
-        reason = _file_reason(entry) or found.reason
+        reason = file_reason(entry) or found.reason
         judged.append(
             Judged(
                 file=record.file,
@@ -118,7 +118,8 @@ def judge(records: list[Record], as_written: bool = False) -> list[Judged]:
     return judged
 
 
-def _file_reason(entry: Entry) -> str | None:
+def file_reason(entry: Entry) -> str | None:
+    """Why a record is rejected before it is judged as a molecule, one of :data:`FILE_REASONS`, or None."""
     if entry.molecule is None:
         return "unreadable"
     if len(entry.symbols) > MAX_ATOMS:
