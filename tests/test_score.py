@@ -357,6 +357,19 @@ def test_statistics_stand_in_for_a_folder(tmp_path: Path) -> None:
     assert "kid_corners" not in by_adm
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_one_image_has_no_statistics_on_either_side(tmp_path: Path, broken: bool) -> None:
+    from unite import UserError
+
+    many, one = write_images(tmp_path / "many", 6, 0), write_images(tmp_path / "one", 1, 0)
+    if broken:
+        (one / "b.png").write_text("not an image")
+    for folders in ((many, one), (one, many)):
+        made, reference = (ImageFiles(folder, 3, None) for folder in folders)
+        with pytest.raises(UserError, match="one has fewer than two images that can be used"):
+            score_images(made, reference, MeanColour().freeze())
+
+
 def test_images_of_different_sizes_need_a_crop(tmp_path: Path) -> None:
     from unite import UserError
 

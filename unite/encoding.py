@@ -46,7 +46,7 @@ def split_loader(datamodule: LightningDataModule, split: Split) -> Any:
             raise
         can_choose = False
     if can_choose:
-        datamodule.predict_split = split
+        datamodule.predict_split = split  # type: ignore[attr-defined]
         datamodule.setup("predict")
         return datamodule.predict_dataloader()
     if split == "train":
