@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rdkit import Chem
-from rdkit.Chem import rdDistGeom
+from rdkit.Chem import rdDepictor, rdDistGeom
 from torch_geometric.data import Batch, Data
 
 from tests.modalities.graphs import (
@@ -186,6 +186,12 @@ def test_positions_stay_with_their_atoms(hydrogens: Hydrogens) -> None:
     torch.testing.assert_close(data.pos, torch.tensor(mol.GetConformer().GetPositions()[kept], dtype=torch.float32))
     back = mol_from_data(data).GetConformer().GetPositions()
     np.testing.assert_allclose(back, data.pos.numpy(), atol=1e-6)
+
+
+def test_a_drawing_is_not_taken_for_positions() -> None:
+    mol = Chem.MolFromSmiles("OC")
+    rdDepictor.Compute2DCoords(mol)
+    assert "pos" not in data_from_mol(mol)
 
 
 def broken(data: Data, **changes: torch.Tensor | None) -> Data:
