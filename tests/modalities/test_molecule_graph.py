@@ -116,6 +116,10 @@ REJECTED = {
     "valence": replace(graph_of("C"), num_hydrogens=np.array([5])),
     "kekulization": replace(graph_of("c1cc[nH]c1"), num_hydrogens=np.array([1, 1, 1, 0, 1])),
     "radical": replace(graph_of("C"), num_hydrogens=np.array([3])),
+    # Half aromatic: RDKit makes 2H-azirine of it, without the hydrogen of the nitrogen.
+    "hydrogens": MolecularGraph(
+        np.array([6, 6, 7]), np.array([[0, 4, 4], [4, 0, 2], [4, 2, 0]]), np.zeros(3, np.int64), np.array([2, 1, 1])
+    ),
 }
 
 
