@@ -2,6 +2,11 @@
 # ruff: noqa: F811 (fixtures of another file)
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.conftest import RunCli
-from tests.test_cli import _in_toy_folder, toy_run  # noqa: F401
+from tests.processes import run_forked
+from tests.test_cli import REPOSITORY, TOY, _in_toy_folder, shell, toy_run  # noqa: F401
 from tests.toy_modality.curves import CurveDataModule
-from unite import UniteModule
-from unite.encoding import LatentFiles, Split, encode, limit_batches, split_loader, write_latents
+from unite import UniteModule, UserError
+from unite.encoding import (
+    LatentFiles,
+    Split,
+    encode,
+    limit_batches,
+    split_loader,
+    write_latents,
+    write_reconstructions,
+)
+from unite.modalities.combined import CombinedDataModule
 from unite.modalities.qm9 import QM9DataModule
 from unite.output_folder import OutputFolder
 
@@ -53,44 +68,87 @@ def test_latents_are_those_of_the_tokenizer_in_the_order_of_the_split(
         assert opened.metadata() == {"modality": "curve", "split": "val"}
 
 
-def write(model: UniteModule, folder: Path, loader: Any, part_bytes: int) -> dict[str, Tensor]:
+def write(model: UniteModule, folder: Path, part_bytes: int) -> dict[str, Tensor]:
     split: Split = "test"
     files = LatentFiles(OutputFolder(folder, {"split": split}), split, part_bytes)
-    write_latents(model, loader, files, no_autocast)
+    write_latents(model, CurveDataModule(), files, no_autocast)
     parts = [load_file(path) for path in sorted(folder.glob("curve-test-*.safetensors"))]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def test_files_are_closed_before_they_grow_too_large(model: UniteModule, tmp_path: Path) -> None:
     loader = CurveDataModule().test_dataloader()
-    whole = write(model, tmp_path / "whole", loader, 1 << 20)
+    whole = write(model, tmp_path / "whole", 1 << 20)
     batch_bytes = whole["latents"].nbytes // len(loader)
-    parts = write(model, tmp_path / "parts", loader, batch_bytes + 1)
+    parts = write(model, tmp_path / "parts", batch_bytes + 1)
     assert len(list((tmp_path / "parts").iterdir())) == -(-len(loader) // 2)
     for name, value in whole.items():
         assert torch.equal(value, parts[name])
 
 
-def test_interrupted_encoding_continues(model: UniteModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loader = CurveDataModule().test_dataloader()
-    whole = write(model, tmp_path / "whole", loader, 1)
-    tokenize = UniteModule.tokenize
-    num_encoded = 0
+class InterruptedAfter:
+    """A tokenizer that Ctrl-C ends at its n-th batch."""
 
-    def interrupted(self: UniteModule, *args: Any) -> Tensor:
-        nonlocal num_encoded
-        num_encoded += 1
-        if num_encoded == 3:
-            raise KeyboardInterrupt
-        return tokenize(self, *args)
+    def __init__(self, num_batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num_batches = num_batches
+        self.num_encoded = 0
+        tokenize = UniteModule.tokenize
 
-    monkeypatch.setattr(UniteModule, "tokenize", interrupted)
+        def interrupted(module: UniteModule, *args: Any) -> Tensor:
+            self.num_encoded += 1
+            if self.num_encoded == self.num_batches:
+                raise KeyboardInterrupt
+            return tokenize(module, *args)
+
+        monkeypatch.setattr(UniteModule, "tokenize", interrupted)
+
+
+@pytest.mark.parametrize("part_bytes", [1, 1 << 20], ids=["a file per batch", "one large file"])
+def test_interrupted_encoding_keeps_what_is_done_and_continues(
+    model: UniteModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int
+) -> None:
+    whole = write(model, tmp_path / "whole", part_bytes)
+    tokenizer = InterruptedAfter(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt, match="the same command continues"):
-        write(model, tmp_path / "stopped", loader, 1)
-    continued = write(model, tmp_path / "stopped", loader, 1)
-    assert num_encoded == len(loader) + 1
+        write(model, tmp_path / "stopped", part_bytes)
+    continued = write(model, tmp_path / "stopped", part_bytes)
+    assert tokenizer.num_encoded == CURVES // 16 + 1
     for name, value in whole.items():
         assert torch.equal(value, continued[name])
+
+
+def test_an_interruption_before_anything_is_done_leaves_nothing_and_says_so(
+    model: UniteModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    InterruptedAfter(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt, match="the same command starts over"):
+        write(model, tmp_path, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_batches_of_another_size_are_not_continued(
+    model: UniteModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    InterruptedAfter(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        write(model, tmp_path, 1)
+    monkeypatch.setattr(CurveDataModule.__init__, "__defaults__", (CURVES, 8, 32))
+    found = write(model, tmp_path, 1)
+    assert found["index"].tolist() == list(range(CURVES))
+    assert found["label"].tolist() == [index % 2 for index in range(CURVES)]
+
+
+def test_files_of_an_earlier_and_longer_split_do_not_stay(model: UniteModule, tmp_path: Path) -> None:
+    write(model, tmp_path, 1)
+    num_files = len(list(tmp_path.iterdir()))
+    (tmp_path / "curve-val-00000.safetensors").touch()
+    files = LatentFiles(OutputFolder(tmp_path, {}, overwrite=True), "test")
+    write_latents(model, CurveDataModule(), files, no_autocast)
+    assert num_files > 1
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "curve-test-00000.safetensors",
+        "curve-val-00000.safetensors",
+    }
 
 
 def test_latents_of_samples_that_differ_in_size_are_padded(tmp_path: Path) -> None:
@@ -98,7 +156,7 @@ def test_latents_of_samples_that_differ_in_size_are_padded(tmp_path: Path) -> No
     for number, size in enumerate((2, 3, 1)):
         files.add("molecule", {"latents": torch.ones(2, size, 4), "mask": torch.ones(2, size, dtype=torch.bool)})
         files.end_batch(number)
-    (path,) = files.finish(3)
+    (path,) = files.finish()
     found = load_file(path)
     assert found["latents"].shape == (6, 3, 4)
     assert found["mask"].sum(dim=1).tolist() == [2, 2, 3, 3, 1, 1]
@@ -136,3 +194,141 @@ def test_reconstructions_are_written_and_are_reproducible(run_cli: RunCli, toy_r
     again = run_cli("reconstruct", "--ckpt_path", toy_run, "--output", tmp_path / "a")
     assert again.code == 2
     assert "has files already" in again.err
+
+
+def test_fewer_samples_than_asked_for_are_told(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
+    result = run_cli("reconstruct", "--ckpt_path", toy_run, "--num_samples", "1000", "--output", tmp_path)
+    assert result.code == 0, result.err
+    assert f"test has {CURVES} samples, fewer than the 1,000 asked for" in result.out
+
+
+def test_a_modality_that_ends_before_the_others_is_reconstructed_as_far_as_it_goes(
+    model: UniteModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = CombinedDataModule({"more": CurveDataModule(num_curves=CURVES), "curve": CurveDataModule(num_curves=20)})
+    write_reconstructions(model, data, "test", "curve", 30, OutputFolder(tmp_path, {}), no_autocast)
+    assert len(json.loads((tmp_path / "reconstructions" / "curves.json").read_text())) == 20
+    assert "test has 20 samples, fewer than the 30 asked for" in capsys.readouterr().out
+
+
+def test_a_modality_that_the_data_does_not_have_is_refused(model: UniteModule, tmp_path: Path) -> None:
+    data = CombinedDataModule({"image": CurveDataModule()})
+    with pytest.raises(UserError, match="the data has no curve; it has image"):
+        write_reconstructions(model, data, "test", "curve", 3, OutputFolder(tmp_path / "a", {}), no_autocast)
+    files = LatentFiles(OutputFolder(tmp_path / "b", {}), "test")
+    with pytest.raises(UserError, match="test of the data has no curve"):
+        write_latents(model, data, files, no_autocast, modality="curve")
+    assert not [*(tmp_path / "a").iterdir(), *(tmp_path / "b").iterdir()]
+
+
+def test_a_folder_half_written_is_written_again_by_the_same_command(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    command = ("reconstruct", "--ckpt_path", toy_run, "--num_samples", "4", "--output", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("unite.encoding.draw_table", interrupted)
+        stopped = run_cli(*command)
+    assert stopped.code == 130
+    assert "interrupted; the same command starts over" in stopped.err
+    assert (tmp_path / "reconstructions" / "curves.json").is_file()
+    other = run_cli(*command, "--split", "val")
+    assert other.code == 2
+    assert "has files already" in other.err
+    assert run_cli(*command).code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"reconstructions", "reconstructions.png"}
+
+
+# ---------------------------------------------------------------------- as typed, in processes of their own
+
+
+def limited(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command that may write no file larger than 2000 bytes, as on a full disk."""
+    code = "import resource, sys; from unite.cli import main; "
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); sys.exit(main())"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, *map(str, args)], cwd=TOY, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("command", ["predict", "reconstruct"])
+def test_commands_succeed_as_typed_and_refuse_to_do_it_twice(toy_run: Path, tmp_path: Path, command: str) -> None:
+    typed = (command, "--ckpt_path", toy_run, "--output", tmp_path / "out", "--quiet")
+    process = shell(*typed)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    written = [Path(TOY, line.removeprefix("wrote ")) for line in out.splitlines() if line.startswith("wrote ")]
+    assert written
+    assert all(path.is_file() for path in written)
+    assert "encode" not in err
+    assert "reconstruct:" not in err
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert run_forked(*typed, output=tmp_path / "again") == [2]
+    (line,) = (tmp_path / "again" / "out0").read_text().splitlines()
+    assert line.startswith(f"unite: error: {tmp_path / 'out'} has files already")
+    assert line.endswith("choose another --output, or replace them with --overwrite")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+@pytest.mark.parametrize("command", ["predict", "reconstruct"])
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (("--seed", "1"), "needs --ckpt_path"),
+        (("--ckpt_path", "{tmp}/none"), "none: no such checkpoint"),
+        (("--ckpt_path", "{tmp}/cut.ckpt"), "cut.ckpt is not a unite checkpoint, or is damaged"),
+        (("--ckpt_path", "{run}", "--output", "{tmp}/cut.ckpt/x"), "cannot write to {tmp}/cut.ckpt/x"),
+        (("--ckpt_path", "{run}", "--split", "train"), "CurveDataModule has no predict_split"),
+        (("--ckpt_path", "{run}", "--modality", "image"), "image"),
+    ],
+    ids=["no checkpoint", "missing", "truncated", "unwritable", "unordered split", "unknown modality"],
+)
+def test_mistakes_are_told_in_one_line_and_leave_nothing(
+    toy_run: Path, tmp_path: Path, command: str, mistake: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "cut.ckpt").write_bytes((toy_run / "last.ckpt").read_bytes()[:5000])
+    before = sorted(toy_run.rglob("*"))
+    options = [option.format(tmp=tmp_path, run=toy_run) for option in mistake]
+    configs = ("--config", "curves.yaml") if mistake[0] == "--seed" else ()
+    assert run_forked(command, *configs, *options, "--quiet", output=tmp_path / "said") == [2]
+    (line,) = (tmp_path / "said" / "out0").read_text().splitlines()
+    assert line.startswith("unite: error: ")
+    assert words.format(tmp=tmp_path) in line
+    assert sorted(toy_run.rglob("*")) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.ckpt", "said"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
+@pytest.mark.parametrize("command", ["predict", "reconstruct"])
+def test_a_full_disk_is_told_in_one_line(toy_run: Path, tmp_path: Path, command: str) -> None:
+    result = limited(command, "--ckpt_path", toy_run, "--output", tmp_path / "out", "--quiet")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("unite: failed: [Errno 27] File too large")
+    assert not (tmp_path / "out" / "parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [("predict", "the same command continues"), ("reconstruct", "the same command starts over")]
+)
+def test_ctrl_c_in_a_shell_says_what_comes_of_it(toy_run: Path, tmp_path: Path, command: str, words: str) -> None:
+    number = "1000000"
+    options = ("--num_samples", number) if command == "reconstruct" else ()
+    typed = ("--ckpt_path", toy_run, "--output", tmp_path / "out", "--data.init_args.num_curves", number)
+    process = shell(command, *typed, *options, "--trainer.enable_progress_bar", "true")
+    assert process.stderr is not None
+    said = ""
+    while not re.search(r"\| [1-9][0-9]*/", said):  # the bar has moved on
+        letter = process.stderr.read(1)
+        assert letter, said
+        said += letter
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert f"unite: interrupted; {'' if command == 'reconstruct' else 'what is done lies in'}" in err
+    assert err.rstrip().endswith(words)
+    assert "Traceback" not in err
+    assert (tmp_path / "out" / "parts").exists() == (command == "predict")

@@ -17,12 +17,14 @@ from rdkit import Chem
 from torch import Tensor
 
 from tests.conftest import RunCli
+from tests.modalities.graphs import Hydrogens, graph_of
 from tests.modalities.qm9_rows import tiny_molecules
 from tests.test_cli import REPOSITORY, UNITE
 from unite.modalities.features import FeatureNetwork
 from unite.modalities.image_metrics import measure_features
 from unite.modalities.image_scores import ImageFiles, score_images
 from unite.modalities.molecule_files import write_sdf, write_xyz
+from unite.modalities.molecule_graph import MolecularGraph
 from unite.modalities.molecule_metrics import MoleculeGenerationMetrics
 from unite.modalities.molecule_perception import Molecule
 from unite.modalities.molecule_reading import read_records
@@ -144,6 +146,40 @@ def test_bonds_as_written_are_judged_under_names_of_their_own(run_cli: RunCli, t
     assert not [name for name in plain if "as_written" in name]
 
 
+@pytest.mark.parametrize("hydrogens", ["explicit", "counted"])
+def test_drawings_are_judged_by_their_bonds_alone(run_cli: RunCli, tmp_path: Path, hydrogens: Hydrogens) -> None:
+    graphs = [graph_of(smiles, hydrogens) for smiles in ("C", "CCO", "CCO", "c1cc[nH]c1", "C[N+](=O)[O-]")]
+    radical = MolecularGraph(*(np.array(value) for value in ([6, 8], [[0, 1], [1, 0]], [0, 0], [2, 1])))
+    write_sdf(graphs if hydrogens == "explicit" else [*graphs, radical], tmp_path / "m.sdf")
+    total = len(graphs) + (hydrogens == "counted")
+    result = run_cli(
+        *("score", "molecules", tmp_path / "m.sdf", "--output", tmp_path / "out", "--no_novelty"),
+        *("--bonds", "as_written"),
+    )
+    assert result.code == 0, result.err
+    assert f"{total} are drawings in the plane (2D), all rejected; --bonds as_written" in result.out
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["validity"] == found["connected"] == found["validity_edm"] == 0
+    assert found["reject/flat"] == 1
+    assert found["validity_as_written"] == pytest.approx(len(graphs) / total)
+    assert found["reject_as_written/radical"] == pytest.approx((total - len(graphs)) / total)
+    assert found["uniqueness_as_written"] == pytest.approx(4 / 5)
+    assert found["atoms/max"] == 10
+
+
+def test_elements_have_one_name_however_they_are_written(run_cli: RunCli, tmp_path: Path) -> None:
+    columns = "Properties=species:S:1:pos:R:3:num_hydrogens:I:1"
+    (tmp_path / "m.xyz").write_text(
+        "2\nby numbers\n6 0 0 0\n14 1.8 0 0\n2\nheavy, small\nD 0 0 0\nsi 1.5 0 0\n"
+        f"2\n{columns}\nC 0 0 0 3\nH 1.1 0 0 0\n"
+    )
+    found, rejects = score(run_cli, tmp_path / "m.xyz", tmp_path / "out", "--no_novelty")
+    assert [reject["detail"] for reject in rejects["rejected"]] == ["Si", "Si", "H"]
+    assert rejects["unknown_elements"] == {"Si": 2, "H": 1}
+    assert {name for name in found if name.startswith("element/")} == {"element/C", "element/H", "element/Si"}
+    assert found["element/Si"] == pytest.approx(2 / 9)
+
+
 def test_several_processes_find_what_one_does(tmp_path: Path) -> None:
     write_xyz([*REALS, *ODD] * (3 * RECORDS_AT_ONCE // len(REALS)), tmp_path / "m.xyz")
     alone, shared = (list(judge_all(read_records([tmp_path / "m.xyz"]), num_workers=n)) for n in (1, 2))
@@ -199,7 +235,7 @@ def test_ctrl_c_ends_all_processes_quietly(tmp_path: Path) -> None:
         (("molecules", "{tmp}/good.sdf", "--output", "{tmp}/good.txt/x"), ["cannot write to", "--output"]),
         (("molecules", "{tmp}/good.sdf", "--output", "{tmp}/both"), ["has files already", "--overwrite"]),
         (("molecules", "{tmp}/good.sdf", "--num_workers", "0"), ["--num_workers is 0"]),
-        (("molecules", "{tmp}/good.sdf", "--bond", "x"), ["--bond"]),
+        (("molecules", "{tmp}/good.sdf", "--bond", "x"), ["--bond", "did you mean --bonds?"]),
         (("molecules", "{tmp}/both/m.xyz", "--bonds", "as_written"), ["has no bonds"]),
         (("molecules", "{tmp}/good.sdf", "--routes", "x"), ["--routes", "adit", "posebusters"]),
         (("images", "{tmp}/folder"), ["--reference"]),
@@ -208,6 +244,7 @@ def test_ctrl_c_ends_all_processes_quietly(tmp_path: Path) -> None:
         (("images", "{tmp}/images", "--reference", "{tmp}/images"), ["--inception_weights", "fid_digits"]),
         (("images", "{tmp}/broken", "--reference", "{tmp}/images", "--features", "digits"), ["none of the 1 images"]),
         (("images", "{tmp}/images", "--reference", "{tmp}/images", "--batch_size", "0"), ["--batch_size is 0"]),
+        (("images", "{tmp}/images", "--reference", "{tmp}/images", "--device", "cuda:99"), ["--device is cuda:99"]),
     ],
     ids=lambda value: "-".join(value[:2]).replace("{tmp}/", "") if isinstance(value, tuple) else None,
 )
@@ -226,7 +263,9 @@ def test_wrong_input_is_told_in_one_line(
     }.items():  # fmt: skip
         (tmp_path / name).write_text(text)
     Image.new("L", (8, 8)).save(tmp_path / "images" / "a.png")
+    before = sorted(tmp_path.rglob("*"))
     result = run_cli("score", *(arg.format(tmp=tmp_path) for arg in args))
+    assert sorted(tmp_path.rglob("*")) == before
     lines = result.err.strip().splitlines()
     assert result.code == 2
     assert len(lines) == 1, result.err
@@ -244,7 +283,7 @@ def test_a_route_without_its_package_says_how_to_get_it(
     result = run_cli("score", "molecules", tmp_path / "m.sdf", "--no_novelty", "--routes", route)
     assert result.code == 2
     assert f"--routes {route} needs {package}" in result.err
-    assert f"pip install {package}" in result.err
+    assert result.err.rstrip().endswith('pip install "unite[scores]"')
     assert not (tmp_path / "m_scores").exists()
 
 
@@ -316,6 +355,19 @@ def test_statistics_stand_in_for_a_folder(tmp_path: Path) -> None:
         assert by_folder[name] == pytest.approx(value, rel=1e-5)
     assert by_adm["fid_corners"] == pytest.approx(by_file["fid_corners"])
     assert "kid_corners" not in by_adm
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_one_image_has_no_statistics_on_either_side(tmp_path: Path, broken: bool) -> None:
+    from unite import UserError
+
+    many, one = write_images(tmp_path / "many", 6, 0), write_images(tmp_path / "one", 1, 0)
+    if broken:
+        (one / "b.png").write_text("not an image")
+    for folders in ((many, one), (one, many)):
+        made, reference = (ImageFiles(folder, 3, None) for folder in folders)
+        with pytest.raises(UserError, match="one has fewer than two images that can be used"):
+            score_images(made, reference, MeanColour().freeze())
 
 
 def test_images_of_different_sizes_need_a_crop(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unite.errors import UserError
-from unite.messages import as_table, shown
+from unite.messages import as_table, info, shown
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.output_folder import OutputFolder, write_json, write_whole
@@ -39,8 +39,14 @@ def split_loader(datamodule: LightningDataModule, split: Split) -> Any:
         UserError: The datamodule can give its training samples only in the way training wants them.
     """
     datamodule.prepare_data()
-    if hasattr(datamodule, "predict_split"):
-        datamodule.predict_split = split
+    try:
+        can_choose = hasattr(datamodule, "predict_split")
+    except UserError:  # a part of a combined one cannot
+        if split == "train":
+            raise
+        can_choose = False
+    if can_choose:
+        datamodule.predict_split = split  # type: ignore[attr-defined]
         datamodule.setup("predict")
         return datamodule.predict_dataloader()
     if split == "train":
@@ -96,11 +102,25 @@ class LatentFiles:
         self.num_samples: dict[str, int] = state.get("num_samples", {})
         """Samples of each modality, the waiting ones included."""
         self._num_files: int = state.get("num_files", 0)
+        self._total: int | None = state.get("total")
+        self._num_complete = self.num_batches
+        self._is_within_batch = False
         self._waiting: dict[str, list[dict[str, Tensor]]] = {}
         self._waiting_bytes = 0
 
+    def begin(self, total: int | None) -> None:
+        """Say of how many batches the split is; files that were made of another number are thrown away."""
+        if self.num_batches and total != self._total:
+            info(f"the split is now of {total} batches, and was of {self._total}: starting over")
+            for path in self.folder.parts.glob("*.safetensors"):
+                path.unlink()
+            self._state_file.unlink()
+            self.num_batches, self.num_samples, self._num_files = 0, {}, 0
+        self._total = total
+
     def add(self, modality: str, rows: dict[str, Tensor]) -> None:
         """Add the samples of a batch: tensors of shape (B, ...) by name, without ``index``."""
+        self._is_within_batch = True
         first = self.num_samples.get(modality, 0)
         size = len(rows["latents"])
         self.num_samples[modality] = first + size
@@ -110,10 +130,17 @@ class LatentFiles:
 
     def end_batch(self, number: int) -> None:
         """Note that batch ``number`` is complete; close the files if they are large enough."""
+        self._num_complete = number + 1
+        self._is_within_batch = False
         if self._waiting_bytes >= self.part_bytes:
-            self._close(number + 1)
+            self._close()
 
-    def _close(self, num_batches: int) -> None:
+    def keep(self) -> None:
+        """Close the files however small they are, unless a batch is only half in them."""
+        if self._waiting and not self._is_within_batch:
+            self._close()
+
+    def _close(self) -> None:
         for modality, batches in self._waiting.items():
             columns = {name: [batch[name] for batch in batches] for name in batches[0]}
             columns |= {name: _padded(columns[name]) for name in ("latents", "mask") if name in columns}
@@ -122,14 +149,21 @@ class LatentFiles:
             write_whole(self.folder.parts / name, save(tensors, {"modality": modality, "split": self.split}))
         self._num_files += 1
         self._waiting, self._waiting_bytes = {}, 0
-        state = {"num_batches": num_batches, "num_samples": self.num_samples, "num_files": self._num_files}
+        state = {
+            "num_batches": self._num_complete,
+            "num_samples": self.num_samples,
+            "num_files": self._num_files,
+            "total": self._total,
+        }
         write_json(self._state_file, state)
 
-    def finish(self, num_batches: int) -> list[Path]:
-        """Close the last file; move all to where they belong, and return them."""
-        if self._waiting:
-            self._close(num_batches)
+    def finish(self) -> list[Path]:
+        """Close the last file; move all to where they belong, in place of those of before, and return them."""
+        self.keep()
         made = sorted(self.folder.parts.glob("*.safetensors"))
+        for modality in self.num_samples:
+            for path in self.folder.path.glob(f"{modality}-{self.split}-[0-9][0-9][0-9][0-9][0-9].safetensors"):
+                path.unlink()
         for path in made:
             os.replace(path, self.folder.path / path.name)
         self.folder.finish()
@@ -144,42 +178,49 @@ def _padded(tensors: list[Tensor]) -> list[Tensor]:
 
 def write_latents(
     model: UniteModule,
-    loader: Any,
+    datamodule: LightningDataModule,
     files: LatentFiles,
     autocast: Autocast,
     seed: int = 0,
     modality: str | None = None,
     show_progress: bool = False,
 ) -> None:
-    """Write the latents of all samples that a loader gives.
+    """Write the latents of all samples of a split.
 
     Args:
         model: The model, on its device.
-        loader: Gives batches ``{modality: samples}``.
-        files: Where to; batches that it has already are passed over.
+        datamodule: Gives the batches ``{modality: samples}`` of the split.
+        files: Where to, and which split; batches that it has already are passed over.
         autocast: Gives the precision of the network.
         seed: Of the registers' noise.
         modality: Write latents of this one only; None for all.
         show_progress: Show a progress bar.
+
+    Raises:
+        UserError: The datamodule cannot give the split in order, or it has nothing of the modality.
     """
-    total = len(loader) if isinstance(loader, Sized) else None
-    number = -1
-    with (
-        files.folder.kept_on_interrupt(),
-        model.evaluation(),
-        tqdm(total=total, desc="encode", unit="batch", disable=not show_progress) as bar,
-    ):
-        for number, batch in enumerate(loader):
-            bar.update()
-            if number < files.num_batches:
-                continue
-            for name, samples in batch.items():
-                if modality in (None, name):
-                    with autocast():
-                        rows = _rows(model, name, move_data_to_device(samples, model.device), seed, number)
-                    files.add(name, rows)
-            files.end_batch(number)
-        written = files.finish(number + 1)
+    with files.folder.kept_on_interrupt(), model.evaluation():
+        loader = split_loader(datamodule, files.split)
+        total = len(loader) if isinstance(loader, Sized) else None
+        files.begin(total)
+        try:
+            for number, batch in enumerate(
+                tqdm(loader, desc="encode", total=total, unit="batch", disable=not show_progress)
+            ):
+                if number < files.num_batches:
+                    continue
+                for name, samples in batch.items():
+                    if modality in (None, name):
+                        with autocast():
+                            rows = _rows(model, name, move_data_to_device(samples, model.device), seed, number)
+                        files.add(name, rows)
+                files.end_batch(number)
+        except KeyboardInterrupt:
+            files.keep()
+            raise
+        if not files.num_samples:
+            raise UserError(f"{files.split} of the data has no {modality or 'samples'}; see --modality and --split")
+        written = files.finish()
     for name, num_samples in files.num_samples.items():
         print(f"{name}: latents of {num_samples:,} samples of {files.split}")
     for path in written:
@@ -211,7 +252,7 @@ def limit_batches(datamodule: LightningDataModule, num_samples: int) -> None:
 def write_reconstructions(
     model: UniteModule,
     datamodule: LightningDataModule,
-    loader: Any,
+    split: Split,
     modality: str,
     num_samples: int,
     folder: OutputFolder,
@@ -221,10 +262,12 @@ def write_reconstructions(
 ) -> None:
     """Write samples, what the decoder makes of their latents, a picture of both, and metrics.json.
 
+    Nothing is kept of an interrupted call: it takes seconds, unless very many samples are asked for.
+
     Args:
         model: The model, on its device.
-        datamodule: Where metrics find their references.
-        loader: Gives batches ``{modality: samples}``; as many are taken as are needed for ``num_samples``.
+        datamodule: Gives the batches ``{modality: samples}``, and the references of metrics.
+        split: The split; as many of its batches are taken as are needed for ``num_samples``.
         modality: What to reconstruct.
         num_samples: How many samples to write. The metrics are of whole batches.
         folder: Where to.
@@ -233,12 +276,9 @@ def write_reconstructions(
         show_progress: Show a progress bar.
 
     Raises:
-        UserError: The batches do not have the modality.
+        UserError: The batches do not have the modality, or the datamodule cannot give the split in order.
     """
     adapter = model.adapter(modality)
-    metric = adapter.reconstruction_metric(datamodule_of(datamodule, modality))
-    if metric is not None:
-        metric.to(model.device)
     originals: list[Any] = []
     made: list[Any] = []
     with (
@@ -246,8 +286,14 @@ def write_reconstructions(
         model.evaluation(),
         tqdm(total=num_samples, desc="reconstruct", unit="sample", disable=not show_progress) as bar,
     ):
+        loader = split_loader(datamodule, split)
+        metric = adapter.reconstruction_metric(datamodule_of(datamodule, modality))
+        if metric is not None:
+            metric.to(model.device)
         for number, batch in enumerate(loader):
             if modality not in batch:
+                if made:  # another modality has more batches
+                    continue
                 raise UserError(f"the data has no {modality}; it has {', '.join(batch)}: see --modality")
             with autocast():
                 samples = move_data_to_device(batch[modality], model.device)
@@ -262,6 +308,8 @@ def write_reconstructions(
             if len(made) >= num_samples:
                 break
         originals, made = originals[:num_samples], made[:num_samples]
+        if len(made) < num_samples:
+            info(f"{split} has {len(made):,} samples, fewer than the {num_samples:,} asked for: all are taken")
         written: list[Path] = []
         for name, objects in (("originals", originals), ("reconstructions", made)):
             if objects:

@@ -23,7 +23,7 @@ class OutputFolder:
     """A folder for the results of one command.
 
     What is finished of a longer work waits in the folder ``parts`` within it. The same command, typed again after an
-    interruption, finds it there; :meth:`finish` removes it.
+    interruption, finds it there, and may replace files that it had begun to write; :meth:`finish` removes the parts.
 
     Args:
         path: The folder; made if need be.
@@ -36,11 +36,12 @@ class OutputFolder:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
-        require_empty(path, overwrite)
         self.path = path
         self.parts = path / PARTS
         wanted = json.loads(json.dumps(dict(settings)))  # lists for tuples, as the file has them
         found = self._settings_of_parts()
+        # Files beside parts of the same command are its own, or it was told to overwrite them.
+        require_empty(path, overwrite or found == wanted)
         if found is not None and found != wanted:
             if not overwrite:
                 name = next(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
@@ -65,7 +66,7 @@ class OutputFolder:
 
     @contextmanager
     def kept_on_interrupt(self) -> Iterator[None]:
-        """Say on Ctrl-C that the work can go on; leave no parts folder in which nothing is kept.
+        """Say on Ctrl-C whether the work can go on; leave no parts folder in which nothing is kept.
 
         Raises:
             KeyboardInterrupt: In place of one without a message.
@@ -73,12 +74,19 @@ class OutputFolder:
         try:
             yield
         except Exception:
-            if [path.name for path in self.parts.rglob("*") if path.is_file()] == [SETTINGS_FILE]:
+            if not self._has_parts():
                 self.finish()
             raise
         except KeyboardInterrupt:
             message = f"interrupted; what is done lies in {self.parts}, and the same command continues"
+            if not self._has_parts():
+                message = "interrupted; the same command starts over"
+                if [path.name for path in self.path.iterdir()] == [PARTS]:
+                    self.finish()
             raise KeyboardInterrupt(message) from None
+
+    def _has_parts(self) -> bool:
+        return any(path.is_file() and path.name != SETTINGS_FILE for path in self.parts.rglob("*"))
 
     def finish(self) -> None:
         """Remove the parts."""

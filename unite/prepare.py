@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from unite.errors import UserError
+from unite.folders import leaving_no_empty_folders
 from unite.options import OptionParser, torch_device
 
 
@@ -99,7 +100,8 @@ def _prepare_qm9(options: argparse.Namespace) -> None:
     from unite.modalities.qm9_bonds import bond_file, manifest_file
 
     datamodule = QM9DataModule(options.root, source=options.source, bonds=options.bonds)
-    datamodule.prepare_data()
+    with leaving_no_empty_folders(datamodule.root):
+        datamodule.prepare_data()
     files = sorted(datamodule.root.glob("*.safetensors"))
     print(f"{len(datamodule.table()):,} molecules in {', '.join(map(shown, files))}")
     if options.bonds:

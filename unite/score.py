@@ -10,20 +10,17 @@ from contextlib import closing
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from unite.errors import UserError
+from unite.folders import leaving_no_empty_folders
 from unite.messages import as_table, shown
+from unite.options import OptionParser, torch_device
 from unite.output_folder import require_empty, write_json
 
 if TYPE_CHECKING:
     from unite.modalities.features import FeatureNetwork
     from unite.modalities.image_scores import ImageFiles
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog.removeprefix('unite ')}: {message}; see {self.prog} --help")
 
 
 def run(args: list[str]) -> None:
@@ -33,12 +30,13 @@ def run(args: list[str]) -> None:
         args: `score`, what to score, and its options.
     """
     options = _parser().parse_args(args[1:])
-    options.run(options)
+    with leaving_no_empty_folders(_output_path(options)):
+        options.run(options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="unite score", description="Metrics of any files.", allow_abbrev=False)
-    kinds = parser.add_subparsers(metavar="WHAT", required=True, parser_class=_Parser)
+def _parser() -> OptionParser:
+    parser = OptionParser(prog="unite score", description="Metrics of any files.", allow_abbrev=False)
+    kinds = parser.add_subparsers(metavar="WHAT", required=True, parser_class=OptionParser)
 
     molecules = kinds.add_parser(
         "molecules",
@@ -70,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         choices=("adit", "posebusters"),
         help="also judge by other definitions, under their names: validity_adit, posebusters/...; slow, and each needs "
-        "packages of its own",
+        'packages of its own: pip install "unite[scores]"',
     )
     molecules.add_argument("--num_workers", type=int, help="processes that judge (default: one per CPU, at most 8)")
     molecules.set_defaults(run=_score_molecules)
@@ -105,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     images.add_argument("--image_size", type=int, help="crop to squares of so many pixels, as ADM does (default: none)")
     images.add_argument("--channels", type=int, default=3, choices=(1, 3), help="3 for colour, 1 for gray")
     images.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
-    images.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is one)")
+    images.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
     images.set_defaults(run=_score_images)
 
     for part in (molecules, images):
@@ -114,11 +112,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _output_folder(options: argparse.Namespace) -> Path:
+def _output_path(options: argparse.Namespace) -> Path:
     """The folder asked for, or one named after what is scored, beside it."""
     path: Path = options.path
     name = path.resolve().name if path.is_dir() else path.stem
     folder: Path = options.output or path.resolve().parent / f"{name}_scores"
+    return folder
+
+
+def _output_folder(options: argparse.Namespace) -> Path:
+    """The same, made if need be; refused if it has files."""
+    folder = _output_path(options)
     require_empty(folder, options.overwrite)
     return folder
 
@@ -128,7 +132,7 @@ def _score_molecules(options: argparse.Namespace) -> None:
 
     from unite.modalities.molecule_reading import SUFFIXES, find_files, parse, read_records
     from unite.modalities.molecule_routes import require_route, route_metrics
-    from unite.modalities.molecule_scores import MoleculeScores, judge_all, num_cpus
+    from unite.modalities.molecule_scores import MoleculeScores, file_reason, judge_all, num_cpus
 
     if options.num_workers is not None and options.num_workers < 1:
         raise UserError(f"--num_workers is {options.num_workers}; it must be at least 1")
@@ -164,7 +168,8 @@ def _score_molecules(options: argparse.Namespace) -> None:
         )
     values = scores.metrics(train_keys)
     if options.routes:
-        values |= route_metrics(options.routes, [parse(record).molecule for record in read_records(files)])
+        entries = map(parse, read_records(files))
+        values |= route_metrics(options.routes, [None if file_reason(item) else item.molecule for item in entries])
     print(f"{scores.num_records:,} molecules in {', '.join(map(shown, files[:3]))}{', ...' if files[3:] else ''}")
     if not as_written:
         print("bonds perceived from elements and coordinates; denominators count every record")
@@ -172,6 +177,8 @@ def _score_molecules(options: argparse.Namespace) -> None:
     print(as_table({name: value for name, value in list(values.items())[1:] if value or not name.startswith(rare)}))
     if train_keys is None:
         print(f"novelty: {novelty}")
+    if num_flat := round(values["reject/flat"] * scores.num_records):
+        print(f"{num_flat:,} are drawings in the plane (2D), all rejected; --bonds as_written judges their bonds")
     for symbol, number in scores.unknown_elements.most_common():
         print(f"unknown element {symbol}: in {number:,} molecules, all rejected")
     rejects = {
@@ -206,8 +213,6 @@ def _training_keys(root: Path) -> Callable[[bool], Collection[int]]:
 
 
 def _score_images(options: argparse.Namespace) -> None:
-    import torch
-
     from unite.modalities.image_scores import ImageFiles, score_images
 
     for name in ("batch_size", "image_size"):
@@ -218,13 +223,9 @@ def _score_images(options: argparse.Namespace) -> None:
     images = ImageFiles(options.path, options.channels, options.image_size)
     if options.reference.suffix != ".npz":
         reference = ImageFiles(options.reference, options.channels, options.image_size)
+    device = torch_device(options.device)
     folder = _output_folder(options)
     network = _feature_network(options, images)
-    try:
-        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
     values = score_images(images, reference, network, options.batch_size, device)
     print(f"{images.num_used:,} images in {shown(images.folder)} against {shown(options.reference)}")
     if network.name:

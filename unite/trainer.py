@@ -19,7 +19,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from unite.checkpointing import LAST_CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
-from unite.encoding import LatentFiles, Split, limit_batches, split_loader, write_latents, write_reconstructions
+from unite.encoding import LatentFiles, Split, limit_batches, write_latents, write_reconstructions
 from unite.errors import UserError
 from unite.flow import Solver
 from unite.generation import SampleSettings, fingerprint, write_samples
@@ -266,6 +266,8 @@ class UniteTrainer(Trainer):
     ) -> None:
         """Decode the latents of real samples; writes both as files, with a picture and metrics.json.
 
+        Interrupted, the same command starts over.
+
         Args:
             model: The model.
             datamodule: The data.
@@ -282,12 +284,13 @@ class UniteTrainer(Trainer):
         if num_samples < 1:
             raise UserError(f"num_samples is {num_samples}; it must be at least 1")
         self._load(model, ckpt_path, weights_only)
-        folder = self._output_folder(model, output, "reconstructions", overwrite, {"split": split, "num": num_samples})
+        settings = {"split": split, "num_samples": num_samples, "modality": modality, "seed": torch.initial_seed()}
+        folder = self._output_folder(model, output, "reconstructions", overwrite, settings)
         limit_batches(datamodule_of(datamodule, modality) or datamodule, num_samples)
         write_reconstructions(
             model,
             datamodule,
-            split_loader(datamodule, split),
+            split,
             modality,
             num_samples,
             folder,
@@ -330,7 +333,7 @@ class UniteTrainer(Trainer):
         folder = self._output_folder(model, output, "latents", overwrite, settings)
         write_latents(
             model,
-            split_loader(datamodule, split),
+            datamodule,
             LatentFiles(folder, split),
             self.precision_plugin.forward_context,
             seed=torch.initial_seed(),

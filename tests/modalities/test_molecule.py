@@ -219,12 +219,21 @@ def test_unknown_atoms_and_sizes_are_refused_by_name() -> None:
     refuse(built(hydrogens="counted"), many, "element 6 with 50 hydrogens")
 
 
+def test_empty_and_endless_molecules_are_refused_by_number() -> None:
+    empty = Data(z=torch.zeros(0, dtype=torch.long), pos=torch.zeros(0, 3))
+    far = Data(z=torch.tensor([8, 1]), pos=torch.tensor([[0.0, 0, 0], [0, torch.inf, 0]]))
+    for molecule, message in ((empty, "molecule 1 of the batch has no atoms"), (far, "molecule 1 .* is not finite")):
+        with pytest.raises(UserError, match=message):
+            built().prepare(Batch.from_data_list([WATER, molecule]))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"elements": ["C", "Xx"]}, "'Xx'; known are"),
         ({"registers_per_molecule": 0}, "registers_per_molecule is 0"),
         ({"max_atoms": 0}, "max_atoms is 0"),
+        ({"elements": ["H"], "hydrogens": "counted"}, "no type of atom"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:

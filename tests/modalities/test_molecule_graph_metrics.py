@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom
 
 from tests.modalities.graphs import graph_of, graphs, perceived, relabelled
 from tests.modalities.qm9_rows import tiny_molecules
@@ -75,6 +77,22 @@ def test_bonds_of_real_molecules_agree_with_their_positions_and_wrong_ones_do_no
     # The same molecule with its atoms numbered in another way is not the same bonds.
     wrong = [replace(molecule, positions=molecule.positions[::-1].copy()) for molecule in molecules]
     assert computed(GraphGenerationMetrics(), wrong)["bonds_agree"] < 0.5
+
+
+def test_bonds_agree_only_with_the_same_pairs_and_the_same_orders() -> None:
+    mol = Chem.AddHs(Chem.MolFromSmiles("NC=O"))
+    rdDistGeom.EmbedMolecule(mol, randomSeed=1)
+    graph, positions = graph_from_mol(mol), mol.GetConformer().GetPositions()
+    swapped = positions[[0, 1, 2, 5, 4, 3]]  # a hydrogen of nitrogen against that of carbon
+    zwitterion = graph_from_mol(Chem.MolFromSmiles("[NH2+]=C[O-]"))
+    np.testing.assert_array_equal(zwitterion.bonds > 0, graph.bonds > 0)
+    for places, bonds, agreement in ((positions, graph, 1), (swapped, graph, 0), (positions, zwitterion, 0)):
+        sample = Molecule(graph.atomic_numbers, places, graph=bonds)
+        both = TwoViews(MoleculeGenerationMetrics(), GraphGenerationMetrics())
+        both.update([sample])
+        values = both.compute()
+        assert values["validity_bonds"] == values["validity"] == 1
+        assert values["bonds_agree"] == agreement
 
 
 def test_both_views_are_measured_side_by_side() -> None:

@@ -2,10 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rdkit import Chem
+from rdkit.Chem import rdDepictor
 
+from tests.modalities.graphs import perceived
 from tests.modalities.qm9_rows import tiny_molecules
 from unite.errors import UserError
 from unite.modalities.molecule_files import write_sdf, write_xyz
@@ -114,19 +116,49 @@ def test_a_broken_sdf_record_leaves_the_others_alone(tmp_path: Path, damage: obj
 def test_elements_that_do_not_exist_are_kept_by_name(tmp_path: Path) -> None:
     (entry,) = read(write(tmp_path / "a.xyz", "3\n\nQq 0 0 0\nCl 1 0 0\n400 2 0 0\n"))
     assert entry.molecule is not None
-    assert entry.molecule.atomic_numbers.tolist() == [0, 17, 400]
+    assert entry.molecule.atomic_numbers.tolist() == [0, 17, 0]
     assert entry.symbols == ["Qq", "Cl", "400"]
 
 
 @given(
-    st.lists(st.text(alphabet="0123456789 .CHN-+eXnai=:$M V\t", max_size=40), max_size=12),
+    st.lists(st.text(alphabet="0123456789² .CHN-+eXnai=:$M V\t", max_size=40), max_size=12),
     st.sampled_from(["sdf", "xyz"]),
 )
+@example(["²", "", "C 0 0 0"], "xyz")
+@example(["9" * 5000, "", "C 0 0 0"], "xyz")
+@example(["1", "", f"{10**20} 0 0 0"], "xyz")
+@example(["1", "Properties=species:S:1:pos:R:3:num_hydrogens:I:1", f"C 0 0 0 {10**20}"], "xyz")
+@example(["", "", "", "  ²"], "sdf")
 def test_no_text_makes_the_reader_fail(tmp_path_factory: pytest.TempPathFactory, lines: list[str], suffix: str) -> None:
     path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
     path.write_text("\n".join(lines))
     for entry in read(path):
         assert (entry.molecule is None) == bool(entry.error)
+
+
+def test_data_items_of_others_that_have_our_names_are_not_ours(tmp_path: Path) -> None:
+    with Chem.SDWriter(str(tmp_path / "theirs.sdf")) as writer:
+        (mol,) = perceived()[:1]
+        mol = Chem.Mol(mol)
+        mol.SetProp("num_hydrogens", "4")
+        writer.write(mol)
+    (entry,) = read(tmp_path / "theirs.sdf")
+    assert entry.molecule is not None
+    assert entry.molecule.num_hydrogens is None
+    assert len(entry.molecule.atomic_numbers) == mol.GetNumAtoms() == 5
+
+
+def test_only_what_says_so_and_has_no_height_is_a_drawing(tmp_path: Path) -> None:
+    mol = Chem.AddHs(Chem.MolFromSmiles("O"))
+    rdDepictor.Compute2DCoords(mol)
+    flat = Chem.MolToMolBlock(mol)
+    for text, is_flat in (
+        (flat, True),
+        (flat.replace("RDKit          2D", "RDKit          3D"), False),  # water, as its positions are
+        (flat.replace("0.0000 O", "0.1000 O"), False),
+    ):
+        (entry,) = read(write(tmp_path / "a.mol", text))
+        assert entry.is_flat == is_flat
 
 
 def test_records_know_where_they_are_from(tmp_path: Path) -> None:

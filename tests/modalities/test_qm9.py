@@ -533,7 +533,7 @@ def test_folder_that_cannot_be_made_is_one_error_before_the_build(
 ) -> None:
     monkeypatch.setattr(qm9_cache, "read_csv_files", None)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write the QM9 cache to .*; set data\.root"):
+    with pytest.raises(UserError, match=r"cannot write the QM9 cache to .*data\.root in a config, --root of prepare"):
         QM9DataModule(str(tmp_path / "file" / "qm9"), csv_files=[str(TINY_CSV)]).prepare_data()
 
 

@@ -224,3 +224,18 @@ def test_prepare_command_perceives_bonds_when_asked(
     result = run_cli(*command, "--bonds")
     assert result.code == 0, result.err
     assert "64 have bonds, 61 (95.31%) those of the data set's SMILES" in result.out
+
+
+def test_prepare_that_fails_leaves_no_folder(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unite.modalities.qm9_cache.find_qm9pack", list)
+    result = run_cli("prepare", "qm9", "--root", tmp_path / "data" / "qm9", "--source", "qm9pack")
+    assert result.code == 2
+    assert "qm9pack, which is missing" in result.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_bonds_that_cannot_be_kept_are_refused_before_they_are_perceived(tiny: MakeDataModule, tmp_path: Path) -> None:
+    table = tiny(bonds=False).table()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write the bonds of QM9 to .*data\.root in a config"):
+        load_or_perceive(table, tmp_path / "file" / "qm9")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from rdkit import Chem
+from rdkit.Chem import rdDepictor
 from rdkit.Geometry import Point3D
 
 from tests.modalities.qm9_rows import tiny_molecules
@@ -45,3 +46,7 @@ def test_rdkit_molecules_score_by_their_atoms_alone() -> None:
 def test_a_graph_without_positions_is_refused() -> None:
     with pytest.raises(UserError, match="no conformer"):
         score_molecules([Chem.AddHs(Chem.MolFromSmiles("CCO"))])
+    drawn = Chem.AddHs(Chem.MolFromSmiles("CCO"))
+    rdDepictor.Compute2DCoords(drawn)
+    with pytest.raises(UserError, match="is a drawing"):
+        score_molecules([drawn])

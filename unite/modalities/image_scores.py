@@ -96,6 +96,15 @@ class ImageFiles:
         """Images that could be read."""
         return len(self.paths) - len(self.rejects)
 
+    def require_two(self) -> None:
+        """Be sure that there is more than one image, as far as is known.
+
+        Raises:
+            UserError: There is not.
+        """
+        if self.num_used < 2:
+            raise UserError(f"{self.folder} has fewer than two images that can be used; statistics need at least two")
+
 
 def score_images(
     images: ImageFiles,
@@ -116,6 +125,9 @@ def score_images(
     Raises:
         UserError: Images or statistics cannot be used, or the two sets have different sizes.
     """
+    folders = [item for item in (images, reference) if isinstance(item, ImageFiles)]
+    for folder in folders:
+        folder.require_two()
     size = images.first().shape
     options: dict[str, Any] = {}
     if isinstance(reference, Path):
@@ -132,12 +144,13 @@ def score_images(
         for batch in _stacked(images, batch_size):
             metric.update([pixels.permute(1, 2, 0).numpy() for pixels in batch])
             bar.update(len(batch))
-    if images.num_used < 2:
-        raise UserError(f"{images.folder} has fewer than two images that can be used; statistics need at least two")
+    computed = metric.compute()
+    for folder in folders:
+        folder.require_two()  # by now all have been read
     values = {"num_images": float(images.num_used)}
     if isinstance(reference, ImageFiles):
         values["num_reference_images"] = float(reference.num_used)
-    return values | {name: float(value) for name, value in metric.compute().items()}
+    return values | {name: float(value) for name, value in computed.items()}
 
 
 def _stacked(images: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:

@@ -200,6 +200,10 @@ class MoleculeAdapter(ModalityAdapter):
         self.charge_weight = charge_weight
         self.vocabulary = _vocabulary(elements, hydrogens)
         """Atomic number and hydrogen count of each type; the count is 0 where hydrogens are explicit."""
+        if not self.vocabulary:
+            raise UserError(
+                f"elements is {list(elements)} and hydrogens is {hydrogens!r}, which leaves no type of atom"
+            )
         self._training_data_is_checked = False
 
     def build(self, width: int, latent_channels: int) -> None:
@@ -270,8 +274,9 @@ class MoleculeAdapter(ModalityAdapter):
         """Pad, centre and, in training, rotate the molecules of a PyG batch, or a single one.
 
         Raises:
-            UserError: An atom type, a size, a bond or a charge that the model was not built for; with bonds, also a
-                molecule that comes in pieces or is charged in sum.
+            UserError: An atom type, a size, a bond or a charge that the model was not built for; a molecule without
+                atoms or with a position that is not finite; with bonds, also one that comes in pieces or is charged in
+                sum.
         """
         if not isinstance(samples, Batch):
             samples = Batch.from_data_list([samples])
@@ -286,6 +291,8 @@ class MoleculeAdapter(ModalityAdapter):
                 f"the samples have {len(samples.z)} atoms, but PyG counts {int(sizes.sum())} nodes: "
                 "without pos, each Data needs num_nodes"
             )
+        if check and bool((sizes == 0).any()):
+            raise UserError(f"molecule {int((sizes == 0).nonzero()[0])} of the batch has no atoms: leave it out")
         largest = known_largest(samples)
         num_atoms = int(sizes.max()) if largest is None else largest
         if num_atoms > self.max_atoms:
@@ -295,7 +302,7 @@ class MoleculeAdapter(ModalityAdapter):
         mask = torch.arange(num_atoms, device=sizes.device) < sizes[:, None]  # (B, A)
         types = padded(self._types(samples, check), places, mask)
         if self.positions:
-            positions = centre(padded(self._positions(samples).float(), places, mask), mask)
+            positions = centre(padded(self._positions(samples, check).float(), places, mask), mask)
             if rotate:
                 positions = positions @ random_rotations(len(sizes), device=positions.device)
         else:
@@ -303,10 +310,15 @@ class MoleculeAdapter(ModalityAdapter):
         graph = self._graph(samples, places, mask, check) if self.bonds else None
         return PreparedMolecules(types, positions, mask, graph)
 
-    def _positions(self, samples: Batch) -> Tensor:
+    def _positions(self, samples: Batch, check: bool) -> Tensor:
         if samples.get("pos") is None:
             raise UserError("the samples carry no pos; for molecular graphs without a shape set positions to false")
         positions: Tensor = samples.pos
+        if check and bool((is_bad := ~positions.isfinite().all(dim=-1)).any()):
+            number = int(samples.batch[is_bad.nonzero()[0]])
+            raise UserError(
+                f"molecule {number} of the batch has a position that is not finite: correct it or leave it out"
+            )
         return positions
 
     def _graph(self, samples: Batch, places: Tensor, mask: Tensor, check: bool) -> PreparedGraph:
@@ -326,6 +338,8 @@ class MoleculeAdapter(ModalityAdapter):
         matrix = matrix.view(num_molecules, num_atoms, num_atoms)
         charges = padded(samples.charge.long(), places, mask)
         if check:
+            if int((matrix > 0).sum()) != len(edge_types):
+                raise UserError("edge_index must hold every bond once in each direction, and none between molecules")
             self._check_graph(matrix, charges, mask)
         first, second = pair_indices(num_atoms, mask.device)
         return PreparedGraph(charges, matrix[:, first, second], edge_index, edge_types)
@@ -366,7 +380,9 @@ class MoleculeAdapter(ModalityAdapter):
                 "the adapter's hydrogens is 'counted' but the samples carry no num_hydrogens: "
                 "set data.init_args.hydrogens to 'counted', too"
             )
-        types = self.type_table[samples.z, counts.clamp(max=self.type_table.shape[1] - 1)]
+        # What the table does not have is looked up where it has no type, at atomic number 0.
+        numbers = samples.z.where((samples.z > 0) & (samples.z < len(self.type_table)), 0)
+        types = self.type_table[numbers, counts.clamp(min=-1, max=self.type_table.shape[1] - 1)]
         if check and bool((types < 0).any()):
             first = int((types < 0).nonzero()[0])
             kind = f"element {int(samples.z[first])}"

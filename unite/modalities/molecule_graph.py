@@ -319,13 +319,13 @@ def check_bond_types(kinds: torch.Tensor) -> None:
 
 
 def data_from_mol(mol: Chem.Mol, hydrogens: Literal["explicit", "counted"] = "explicit") -> Data:
-    """An RDKit molecule as the PyG object that datamodules yield, with ``pos`` if it has a conformer.
+    """An RDKit molecule as the PyG object that datamodules yield, with ``pos`` if it has a conformer in space.
 
     Raises:
         UserError: As :func:`graph_from_mol`.
     """
     graph = graph_from_mol(mol, hydrogens)
-    if mol.GetNumConformers() == 0:
+    if mol.GetNumConformers() == 0 or not mol.GetConformer().Is3D():  # a drawing is no conformer
         return data_from_graph(graph)
     complete = _complete(mol, hydrogens)
     positions = complete.GetConformer().GetPositions()

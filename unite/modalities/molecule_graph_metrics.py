@@ -22,7 +22,14 @@ from unite.modalities.molecule_graph import (
     MolecularGraph,
     assemble,
 )
-from unite.modalities.molecule_perception import Molecule, Perception, hash_key, molecule_key, perceive_all
+from unite.modalities.molecule_perception import (
+    Molecule,
+    Perception,
+    has_charged_carbon,
+    hash_key,
+    molecule_key,
+    perceive_all,
+)
 
 _COUNTERS: Final = (
     "num_requested",
@@ -115,9 +122,7 @@ class GraphGenerationMetrics(Metric):
         self.valid_keys.append(keys)
         self.num_requested += len(molecules)
         self.num_valid += len(mols)
-        self.num_charged_carbon += sum(
-            any(atom.GetAtomicNum() == 6 and atom.GetFormalCharge() != 0 for atom in mol.GetAtoms()) for mol in mols
-        )
+        self.num_charged_carbon += sum(map(has_charged_carbon, mols))
         self.num_connected += sum(made.is_connected for made in assemblies)
         self.num_atoms += sum(graph.num_atoms for graph in whole)
         self.num_rejected += torch.from_numpy(rejected).to(self.device)

@@ -163,7 +163,7 @@ def score_molecules(molecules: Sequence[Molecule | Chem.Mol], train_keys: Tensor
         train_keys: Keys of the training molecules, see :class:`MoleculeGenerationMetrics`; None leaves novelty out.
 
     Raises:
-        UserError: An RDKit molecule has no conformer.
+        UserError: An RDKit molecule has no conformer, or a drawing in its place.
     """
     metric = MoleculeGenerationMetrics(train_keys)
     metric.update([_as_molecule(item) if isinstance(item, Chem.Mol) else item for item in molecules])
@@ -175,6 +175,8 @@ def _as_molecule(mol: Chem.Mol) -> Molecule:
         return Molecule(np.empty(0, dtype=np.int64), np.empty((0, 3)))
     if not mol.GetNumConformers():
         raise UserError("an RDKit molecule has no conformer; bonds are not read, so positions are needed")
+    if not mol.GetConformer().Is3D():
+        raise UserError("the conformer of an RDKit molecule is a drawing (2D), from which no bonds can be perceived")
     numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.int64)
     return Molecule(numbers, mol.GetConformer().GetPositions())
 

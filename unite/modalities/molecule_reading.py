@@ -7,7 +7,7 @@ so that the second can run in several processes: files are cut into records of t
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -45,13 +45,15 @@ class Entry:
 
     Attributes:
         molecule: The molecule; elements that do not exist have the number 0. None if the record cannot be read.
-        symbols: Symbols of the atoms as they are written.
+        symbols: Symbols of the atoms; those of elements that do not exist as they are written.
         error: Why the record cannot be read; empty if it can.
+        is_flat: Whether the positions are those of a drawing in the plane, not of a molecule.
     """
 
     molecule: Molecule | None
     symbols: list[str]
     error: str = ""
+    is_flat: bool = False
 
 
 def find_files(path: Path, only: Format | None = None) -> list[Path]:
@@ -118,7 +120,7 @@ def _cut_xyz(lines: Iterable[str]) -> Iterator[list[str]]:
     missing = 0  # lines of the frame that are still to come
     for line in lines:
         text = line.rstrip("\r\n")
-        is_count = text.strip().isdigit()
+        is_count = _as_count(text) is not None
         if missing and not (is_count and len(record) > 1):  # a comment may be a number, an atom may not
             record.append(text)
             missing -= 1
@@ -129,11 +131,16 @@ def _cut_xyz(lines: Iterable[str]) -> Iterator[list[str]]:
         elif text.strip():
             record.append(text)
             continue
-        if record and not missing and record[0].strip().isdigit():
+        if record and not missing and _as_count(record[0]) is not None:
             yield record
             record = []
     if record:
         yield record
+
+
+def _as_count(text: str) -> int | None:
+    """The number that a text is, or None; Python's own idea of digits includes ² and numbers without end."""
+    return int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else None
 
 
 def parse(record: Record) -> Entry:
@@ -160,20 +167,30 @@ def _parse_sdf(lines: list[str]) -> Entry:
     positions = _as_positions([row[1:] for row in rows])
     if (apart := _property(lines, "positions")) is not None:
         positions = _as_positions([apart[start : start + 3] for start in range(0, len(apart), 3)])
-    counts = _property(lines, "num_hydrogens")
-    if counts is not None:  # hydrogens behind these atoms were added when the file was written
+    counts = counted_hydrogens(lines)
+    if counts is not None:
         symbols, positions = symbols[: len(counts)], positions[: len(counts)]
-    return _as_entry(symbols, positions, counts)
+    is_flat = lines[1][20:22] == "2D" and not positions[:, 2].any()
+    return replace(_as_entry(symbols, positions, counts), is_flat=is_flat)
+
+
+def counted_hydrogens(lines: list[str]) -> list[str] | None:
+    """Hydrogens on each atom of an SDF of our own with united atoms; those behind were added when it was written.
+
+    None for other files, which may mean something else by that name.
+    """
+    is_ours = any(_property(lines, name) is not None for name in ("reject_reason", "reject_reason_bonds"))
+    return _property(lines, "num_hydrogens") if is_ours else None
 
 
 def _v2000_atoms(lines: list[str]) -> list[list[str]]:
     """Symbol, x, y, z of the atoms; by columns, which may touch."""
-    num_atoms = lines[3][:3].strip()
-    if not num_atoms.isdigit():
+    num_atoms = _as_count(lines[3][:3])
+    if num_atoms is None:
         raise _UnreadableError(f"no number of atoms in {lines[3][:39]!r}")
-    block = lines[4 : 4 + int(num_atoms)]
+    block = lines[4 : 4 + num_atoms]
     rows = [[line[31:34].strip(), line[:10], line[10:20], line[20:30]] for line in block]
-    if len(rows) < int(num_atoms) or any(
+    if len(rows) < num_atoms or any(
         not row[0] or line.startswith("M  ") for row, line in zip(rows, block, strict=True)
     ):
         raise _UnreadableError(f"breaks off before its {num_atoms} atoms")
@@ -208,9 +225,9 @@ def _property(lines: list[str], name: str) -> list[str] | None:
 
 
 def _parse_xyz(lines: list[str]) -> Entry:
-    if not lines[0].strip().isdigit():
+    num_atoms = _as_count(lines[0])
+    if num_atoms is None:
         raise _UnreadableError(f"no number of atoms in {lines[0][:39]!r}")
-    num_atoms = int(lines[0])
     rows = [line.split() for line in lines[2:]]
     if len(rows) < num_atoms or len(lines) < 2:
         raise _UnreadableError(f"breaks off before its {num_atoms} atoms")
@@ -233,7 +250,7 @@ def _columns(comment: str) -> tuple[int, int, int | None]:
     column = 0
     for name, size in zip(parts[0::3], parts[2::3], strict=False):
         places[name] = column
-        column += int(size) if size.isdigit() else 1
+        column += _as_count(size) or 1
     species = places.get("species", places.get("Z"))
     if species is None or "pos" not in places:
         raise _UnreadableError("its Properties name no species and pos")
@@ -251,16 +268,25 @@ def _as_entry(
     symbols: list[str], positions: np.ndarray[tuple[int, ...], np.dtype[np.float64]], counts: list[str] | None
 ) -> Entry:
     table = _atomic_numbers()
-    numbers = [table.get(symbol.capitalize(), int(symbol) if symbol.isdigit() else 0) for symbol in symbols]
-    if len(positions) != len(symbols) or (counts is not None and not all(count.isdigit() for count in counts)):
+    numbers = [table.get(symbol.capitalize(), 0) for symbol in symbols]
+    hydrogens = None if counts is None else [_as_count(count) for count in counts]
+    is_counted = hydrogens is None or (len(hydrogens) == len(symbols) and None not in hydrogens)
+    if len(positions) != len(symbols) or not is_counted:
         raise _UnreadableError("its num_hydrogens or positions do not fit its atoms")
-    hydrogens = None if counts is None else np.array([int(count) for count in counts], dtype=np.int64)
-    if hydrogens is not None and len(hydrogens) != len(symbols):
-        raise _UnreadableError("its num_hydrogens or positions do not fit its atoms")
-    return Entry(Molecule(np.array(numbers, dtype=np.int64), positions, hydrogens), symbols)
+    molecule = Molecule(
+        np.array(numbers, dtype=np.int64), positions, None if hydrogens is None else np.array(hydrogens, dtype=np.int64)
+    )
+    return Entry(molecule, [_symbol(number) or symbol for number, symbol in zip(numbers, symbols, strict=True)])
+
+
+@cache
+def _symbol(atomic_number: int) -> str:
+    return str(Chem.GetPeriodicTable().GetElementSymbol(atomic_number)) if atomic_number else ""
 
 
 @cache
 def _atomic_numbers() -> dict[str, int]:
+    """Atomic numbers by symbol or by themselves, as some XYZ files have them; heavy hydrogen is hydrogen."""
     table = Chem.GetPeriodicTable()
-    return {table.GetElementSymbol(number): number for number in range(1, 119)} | {"D": 1, "T": 1}
+    numbers = {table.GetElementSymbol(number): number for number in range(1, 119)}
+    return numbers | {"D": 1, "T": 1} | {str(number): number for number in range(1, 119)}

@@ -16,7 +16,7 @@ from unite.modalities.molecule_perception import Molecule, perceive_all
 
 MAX_POSEBUSTERS = 1000
 PACKAGES = {"adit": ("pymatgen", "openbabel"), "posebusters": ("posebusters",)}
-_INSTALL = {"adit": "pip install pymatgen openbabel-wheel", "posebusters": "pip install posebusters"}
+_INSTALL = 'pip install "unite[scores]"'
 
 
 def require_route(route: str) -> None:
@@ -27,7 +27,7 @@ def require_route(route: str) -> None:
     """
     missing = [package for package in PACKAGES[route] if importlib.util.find_spec(package) is None]
     if missing:
-        raise UserError(f"--routes {route} needs {' and '.join(missing)}: {_INSTALL[route]}")
+        raise UserError(f"--routes {route} needs {' and '.join(missing)}: {_INSTALL}")
 
 
 def adit_metrics(molecules: Sequence[Molecule | None]) -> dict[str, float]:
@@ -38,7 +38,7 @@ def adit_metrics(molecules: Sequence[Molecule | None]) -> dict[str, float]:
     score 94.2 %.
 
     Args:
-        molecules: Molecules with hydrogens as atoms; None for a record that cannot be read.
+        molecules: Molecules with hydrogens as atoms; None for a record without one that can be judged.
 
     Returns:
         ``validity_adit`` of all molecules, ``uniqueness_adit`` of the valid ones.
@@ -78,7 +78,7 @@ def posebusters_metrics(molecules: Sequence[Molecule | None]) -> dict[str, float
     share of all. The energy is left out because one strained cage takes a minute. Of real molecules of QM9 99 % pass.
 
     Args:
-        molecules: Molecules with hydrogens as atoms; None for a record that cannot be read.
+        molecules: Molecules with hydrogens as atoms; None for a record without one that can be judged.
 
     Returns:
         ``posebusters/CHECK`` for each check, ``posebusters/all`` for all of them.

@@ -25,13 +25,16 @@ from unite.modalities.molecule_perception import (
     molecule_key,
     perceive_all,
 )
-from unite.modalities.molecule_reading import Entry, Record, parse
+from unite.modalities.molecule_reading import Entry, Record, counted_hydrogens, parse
 
 MAX_ATOMS: Final = 200
 """Larger molecules are rejected unseen, as ``too_large``: bonds of a chain of 1000 N take RDKit seconds to refuse."""
 
-FILE_REASONS: Final = ("unreadable", "too_large")
-"""Reasons to reject a record beside :data:`~unite.modalities.molecule_perception.REJECT_REASONS`."""
+FILE_REASONS: Final = ("unreadable", "too_large", "flat")
+"""Reasons to reject a record beside :data:`~unite.modalities.molecule_perception.REJECT_REASONS`.
+
+``flat`` means that an SDF says of its positions that they are a drawing (2D), from which no bonds can be perceived.
+"""
 
 WRITTEN_REASONS: Final = ("unreadable", "sanitization", "disconnected", "radical", "implicit_hydrogen")
 """Reasons to reject a molecule by the bonds of its SDF, in the order of the checks."""
@@ -90,11 +93,11 @@ def judge(records: list[Record], as_written: bool = False) -> list[Judged]:
         as_written: Judge the bonds of SDF records as well.
     """
     entries = [parse(record) for record in records]
-    molecules = [_EMPTY if _file_reason(entry) else entry.molecule or _EMPTY for entry in entries]
+    molecules = [_EMPTY if file_reason(entry) else entry.molecule or _EMPTY for entry in entries]
     edm = edm_stability(molecules)
     judged = []
     for index, (record, entry, found) in enumerate(zip(records, entries, perceive_all(molecules), strict=True)):
-        reason = _file_reason(entry) or found.reason
+        reason = file_reason(entry) or found.reason
         judged.append(
             Judged(
                 file=record.file,
@@ -115,16 +118,20 @@ def judge(records: list[Record], as_written: bool = False) -> list[Judged]:
     return judged
 
 
-def _file_reason(entry: Entry) -> str | None:
+def file_reason(entry: Entry) -> str | None:
+    """Why a record is rejected before it is judged as a molecule, one of :data:`FILE_REASONS`, or None."""
     if entry.molecule is None:
         return "unreadable"
-    return "too_large" if len(entry.symbols) > MAX_ATOMS else None
+    if len(entry.symbols) > MAX_ATOMS:
+        return "too_large"
+    return "flat" if entry.is_flat else None
 
 
 def _detail(entry: Entry, reason: str | None) -> str:
-    if reason == "unknown_element":
-        known = {"H", "C", "N", "O", "F"}
-        return ", ".join(sorted({symbol for symbol in entry.symbols if symbol.capitalize() not in known}))
+    if reason == "unknown_element" and entry.molecule is not None:
+        # Where hydrogens are counted, none is an atom.
+        known = {"C", "N", "O", "F"} | ({"H"} if entry.molecule.num_hydrogens is None else set())
+        return ", ".join(sorted(set(entry.symbols) - known))
     return f"{len(entry.symbols)} atoms" if reason == "too_large" else entry.error
 
 
@@ -136,7 +143,10 @@ def _symbols(entry: Entry) -> Counter[str]:
 
 
 def judge_as_written(record: Record) -> Written:
-    """Whether a molecule is valid with the bonds, charges and hydrogens that its SDF gives it."""
+    """Whether a molecule is valid with the bonds, charges and hydrogens that its SDF gives it.
+
+    In our own files of united atoms the hydrogens are those counted: the valences must imply just as many.
+    """
     with rdBase.BlockLogs():
         mol: Chem.Mol | None = Chem.MolFromMolBlock(
             "\n".join(record.lines), sanitize=False, removeHs=False, strictParsing=False
@@ -153,9 +163,15 @@ def judge_as_written(record: Record) -> Written:
             reason = "disconnected"
         elif any(atom.GetNumRadicalElectrons() for atom in atoms):
             reason = "radical"
-        elif any(atom.GetTotalNumHs() for atom in atoms):
+        elif [str(atom.GetTotalNumHs()) for atom in atoms] != _implied_hydrogens(record, len(atoms)):
             reason = "implicit_hydrogen"
         return Written(hash_key(molecule_key(mol)) if reason is None else None, reason)
+
+
+def _implied_hydrogens(record: Record, num_atoms: int) -> list[str]:
+    """How many hydrogens each atom may have that are no atoms: those counted, unless they were added as atoms."""
+    counts = counted_hydrogens(record.lines)
+    return counts if counts is not None and len(counts) == num_atoms else ["0"] * num_atoms
 
 
 def judge_all(
@@ -254,7 +270,7 @@ class MoleculeScores:
         """The metrics by name.
 
         ``validity`` to ``mean_atoms`` and ``reject/REASON`` are those of
-        :class:`~unite.modalities.molecule_metrics.MoleculeGenerationMetrics`, with two more reasons,
+        :class:`~unite.modalities.molecule_metrics.MoleculeGenerationMetrics`, with more reasons,
         :data:`FILE_REASONS`. ``atoms/...`` are numbers of atoms over all molecules that can be read, ``element/X`` is
         the share of X of their atoms. ``..._as_written`` judges bonds, charges and hydrogens as the SDF gives them: a
         molecule is valid if RDKit sanitizes it and it is one piece without radicals and without implied hydrogens.

@@ -30,6 +30,7 @@ from unite.modalities import molecule_perception
 from unite.modalities.molecule_graph import graph_from_mol
 from unite.modalities.molecule_perception import Molecule, hash_key, molecule_key, perceive_all
 from unite.modalities.qm9_cache import (
+    WRITE_HINT,
     DamagedCacheError,
     MoleculeTable,
     checksum,
@@ -113,7 +114,7 @@ def load_or_perceive(table: MoleculeTable, folder: Path, molecules_per_chunk: in
             return as_table(load_tensors(path))
         except DamagedCacheError as error:
             logger.warning("perceiving the bonds of %s again: %s", path, error)
-    require_writable(folder)
+    require_writable(folder, WRITE_HINT, "the bonds of QM9")
     parts = path.with_suffix(".parts")
     parts.mkdir(exist_ok=True)
     chunks = list(perceive_in_chunks(table, parts, molecules_per_chunk))
