@@ -353,26 +353,3 @@ def draw_trajectory_curve(result: dict[str, Any], title: str, path: Path) -> Pat
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     return save(figure, f"From noise to data, mean of {result['num_samples']} samples. {title}", path)
-
-
-def draw_comparison(rows: dict[str, list[float | None]], runs: Sequence[str], path: Path) -> Path:
-    """One panel for each quantity, one bar for each run."""
-    num_columns = min(4, len(rows))
-    num_rows = -(-len(rows) // num_columns)
-    height = (0.28 * len(runs) + 0.9) * num_rows + 0.8
-    figure, axes = plt.subplots(
-        num_rows, num_columns, figsize=(3.4 * num_columns, height), layout="constrained", squeeze=False, sharey=True
-    )
-    colours = plt.get_cmap("tab10")(np.arange(len(runs)) % 10)
-    for ax, (name, values) in zip(axes.flat, rows.items(), strict=False):
-        numbers = [np.nan if value is None else value for value in values]
-        bars = ax.barh(range(len(runs)), numbers, color=colours)
-        ax.bar_label(bars, ["" if np.isnan(number) else f"{number:.3g}" for number in numbers], fontsize=7, padding=2)
-        ax.set_title(name, fontsize=8)
-        ax.margins(x=0.2)
-        ax.tick_params(labelsize=7)
-    axes[0][0].set_yticks(range(len(runs)), runs, fontsize=8)
-    axes[0][0].invert_yaxis()  # shared by all: the first run is on top
-    for ax in list(axes.flat)[len(rows) :]:
-        ax.set_visible(False)
-    return save(figure, "Runs side by side", path)

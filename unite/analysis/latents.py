@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unite.analysis.alignment import centre_within
 from unite.analysis.probes import PooledLatents
-from unite.analysis.similarity import covariance_spectrum, spectrum_dimension
+from unite.analysis.similarity import covariance_spectrum, participation_ratio
 from unite.errors import UserError
 from unite.flow import Solver
 from unite.modalities.base import ModalityAdapter
@@ -97,7 +97,7 @@ def effective_dimension(latents: PooledLatents) -> dict[str, Any]:
         shares = (eigenvalues / eigenvalues.sum()).tolist()
         result[name] = {
             "channels": num_channels,
-            "dimension": spectrum_dimension(eigenvalues),
+            "dimension": participation_ratio(eigenvalues),
             "variance_shares": shares,
         }
     return result
