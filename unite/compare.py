@@ -232,18 +232,17 @@ def count_parameters(hyper_parameters: Mapping[str, Any]) -> dict[str, int]:
 
 def _add_alignment(summary: RunSummary, file: Path) -> None:
     """Take alignment and compression from an align.json of ``unite align``; of an unknown form, say so."""
-    import numpy as np
-
+    from unite.analysis.alignment import late_layer
     from unite.messages import shown
 
     try:
         found = json.loads(file.read_text())
-        pairings = found["alignment"]["measures"]["cka_within"]  # pairing -> (seeds, times, layers)
-        late = {name: np.array(values, dtype=float)[..., -2] for name, values in pairings.items()}
+        late = late_layer(found["alignment"], "cka_within")
         networks = found["compression"]["networks"]
         parts = networks.get("both", networks["encoder"])["trained"]["parts"]
-        summary.alignment[found["modality"]] = {name: float(np.nanmean(values)) for name, values in late.items()}
-        summary.compression = {part: float(values["megabytes"]) for part, values in parts.items()}
+        lengths = {part: float(values["megabytes"]) for part, values in parts.items()}
+        summary.alignment[found["modality"]] = late
+        summary.compression = lengths
     except (KeyError, TypeError, ValueError, IndexError) as error:
         print(f"unite: {shown(file)} is not as unite align writes it, and is left out: {error!r}", file=sys.stderr)
 
@@ -359,6 +358,8 @@ def draw_comparison(runs: Sequence[RunSummary], path: Path) -> None:
     for modality in dict.fromkeys(name for summary in runs for name in summary.alignment):
         values = [summary.alignment.get(modality, {}).get("trained") for summary in runs]
         panels[f"CKA of the two passes, {modality}"] = values
+    if any(summary.compression for summary in runs):
+        panels["description length of the weights / MB"] = [summary.compression.get("total") for summary in runs]
     panels["parameters / 1,000,000"] = [summary.parameters["total"] / 1e6 for summary in runs]
     panels["training time / min"] = [None if summary.seconds is None else summary.seconds / 60 for summary in runs]
 

@@ -104,6 +104,16 @@ def test_recording_changes_nothing_and_leaves_no_hook() -> None:
     torch.testing.assert_close(out, plain)
 
 
+def test_a_compiled_model_is_recorded_without_compiling_it() -> None:
+    plain, compiled = make_module(CASES["toy"]), make_module(CASES["toy"], compile=True)
+    compiled.load_state_dict(plain.state_dict())
+    torch._dynamo.utils.counters.clear()
+    one = AlignmentSettings(num_samples=12, times=(0.5,), num_seeds=1)
+    expected, found = (measure_alignment(module, "curve", curve_batches(), one) for module in (plain, compiled))
+    assert list(map(str, numbers(found))) == list(map(str, numbers(expected)))
+    assert not torch._dynamo.utils.counters["frames"]
+
+
 # ---------------------------------------------------------------------- measurement
 
 
@@ -152,6 +162,28 @@ def test_padding_is_never_counted(name: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(GenerativeEncoder, "forward", poisoned)
     after = measure_alignment(module, case.modality, batches, SETTINGS)
     torch.testing.assert_close(list(numbers(after)), list(numbers(before)), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_samples_beyond_those_asked_for_are_never_counted() -> None:
+    module = make_module(CASES["toy"])
+    before = measure_alignment(module, "curve", curve_batches(), SETTINGS)
+    batches = curve_batches()
+    assert len(batches[0]["labels"]) > SETTINGS.num_samples
+    batches[0]["points"][SETTINGS.num_samples :] += 3
+    batches[0]["labels"][SETTINGS.num_samples :] = 0
+    after = measure_alignment(module, "curve", batches, SETTINGS)
+    assert list(map(str, numbers(after))) == list(map(str, numbers(before)))
+
+
+def test_sizes_of_modulations_are_their_root_mean_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(CASES["toy"])
+    seen: list[Tensor] = []
+    module.encoder.blocks[1].modulation.register_forward_hook(lambda layer, inputs, output: seen.append(output))  # type: ignore[union-attr]
+    one = AlignmentSettings(num_samples=16, times=(0.5,), num_seeds=1)
+    sizes = measure_alignment(module, "curve", curve_batches()[:1], one)["modes"]["0.5"]["modulation_rms"]
+    parts = seen[1].chunk(6, dim=1)  # behind that of the tokenization pass
+    assert sizes["attention scale"][1] == pytest.approx(float((1 + parts[1]).square().mean().sqrt()), rel=1e-5)
+    assert sizes["mlp gate"][1] == pytest.approx(float(parts[5].square().mean().sqrt()), rel=1e-5)
 
 
 def test_the_denoiser_is_the_network_that_denoises() -> None:
@@ -277,6 +309,16 @@ def test_scrambling_keeps_the_entries_of_each_tensor() -> None:
         torch.testing.assert_close(other.flatten().sort().values, value.flatten().sort().values)
         if name.endswith("qkv.weight"):
             assert torch.equal(other, value) == name.startswith("adapters")
+
+
+def test_scrambling_a_seed_gives_the_same_weights_each_time() -> None:
+    for _ in range(6):
+        shared = make_module(CASES["toy"])
+        separate = make_module(CASES["toy"], weight_sharing=False)
+        separate.load_state_dict(shared.state_dict(), strict=False)
+        expected = scrambled_module(shared, seed=3).encoder.state_dict()
+        for name, value in scrambled_module(separate, seed=3).encoder.state_dict().items():
+            assert torch.equal(value, expected[name]), name
 
 
 def test_a_module_fresh_from_training_can_be_measured(tmp_path: Path) -> None:

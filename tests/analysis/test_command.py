@@ -108,6 +108,20 @@ def test_align_writes_into_the_run_and_replaces_nothing_unasked(run_cli: RunCli,
     assert (folder / "align" / "align.json").read_text() != before
 
 
+@pytest.mark.parametrize("command", ["align", "latents"])
+def test_a_seed_fixes_the_result_on_shuffled_data_too(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, command: str
+) -> None:
+    options = {"align": QUICK, "latents": ("--num_samples", "12", "--num_train", "20", "--num_steps", "2")}[command]
+    found = []
+    for name in ("first", "again"):
+        args = ("--ckpt_path", toy_run, "--split", "train", "--output", tmp_path / name)
+        result = run_cli(command, *args, *options)
+        assert result.code == 0, result.err
+        found.append((tmp_path / name / f"{command}.json").read_text())
+    assert found[0] == found[1]
+
+
 def test_latents_of_curves(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
     args = ("--num_samples", "30", "--num_train", "40", "--num_steps", "4", "--output", tmp_path)
     result = run_cli("latents", "--ckpt_path", toy_run, *args)

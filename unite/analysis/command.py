@@ -121,6 +121,7 @@ def _latents_parser() -> argparse.ArgumentParser:
 
 def align(options: argparse.Namespace, data_options: list[str]) -> None:
     """Measure, draw and write: see ``unite align --help``."""
+    import torch
     from tqdm import tqdm
 
     from unite.analysis import alignment, compression, loading, probes
@@ -141,6 +142,7 @@ def align(options: argparse.Namespace, data_options: list[str]) -> None:
     run, modality, folder = _begin(options, data_options, "align")
     title = f"{run.name}, {modality}"
 
+    torch.manual_seed(options.seed)  # the order of training samples
     batches = list(loading.batches(run, modality, options.split, settings.num_samples))
     total = alignment.count_passes(len(batches), settings)
     with tqdm(total=total, desc="align", unit="pass") as bar:
@@ -191,8 +193,9 @@ def latents(options: argparse.Namespace, data_options: list[str]) -> None:
     test_batches: list[Any] = []
     for use, split, number in (("train", "train", options.num_train), ("test", options.split, options.num_samples)):
         torch.manual_seed(options.seed)  # the order of training samples
-        batches = list(tqdm(loading.batches(run, modality, split, number), desc=f"read {split}", unit="batch"))
-        test_batches = batches
+        batches: Any = tqdm(loading.batches(run, modality, split, number), desc=f"tokenize {split}", unit="batch")
+        if use == "test":
+            batches = test_batches = list(batches)
         pooled[use] = looking.pooled_latents(run.module, modality, batches, number, options.seed)
         ids = pooled[use].molecule_id
         properties[use] = {} if ids is None else probes.read_properties(datamodule_of(run.datamodule, modality), ids)

@@ -153,7 +153,8 @@ def scrambled_module(module: UniteModule, seed: int = 0) -> UniteModule:
     scrambled.load_state_dict(module.state_dict())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for encoder in {scrambled.encoder, scrambled.denoiser}:
+        # A dictionary: the order in which a set gives the two, and so what each is given, differs from run to run.
+        for encoder in dict.fromkeys((scrambled.encoder, scrambled.denoiser)):
             for parameter in encoder.parameters():
                 order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
