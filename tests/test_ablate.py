@@ -12,7 +12,7 @@ from lightning.pytorch.cli import instantiate_module
 
 from tests.conftest import TESTS, RunCli
 from tests.test_cli import TOY, shell, steps, tiny
-from unite import ablate
+from unite import ablate, run_folder
 from unite.ablate import make_trials
 from unite.cli import main
 from unite.module import UniteModule
@@ -108,6 +108,43 @@ def test_a_training_that_ends_without_validation_is_validated(
     assert result.code == 0, result.err
     assert calls == ["fit", "validate"] * 2
     assert json.loads((tmp_path / "out" / "ablations.json").read_text())["one"]["0"]["val/curve/points"] > 0
+
+
+def test_alignment_follows_each_training_and_is_not_repeated(
+    run_cli: RunCli, tmp_path: Path, overlays: dict[str, Path], calls: list[str]
+) -> None:
+    command: list[str | Path] = ["ablate", "--config", "curves.yaml", "--overlays", overlays["one"]]
+    command += ["--output", tmp_path / "out", "--trainer.max_epochs", "1"]
+    assert run_cli(*command).code == 0
+    assert run_cli(*command, "--align").code == 0
+    assert calls == ["fit", "fit", "align", "align"]
+    calls.clear()
+    runs = [tmp_path / "out" / name / "seed_0" for name in ("base", "one")]
+    (runs[1] / "align" / "align.json").unlink()
+    assert run_cli(*command, "--align").code == 0
+    assert calls == ["align"]
+    result = run_cli("compare", *runs, "--output", tmp_path / "compare")
+    assert "| curve, trained " in result.out
+    assert "| normalization " in result.out
+
+
+def test_each_modality_is_aligned_where_compare_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (trial,) = make_trials(["curves.yaml"], [], [0], tmp_path, [])
+    checkpoint = {"hyper_parameters": {"adapters": {"image": {}, "molecule": {}, "crystal": {}}}}
+    monkeypatch.setattr(run_folder, "read_checkpoint", lambda path: checkpoint)
+    done = trial.folder / "align_image" / "align.json"
+    done.parent.mkdir(parents=True)
+    done.touch()
+    made: list[tuple[str, ...]] = []
+
+    def call(*args: str) -> int:
+        made.append(args)
+        return 130
+
+    monkeypatch.setattr(ablate, "call", call)
+    assert ablate.align(trial) == 130
+    folder = str(trial.folder / "align_molecule")
+    assert made == [("align", "--ckpt_path", str(trial.folder), "--modality", "molecule", "--output", folder)]
 
 
 def test_an_interrupted_training_continues_where_it_stopped(

@@ -105,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="unite compare",
         description="Runs side by side: reconstruction, generation, alignment, compression, parameters, steps, time.",
-        epilog="Alignment and compression are shown for runs on which `unite align` was run.",
+        epilog="Alignment and compression are shown for runs on which `unite align` was run, in RUN/align or, with "
+        "--output, in another folder of the run: one for each modality.",
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders, or checkpoints in them")
