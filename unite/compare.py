@@ -34,6 +34,9 @@ HEADLINES = (
 )
 """Metrics of tables and figures, in order. A modality with none of them shows all it has; compare.json has all."""
 
+UNITS = {"rmsd": "Å", "psnr": "dB"}
+"""Units of metrics that have one."""
+
 RECONSTRUCTION = r"match_rate.*|rmsd.*|psnr|lpips|rfid.*"
 """Those of reconstructions; the other headlines are of generated samples."""
 
@@ -278,7 +281,7 @@ def comparison(runs: Sequence[RunSummary]) -> dict[str, list[list[str]]]:
         groups[f"## {group}"].append(name)
 
     def rows(names: Sequence[str], values: Callable[[RunSummary], Mapping[str, float]]) -> list[list[str]]:
-        return [[name, *[_number(values(summary).get(name)) for summary in runs]] for name in names]
+        return [[_with_unit(name), *[_number(values(summary).get(name)) for summary in runs]] for name in names]
 
     def alignment(summary: RunSummary) -> Mapping[str, float]:
         return {
@@ -322,6 +325,11 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
 
 
+def _with_unit(metric: str) -> str:
+    unit = UNITS.get(metric.rpartition("/")[2])
+    return metric if unit is None else f"{metric} / {unit}"
+
+
 def _number(value: float | None) -> str:
     return MISSING if value is None or math.isnan(value) else f"{value:.4g}"
 
@@ -354,7 +362,7 @@ def draw_comparison(runs: Sequence[RunSummary], path: Path) -> None:
 
     shown_metrics = headlines(list(dict.fromkeys(name for summary in runs for name in summary.metrics)))
     panels: dict[str, list[float | None]] = {
-        name: [summary.metrics.get(name) for summary in runs] for name in shown_metrics
+        _with_unit(name): [summary.metrics.get(name) for summary in runs] for name in shown_metrics
     }
     for modality in dict.fromkeys(name for summary in runs for name in summary.alignment):
         values = [summary.alignment.get(modality, {}).get("trained") for summary in runs]

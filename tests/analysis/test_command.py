@@ -166,6 +166,18 @@ def test_data_can_be_overridden_and_described(run_cli: RunCli, toy_run: Path, tm
     assert strict_json(tmp_path / "out" / "align.json")["run"] == "alone, step 2"
 
 
+def test_an_exported_model_is_aligned_as_its_checkpoint_is(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
+    assert run_cli("export", toy_run, tmp_path / "shared").code == 0
+    found = []
+    for source in (toy_run, tmp_path / "shared"):
+        args = ("--ckpt_path", source, "--config", "curves.yaml", "--output", tmp_path / f"of_{source.name}")
+        result = run_cli("align", *args, *QUICK)
+        assert result.code == 0, result.err
+        found.append(strict_json(tmp_path / f"of_{source.name}" / "align.json"))
+    assert found[1]["run"] == "shared, step 2"
+    assert found[0]["alignment"] == found[1]["alignment"]
+
+
 ALIGN = ("align", "--ckpt_path", "{toy}", "--output", "{tmp}/out")
 LATENTS = ("latents", "--ckpt_path", "{toy}", "--output", "{tmp}/out")
 
@@ -202,7 +214,7 @@ def test_wrong_input_is_told_in_one_line(
     assert line.startswith("unite: error: ")
     for word in words:
         assert word in line
-    assert not (tmp_path / "out" / "align.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", ["align", "latents"])

@@ -42,7 +42,12 @@ def _data_options(parser: argparse.ArgumentParser, others: list[str]) -> list[st
 
 
 def _common(parser: argparse.ArgumentParser, num_samples: int) -> None:
-    parser.add_argument("--ckpt_path", required=True, metavar="X", help="a checkpoint, or a run folder with last.ckpt")
+    parser.add_argument(
+        "--ckpt_path",
+        required=True,
+        metavar="X",
+        help="a checkpoint, a run folder with last.ckpt, or an exported folder",
+    )
     parser.add_argument(
         "--config",
         "-c",
@@ -283,6 +288,7 @@ NUM_TRAJECTORIES = 200
 def _begin(options: argparse.Namespace, data_options: list[str], name: str) -> "tuple[Run, str, Path]":
     """Load what is asked for; refuse what cannot work before long work."""
     from unite.analysis import loading
+    from unite.folders import leaving_no_empty_folders
     from unite.messages import shown, silence_noise
     from unite.run_folder import find_checkpoint
 
@@ -290,9 +296,10 @@ def _begin(options: argparse.Namespace, data_options: list[str], name: str) -> "
     checkpoint = find_checkpoint(options.ckpt_path)
     assert checkpoint is not None
     folder = options.output or checkpoint.parent / name
-    loading.claim_output(folder, f"{name}.json", options.overwrite)
-    run = loading.load_run(options, data_options)
-    modality = loading.choose_modality(run.module, options.modality)
+    with leaving_no_empty_folders(folder):
+        loading.claim_output(folder, f"{name}.json", options.overwrite)
+        run = loading.load_run(options, data_options)
+        modality = loading.choose_modality(run.module, options.modality)
     print(f"checkpoint {shown(run.checkpoint)}, step {run.step}", flush=True)
     return run, modality, folder
 

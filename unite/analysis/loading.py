@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import instantiate_module
 
 from unite.errors import UserError
+from unite.export import is_exported
 from unite.messages import one_line, shown
 from unite.module import UniteModule
 from unite.run_folder import find_checkpoint, find_run_config, read_checkpoint, require_writable
@@ -56,12 +57,16 @@ def load_run(options: argparse.Namespace, data_options: list[str]) -> Run:
     step = int(checkpoint.get("global_step", 0))
     del checkpoint
     datamodule = _datamodule(path, options.config, data_options)
-    try:
-        module = UniteModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{path}: {one_line(error)}") from error
     config = find_run_config(path)
-    folder = config.resolve().parent.name if config else path.stem
+    if is_exported(path):
+        module = UniteModule.from_pretrained(path.parent)
+        folder = path.resolve().parent.name
+    else:
+        try:
+            module = UniteModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{path}: {one_line(error)}") from error
+        folder = config.resolve().parent.name if config else path.stem
     return Run(module.eval().to(_device(options.device)), datamodule, f"{folder}, step {step:,}", path, step)
 
 
