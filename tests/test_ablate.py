@@ -130,7 +130,7 @@ def test_alignment_follows_each_training_and_is_not_repeated(
 
 def test_each_modality_is_aligned_where_compare_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (trial,) = make_trials(["curves.yaml"], [], [0], tmp_path, [])
-    checkpoint = {"hyper_parameters": {"adapters": {"image": {}, "molecule": {}, "crystal": {}}}}
+    checkpoint: dict[str, Any] = {"hyper_parameters": {"adapters": {"image": {}, "molecule": {}, "crystal": {}}}}
     monkeypatch.setattr(run_folder, "read_checkpoint", lambda path: checkpoint)
     done = trial.folder / "align_image" / "align.json"
     done.parent.mkdir(parents=True)

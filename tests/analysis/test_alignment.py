@@ -235,6 +235,34 @@ def test_a_seed_fixes_everything() -> None:
     assert first["measures"]["cka"] != other["measures"]["cka"]
 
 
+def test_each_repetition_has_noise_of_its_own_alike_at_all_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    registers: list[Tensor] = []
+    latents: list[Tensor] = []
+    tokenize, path_sample = GenerativeEncoder.tokenize, alignment.path_sample
+
+    def tokenize_watched(self: GenerativeEncoder, *args: Any, **drawn: Any) -> Tensor:
+        registers.append(drawn["noise"])
+        return tokenize(self, *args, **drawn)
+
+    def path_watched(clean: Tensor, noise: Tensor, timesteps: Tensor) -> Any:
+        latents.append(noise)
+        return path_sample(clean, noise, timesteps)
+
+    monkeypatch.setattr(GenerativeEncoder, "tokenize", tokenize_watched)
+    monkeypatch.setattr(alignment, "path_sample", path_watched)
+    measure_alignment(make_module(CASES["toy"]), "curve", curve_batches()[:1], SETTINGS)
+    # Three networks, and of each two repetitions: one tokenization pass and two denoising passes.
+    assert (len(registers), len(latents)) == (6, 12)
+    for repetition in range(2):
+        early, late = latents[2 * repetition : 2 * repetition + 2]
+        assert torch.equal(early, late)
+        assert not torch.equal(early, registers[repetition])
+    assert not torch.equal(registers[0], registers[1])
+    assert not torch.equal(latents[0], latents[2])
+    for drawn, per_network in ((registers, 2), (latents, 4)):  # networks are compared on the same noise
+        assert all(torch.equal(noise, drawn[index % per_network]) for index, noise in enumerate(drawn))
+
+
 def test_a_module_in_training_is_measured_as_in_evaluation() -> None:
     module = make_module(CASES["toy"], noise_probability=0.0)
     settings = AlignmentSettings(num_samples=12, times=(0.5,), num_seeds=1)
