@@ -27,6 +27,7 @@ from unite.analysis.alignment import (
 )
 from unite.analysis.loading import fresh_module, scrambled_module
 from unite.errors import UserError
+from unite.flow import path_sample
 from unite.generative_encoder import GenerativeEncoder, Tokens
 from unite.module import UniteModule
 from unite.trainer import UniteTrainer
@@ -238,7 +239,7 @@ def test_a_seed_fixes_everything() -> None:
 def test_each_repetition_has_noise_of_its_own_alike_at_all_times(monkeypatch: pytest.MonkeyPatch) -> None:
     registers: list[Tensor] = []
     latents: list[Tensor] = []
-    tokenize, path_sample = GenerativeEncoder.tokenize, alignment.path_sample
+    tokenize = GenerativeEncoder.tokenize
 
     def tokenize_watched(self: GenerativeEncoder, *args: Any, **drawn: Any) -> Tensor:
         registers.append(drawn["noise"])
