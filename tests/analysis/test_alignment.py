@@ -236,13 +236,17 @@ def test_a_seed_fixes_everything() -> None:
     assert first["measures"]["cka"] != other["measures"]["cka"]
 
 
-def test_each_repetition_has_noise_of_its_own_alike_at_all_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_repetition_tokenizes_without_a_class_and_has_noise_of_its_own_alike_at_all_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     registers: list[Tensor] = []
     latents: list[Tensor] = []
+    conditions: list[Tensor] = []
     tokenize = GenerativeEncoder.tokenize
 
     def tokenize_watched(self: GenerativeEncoder, *args: Any, **drawn: Any) -> Tensor:
         registers.append(drawn["noise"])
+        conditions.append(args[2])
         return tokenize(self, *args, **drawn)
 
     def path_watched(clean: Tensor, noise: Tensor, timesteps: Tensor) -> Any:
@@ -251,7 +255,9 @@ def test_each_repetition_has_noise_of_its_own_alike_at_all_times(monkeypatch: py
 
     monkeypatch.setattr(GenerativeEncoder, "tokenize", tokenize_watched)
     monkeypatch.setattr(alignment, "path_sample", path_watched)
-    measure_alignment(make_module(CASES["toy"]), "curve", curve_batches()[:1], SETTINGS)
+    module = make_module(CASES["toy"])
+    measure_alignment(module, "curve", curve_batches()[:1], SETTINGS)
+    assert torch.equal(conditions[0], module.adapters["curve"].null_condition())  # tokenization knows no class
     # Three networks, and of each two repetitions: one tokenization pass and two denoising passes.
     assert (len(registers), len(latents)) == (6, 12)
     for repetition in range(2):
