@@ -4,15 +4,18 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.cli import instantiate_module
 
 from tests.conftest import TESTS, RunCli
 from tests.test_cli import TOY, shell, steps, tiny
-from unite import ablate
+from unite import ablate, run_folder
 from unite.ablate import make_trials
 from unite.cli import main
+from unite.module import UniteModule
 from unite.run_folder import read_checkpoint
 
 CONFIGS = TESTS.parent / "configs"
@@ -107,6 +110,43 @@ def test_a_training_that_ends_without_validation_is_validated(
     assert json.loads((tmp_path / "out" / "ablations.json").read_text())["one"]["0"]["val/curve/points"] > 0
 
 
+def test_alignment_follows_each_training_and_is_not_repeated(
+    run_cli: RunCli, tmp_path: Path, overlays: dict[str, Path], calls: list[str]
+) -> None:
+    command: list[str | Path] = ["ablate", "--config", "curves.yaml", "--overlays", overlays["one"]]
+    command += ["--output", tmp_path / "out", "--trainer.max_epochs", "1"]
+    assert run_cli(*command).code == 0
+    assert run_cli(*command, "--align").code == 0
+    assert calls == ["fit", "fit", "align", "align"]
+    calls.clear()
+    runs = [tmp_path / "out" / name / "seed_0" for name in ("base", "one")]
+    (runs[1] / "align" / "align.json").unlink()
+    assert run_cli(*command, "--align").code == 0
+    assert calls == ["align"]
+    result = run_cli("compare", *runs, "--output", tmp_path / "compare")
+    assert "| curve, trained " in result.out
+    assert "| normalization " in result.out
+
+
+def test_each_modality_is_aligned_where_compare_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (trial,) = make_trials(["curves.yaml"], [], [0], tmp_path, [])
+    checkpoint: dict[str, Any] = {"hyper_parameters": {"adapters": {"image": {}, "molecule": {}, "crystal": {}}}}
+    monkeypatch.setattr(run_folder, "read_checkpoint", lambda path: checkpoint)
+    done = trial.folder / "align_image" / "align.json"
+    done.parent.mkdir(parents=True)
+    done.touch()
+    made: list[tuple[str, ...]] = []
+
+    def call(*args: str) -> int:
+        made.append(args)
+        return 130
+
+    monkeypatch.setattr(ablate, "call", call)
+    assert ablate.align(trial) == 130
+    folder = str(trial.folder / "align_molecule")
+    assert made == [("align", "--ckpt_path", str(trial.folder), "--modality", "molecule", "--output", folder)]
+
+
 def test_an_interrupted_training_continues_where_it_stopped(
     run_cli: RunCli, tmp_path: Path, overlays: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,24 +237,56 @@ def test_wrong_input_is_told_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def bases(overlay: Path) -> list[str]:
+    """Configs that an overlay may change; one that names a modality has its own."""
+    return [base for name, base in (("molecule", "qm9_small"), ("image", "digits")) if name in overlay.stem] or [
+        "qm9_small",
+        "digits",
+    ]
+
+
 @pytest.fixture(scope="module")
 def plain() -> dict[str, str]:
     """Settings of the bases without an overlay, as printed."""
     return {}
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
-def test_overlay_changes_its_base_and_trains(
-    run_cli: RunCli, tmp_path: Path, overlay: Path, plain: dict[str, str]
+def holds(settings: Any, part: Any) -> bool:
+    """Whether settings have all that a part of them names; ``name+`` adds to a list."""
+    if isinstance(part, dict):
+        return all(holds(settings[name.removesuffix("+")], value) for name, value in part.items())
+    if isinstance(part, list):
+        return all(any(holds(item, value) for item in settings) for value in part)
+    return bool(settings == part)
+
+
+@pytest.mark.parametrize(
+    ("base", "overlay"),
+    [(base, overlay) for overlay in OVERLAYS for base in bases(overlay)],
+    ids=lambda value: value if isinstance(value, str) else value.stem,
+)
+def test_overlay_changes_its_bases_and_nothing_else_and_makes_a_model(
+    run_cli: RunCli, base: str, overlay: Path, plain: dict[str, str]
 ) -> None:
-    base = "digits" if "image" in overlay.stem else "qm9_small"
     config = CONFIGS / f"{base}.yaml"
     if base not in plain:
         plain[base] = run_cli("fit", "--config", config, "--print_config").out
     changed = run_cli("fit", "--config", config, "--config", overlay, "--print_config").out
-    assert len(changed.splitlines()) > 50
-    assert changed != plain[base]
+    before, after = yaml.safe_load(plain[base]), yaml.safe_load(changed)
+    content = yaml.safe_load(overlay.read_text())
+    assert holds(after, content)
+    assert not holds(before, content)
+    assert {**after, "model": None, "trainer": None} == {**before, "model": None, "trainer": None}
+    if "trainer" in content:
+        callbacks = [part["trainer"].pop("callbacks") for part in (before, after)]
+        assert callbacks[1][: len(callbacks[0])] == callbacks[0]
+    assert after["trainer"] == before["trainer"]
+    assert isinstance(instantiate_module(UniteModule, after["model"]), UniteModule)
 
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_overlay_trains(run_cli: RunCli, tmp_path: Path, overlay: Path) -> None:
+    config = CONFIGS / f"{bases(overlay)[0]}.yaml"
     small = {
         "model": {"encoder": {"init_args": {"depth": 2}}},
         "data": tiny(yaml.safe_load(config.read_text())["data"], tmp_path / "data"),

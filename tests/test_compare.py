@@ -106,7 +106,7 @@ def test_runs_of_different_modalities_have_dashes_for_each_others_metrics() -> N
         RunSummary("c", ["image", "molecule"], {**images, **molecules}, 10, 1, 7200.0, {"encoder": 5, "total": 5}),
     ]
     tables = comparison(runs)
-    assert tables["## Reconstruction"] == [["", "a", "b", "c"], ["val/image/psnr", "20", MISSING, "20"]]
+    assert tables["## Reconstruction"] == [["", "a", "b", "c"], ["val/image/psnr / dB", "20", MISSING, "20"]]
     assert tables["## Generation"][1:] == [
         ["val/image/fid_digits", "0.5", MISSING, "0.5"],
         ["val/molecule/validity", MISSING, "0.25", "0.25"],

@@ -86,11 +86,15 @@ def run(args: list[str]) -> None:
     trials = make_trials(options.config, options.overlays, options.seeds, options.output, fit_options)
     from unite.run_folder import require_writable
 
+    if options.align:
+        from unite.analysis.probes import require_analysis_packages
+
+        require_analysis_packages()
     require_writable(options.output)
     failed = []
     for number, trial in enumerate(trials, start=1):
         print(f"[{number}/{len(trials)}] {trial}", flush=True)
-        code = perform(trial)
+        code = perform(trial) or (align(trial) if options.align else 0)
         if code in INTERRUPTED:
             raise KeyboardInterrupt(f"interrupted in {trial}; the same command continues there")
         if code != 0:
@@ -132,6 +136,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="(default: 0)")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/ablations"), metavar="DIR", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--align",
+        action="store_true",
+        help="run unite align after each training, so that unite compare OUTPUT/*/seed_* has alignment and compression",
     )
     return parser
 
@@ -207,6 +216,21 @@ def perform(trial: Trial) -> int:
     if code == 0:
         trial.note(json.loads((trial.folder / METRICS_FILE).read_text()))
     return code
+
+
+def align(trial: Trial) -> int:
+    """Run ``unite align`` for each modality that has no result yet; the exit code of what failed, else 0."""
+    from unite.checkpointing import LAST_CHECKPOINT
+    from unite.run_folder import read_checkpoint
+
+    modalities = list(read_checkpoint(trial.folder / LAST_CHECKPOINT)["hyper_parameters"]["adapters"])
+    for modality in modalities:
+        folder = trial.folder / ("align" if len(modalities) == 1 else f"align_{modality}")
+        if not (folder / "align.json").is_file():
+            options = ("--ckpt_path", str(trial.folder), "--modality", modality, "--output", str(folder))
+            if code := call("align", *options):
+                return code
+    return 0
 
 
 def _ends_with_validation(folder: Path) -> bool:

@@ -34,6 +34,9 @@ HEADLINES = (
 )
 """Metrics of tables and figures, in order. A modality with none of them shows all it has; compare.json has all."""
 
+UNITS = {"rmsd": "Å", "psnr": "dB"}
+"""Units of metrics that have one."""
+
 RECONSTRUCTION = r"match_rate.*|rmsd.*|psnr|lpips|rfid.*"
 """Those of reconstructions; the other headlines are of generated samples."""
 
@@ -105,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="unite compare",
         description="Runs side by side: reconstruction, generation, alignment, compression, parameters, steps, time.",
-        epilog="Alignment and compression are shown for runs on which `unite align` was run.",
+        epilog="Alignment and compression are shown for runs on which `unite align` was run, in RUN/align or, with "
+        "--output, in another folder of the run: one for each modality.",
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders, or checkpoints in them")
@@ -232,18 +236,17 @@ def count_parameters(hyper_parameters: Mapping[str, Any]) -> dict[str, int]:
 
 def _add_alignment(summary: RunSummary, file: Path) -> None:
     """Take alignment and compression from an align.json of ``unite align``; of an unknown form, say so."""
-    import numpy as np
-
+    from unite.analysis.alignment import late_layer
     from unite.messages import shown
 
     try:
         found = json.loads(file.read_text())
-        pairings = found["alignment"]["measures"]["cka_within"]  # pairing -> (seeds, times, layers)
-        late = {name: np.array(values, dtype=float)[..., -2] for name, values in pairings.items()}
+        late = late_layer(found["alignment"], "cka_within")
         networks = found["compression"]["networks"]
         parts = networks.get("both", networks["encoder"])["trained"]["parts"]
-        summary.alignment[found["modality"]] = {name: float(np.nanmean(values)) for name, values in late.items()}
-        summary.compression = {part: float(values["megabytes"]) for part, values in parts.items()}
+        lengths = {part: float(values["megabytes"]) for part, values in parts.items()}
+        summary.alignment[found["modality"]] = late
+        summary.compression = lengths
     except (KeyError, TypeError, ValueError, IndexError) as error:
         print(f"unite: {shown(file)} is not as unite align writes it, and is left out: {error!r}", file=sys.stderr)
 
@@ -278,7 +281,7 @@ def comparison(runs: Sequence[RunSummary]) -> dict[str, list[list[str]]]:
         groups[f"## {group}"].append(name)
 
     def rows(names: Sequence[str], values: Callable[[RunSummary], Mapping[str, float]]) -> list[list[str]]:
-        return [[name, *[_number(values(summary).get(name)) for summary in runs]] for name in names]
+        return [[_with_unit(name), *[_number(values(summary).get(name)) for summary in runs]] for name in names]
 
     def alignment(summary: RunSummary) -> Mapping[str, float]:
         return {
@@ -322,6 +325,11 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
 
 
+def _with_unit(metric: str) -> str:
+    unit = UNITS.get(metric.rpartition("/")[2])
+    return metric if unit is None else f"{metric} / {unit}"
+
+
 def _number(value: float | None) -> str:
     return MISSING if value is None or math.isnan(value) else f"{value:.4g}"
 
@@ -354,11 +362,13 @@ def draw_comparison(runs: Sequence[RunSummary], path: Path) -> None:
 
     shown_metrics = headlines(list(dict.fromkeys(name for summary in runs for name in summary.metrics)))
     panels: dict[str, list[float | None]] = {
-        name: [summary.metrics.get(name) for summary in runs] for name in shown_metrics
+        _with_unit(name): [summary.metrics.get(name) for summary in runs] for name in shown_metrics
     }
     for modality in dict.fromkeys(name for summary in runs for name in summary.alignment):
         values = [summary.alignment.get(modality, {}).get("trained") for summary in runs]
         panels[f"CKA of the two passes, {modality}"] = values
+    if any(summary.compression for summary in runs):
+        panels["description length of the weights / MB"] = [summary.compression.get("total") for summary in runs]
     panels["parameters / 1,000,000"] = [summary.parameters["total"] / 1e6 for summary in runs]
     panels["training time / min"] = [None if summary.seconds is None else summary.seconds / 60 for summary in runs]
 

@@ -27,6 +27,7 @@ from unite.analysis.alignment import (
 )
 from unite.analysis.loading import fresh_module, scrambled_module
 from unite.errors import UserError
+from unite.flow import path_sample
 from unite.generative_encoder import GenerativeEncoder, Tokens
 from unite.module import UniteModule
 from unite.trainer import UniteTrainer
@@ -104,6 +105,16 @@ def test_recording_changes_nothing_and_leaves_no_hook() -> None:
     torch.testing.assert_close(out, plain)
 
 
+def test_a_compiled_model_is_recorded_without_compiling_it() -> None:
+    plain, compiled = make_module(CASES["toy"]), make_module(CASES["toy"], compile=True)
+    compiled.load_state_dict(plain.state_dict())
+    torch._dynamo.utils.counters.clear()
+    one = AlignmentSettings(num_samples=12, times=(0.5,), num_seeds=1)
+    expected, found = (measure_alignment(module, "curve", curve_batches(), one) for module in (plain, compiled))
+    assert list(map(str, numbers(found))) == list(map(str, numbers(expected)))
+    assert not torch._dynamo.utils.counters["frames"]
+
+
 # ---------------------------------------------------------------------- measurement
 
 
@@ -154,6 +165,28 @@ def test_padding_is_never_counted(name: str, tmp_path: Path, monkeypatch: pytest
     torch.testing.assert_close(list(numbers(after)), list(numbers(before)), rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
+def test_samples_beyond_those_asked_for_are_never_counted() -> None:
+    module = make_module(CASES["toy"])
+    before = measure_alignment(module, "curve", curve_batches(), SETTINGS)
+    batches = curve_batches()
+    assert len(batches[0]["labels"]) > SETTINGS.num_samples
+    batches[0]["points"][SETTINGS.num_samples :] += 3
+    batches[0]["labels"][SETTINGS.num_samples :] = 0
+    after = measure_alignment(module, "curve", batches, SETTINGS)
+    assert list(map(str, numbers(after))) == list(map(str, numbers(before)))
+
+
+def test_sizes_of_modulations_are_their_root_mean_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(CASES["toy"])
+    seen: list[Tensor] = []
+    module.encoder.blocks[1].modulation.register_forward_hook(lambda layer, inputs, output: seen.append(output))  # type: ignore[union-attr]
+    one = AlignmentSettings(num_samples=16, times=(0.5,), num_seeds=1)
+    sizes = measure_alignment(module, "curve", curve_batches()[:1], one)["modes"]["0.5"]["modulation_rms"]
+    parts = seen[1].chunk(6, dim=1)  # behind that of the tokenization pass
+    assert sizes["attention scale"][1] == pytest.approx(float((1 + parts[1]).square().mean().sqrt()), rel=1e-5)
+    assert sizes["mlp gate"][1] == pytest.approx(float(parts[5].square().mean().sqrt()), rel=1e-5)
+
+
 def test_the_denoiser_is_the_network_that_denoises() -> None:
     case = CASES["toy"]
     shared, separate = make_module(case), make_module(case, weight_sharing=False)
@@ -201,6 +234,40 @@ def test_a_seed_fixes_everything() -> None:
     )
     assert list(map(str, numbers(first))) == list(map(str, numbers(again)))
     assert first["measures"]["cka"] != other["measures"]["cka"]
+
+
+def test_each_repetition_tokenizes_without_a_class_and_has_noise_of_its_own_alike_at_all_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registers: list[Tensor] = []
+    latents: list[Tensor] = []
+    conditions: list[Tensor] = []
+    tokenize = GenerativeEncoder.tokenize
+
+    def tokenize_watched(self: GenerativeEncoder, *args: Any, **drawn: Any) -> Tensor:
+        registers.append(drawn["noise"])
+        conditions.append(args[2])
+        return tokenize(self, *args, **drawn)
+
+    def path_watched(clean: Tensor, noise: Tensor, timesteps: Tensor) -> Any:
+        latents.append(noise)
+        return path_sample(clean, noise, timesteps)
+
+    monkeypatch.setattr(GenerativeEncoder, "tokenize", tokenize_watched)
+    monkeypatch.setattr(alignment, "path_sample", path_watched)
+    module = make_module(CASES["toy"])
+    measure_alignment(module, "curve", curve_batches()[:1], SETTINGS)
+    assert torch.equal(conditions[0], module.adapters["curve"].null_condition())  # tokenization knows no class
+    # Three networks, and of each two repetitions: one tokenization pass and two denoising passes.
+    assert (len(registers), len(latents)) == (6, 12)
+    for repetition in range(2):
+        early, late = latents[2 * repetition : 2 * repetition + 2]
+        assert torch.equal(early, late)
+        assert not torch.equal(early, registers[repetition])
+    assert not torch.equal(registers[0], registers[1])
+    assert not torch.equal(latents[0], latents[2])
+    for drawn, per_network in ((registers, 2), (latents, 4)):  # networks are compared on the same noise
+        assert all(torch.equal(noise, drawn[index % per_network]) for index, noise in enumerate(drawn))
 
 
 def test_a_module_in_training_is_measured_as_in_evaluation() -> None:
@@ -277,6 +344,16 @@ def test_scrambling_keeps_the_entries_of_each_tensor() -> None:
         torch.testing.assert_close(other.flatten().sort().values, value.flatten().sort().values)
         if name.endswith("qkv.weight"):
             assert torch.equal(other, value) == name.startswith("adapters")
+
+
+def test_scrambling_a_seed_gives_the_same_weights_each_time() -> None:
+    for _ in range(6):
+        shared = make_module(CASES["toy"])
+        separate = make_module(CASES["toy"], weight_sharing=False)
+        separate.load_state_dict(shared.state_dict(), strict=False)
+        expected = scrambled_module(shared, seed=3).encoder.state_dict()
+        for name, value in scrambled_module(separate, seed=3).encoder.state_dict().items():
+            assert torch.equal(value, expected[name]), name
 
 
 def test_a_module_fresh_from_training_can_be_measured(tmp_path: Path) -> None:

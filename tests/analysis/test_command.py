@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import TESTS, RunCli
+from unite.analysis import loading
 from unite.cli import main
 
 REPOSITORY = TESTS.parent
@@ -108,6 +110,28 @@ def test_align_writes_into_the_run_and_replaces_nothing_unasked(run_cli: RunCli,
     assert (folder / "align" / "align.json").read_text() != before
 
 
+@pytest.mark.parametrize("command", ["align", "latents"])
+def test_a_seed_fixes_the_order_of_shuffled_data_too(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"align": QUICK, "latents": ("--num_samples", "12", "--num_train", "20", "--num_steps", "2")}[command]
+    read_batches = loading.batches
+    seen: list[list[float]] = []
+
+    def watched(*args: Any) -> Iterator[Any]:
+        for batch in read_batches(*args):
+            seen[-1].extend(batch["points"].flatten().tolist())
+            yield batch
+
+    monkeypatch.setattr(loading, "batches", watched)
+    for name in ("first", "again"):
+        seen.append([])
+        args = ("--ckpt_path", toy_run, "--split", "train", "--output", tmp_path / name)
+        result = run_cli(command, *args, *options)
+        assert result.code == 0, result.err
+    assert seen[0] == seen[1]
+
+
 def test_latents_of_curves(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
     args = ("--num_samples", "30", "--num_train", "40", "--num_steps", "4", "--output", tmp_path)
     result = run_cli("latents", "--ckpt_path", toy_run, *args)
@@ -152,6 +176,18 @@ def test_data_can_be_overridden_and_described(run_cli: RunCli, toy_run: Path, tm
     assert strict_json(tmp_path / "out" / "align.json")["run"] == "alone, step 2"
 
 
+def test_an_exported_model_is_aligned_as_its_checkpoint_is(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
+    assert run_cli("export", toy_run, tmp_path / "shared").code == 0
+    found = []
+    for source in (toy_run, tmp_path / "shared"):
+        args = ("--ckpt_path", source, "--config", "curves.yaml", "--output", tmp_path / f"of_{source.name}")
+        result = run_cli("align", *args, *QUICK)
+        assert result.code == 0, result.err
+        found.append(strict_json(tmp_path / f"of_{source.name}" / "align.json"))
+    assert found[1]["run"] == "shared, step 2"
+    assert found[0]["alignment"] == found[1]["alignment"]
+
+
 ALIGN = ("align", "--ckpt_path", "{toy}", "--output", "{tmp}/out")
 LATENTS = ("latents", "--ckpt_path", "{toy}", "--output", "{tmp}/out")
 
@@ -188,7 +224,7 @@ def test_wrong_input_is_told_in_one_line(
     assert line.startswith("unite: error: ")
     for word in words:
         assert word in line
-    assert not (tmp_path / "out" / "align.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", ["align", "latents"])

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
-from unite.analysis.figures import draw_shapes, principal_axes
+from unite.analysis import figures
+from unite.analysis.figures import draw_probes, draw_shapes, principal_axes
 
 
 def test_principal_axes_keep_distances_and_handedness_and_sort_the_spread() -> None:
@@ -41,3 +43,24 @@ def test_shapes_are_drawn_with_and_without_bonds(tmp_path: Path) -> None:
         )
     grey = [int((side == 128).all(axis=-1).sum()) for side in (left, right)]
     assert grey[0] > 5 * max(grey[1], 1)
+
+
+def test_bars_of_probes_say_what_was_found_and_nothing_where_nothing_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def keep(figure: Figure, title: str, path: Path) -> Path:
+        written.extend(text.get_text() for text in figure.axes[0].texts)
+        return path
+
+    monkeypatch.setattr(figures, "save", keep)
+    scores = {"mean of training samples": {"r2": -0.01}, "latents": {"r2": -0.25}}
+    result = {
+        "num_train": 10,
+        "num_test": 5,
+        "classes": {"most frequent class": {"accuracy": 0.5}, "latents": {"accuracy": 0.75}},
+        "properties": {"gap": {"unit": "eV", "scores": scores}},
+    }
+    draw_probes(result, "a run", tmp_path / "probes.png")
+    assert written == ["0.50", "", "0.75", "-0.25"]

@@ -12,6 +12,7 @@ from torch_geometric.data import Batch
 from tests.conftest import TESTS
 from tests.modalities.test_contract import CASES, Case, make_module, numbers_of
 from unite.analysis.latents import (
+    _baseline,
     decoded_interpolations,
     denoising_trajectory,
     effective_dimension,
@@ -94,6 +95,29 @@ def test_composition_counts_all_atoms(name: str, tmp_path: Path) -> None:
         assert counts == [elements[number].count(f"'{symbol}'") for symbol in "HCNOF"] + [0]
 
 
+def test_classes_are_known_without_a_model_of_classes(tmp_path: Path) -> None:
+    case = CASES["images with few registers"]
+    (samples, *_) = batches_of(case, tmp_path)
+    module = make_module(case)
+    assert module.adapters["image"].num_classes == 0
+    found = pooled_latents(module, "image", [samples], 6)
+    assert found.labels is not None
+    assert torch.equal(found.labels, samples["labels"][:6])
+
+
+def test_pixels_of_large_images_are_averaged() -> None:
+    images = torch.rand(2, 3, 64, 64)
+    name, pixels = _baseline({"images": images})
+    assert name == "pixels (32 x 32)"
+    assert pixels is not None
+    blocks = images.view(2, 3, 32, 2, 32, 2).mean(dim=(3, 5))
+    torch.testing.assert_close(pixels, blocks.flatten(1))
+    name, pixels = _baseline({"images": images[..., :32, :32]})
+    assert name == "pixels"
+    assert pixels is not None
+    assert torch.equal(pixels, images[..., :32, :32].flatten(1))
+
+
 def test_properties_are_those_of_the_molecules(tmp_path: Path) -> None:
     data = QM9DataModule(str(tmp_path), csv_files=[str(TESTS / "data" / "qm9_tiny.csv")])
     found = read_properties(data, torch.tensor([2, 1]))
@@ -146,6 +170,10 @@ def test_probes_tell_latents_from_baselines() -> None:
     scores = result["properties"]["polarizability"]["scores"]
     assert 0 < scores["latents (mean and sum)"]["r2"] < scores["composition"]["r2"] < 0.95
     assert scores["composition and latents (mean and sum)"]["r2"] > 0.99
+    constant = scores["mean of training samples"]
+    mean, truth = targets[0][column].mean(), targets[1][column]
+    assert constant["r2"] == pytest.approx(1 - float(((truth - mean) ** 2).mean() / truth.var(correction=0)), abs=1e-5)
+    assert constant["r2"] < 0
     assert result["classes"]["latents (mean and sum)"]["accuracy"] > 0.9
     assert result["classes"]["most frequent class"]["accuracy"] < 0.65
     assert result["classes"]["composition"]["accuracy"] < 0.65

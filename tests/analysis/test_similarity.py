@@ -16,6 +16,7 @@ from unite.analysis.similarity import (
     StreamingCKA,
     cka_matrix,
     cknna,
+    covariance_spectrum,
     linear_cka,
     mean_cosine,
     participation_ratio,
@@ -160,10 +161,16 @@ def test_mean_cosine_of_known_angles() -> None:
     assert mean_cosine(x, y) == pytest.approx((1 + math.sqrt(0.5) + 0) / 3)
 
 
-def test_participation_ratio_of_known_spectra() -> None:
+def test_spectrum_and_effective_dimension_of_known_rows() -> None:
     corners = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=3)))  # covariance is a multiple of 1
-    assert participation_ratio(corners) == pytest.approx(3)
-    assert participation_ratio(corners * torch.tensor([1.0, 0, 0])) == pytest.approx(1)
-    # Variances 4 : 1 : 1 make (4 + 1 + 1)^2 / (16 + 1 + 1) = 2.
-    assert participation_ratio(corners * torch.tensor([2.0, 1, 1])) == pytest.approx(2)
-    assert math.isnan(participation_ratio(torch.ones(5, 2)))
+
+    def dimension(rows: Tensor) -> float:
+        return participation_ratio(covariance_spectrum(rows))
+
+    assert dimension(corners) == pytest.approx(3)
+    assert dimension(corners * torch.tensor([1.0, 0, 0])) == pytest.approx(1)
+    # Variances 1 : 4 : 1 make (4 + 1 + 1)^2 / (16 + 1 + 1) = 2.
+    stretched = corners * torch.tensor([1.0, 2, 1]) + 5
+    assert dimension(stretched) == pytest.approx(2)
+    torch.testing.assert_close(covariance_spectrum(stretched), torch.tensor([4.0, 1, 1]).double() * 8 / 7)
+    assert math.isnan(dimension(torch.ones(5, 2)))

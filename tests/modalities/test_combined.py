@@ -10,6 +10,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.conftest import TESTS, RunCli
 from tests.test_module import curves, make_trainer
@@ -103,6 +104,14 @@ def test_a_part_is_called_as_the_model_calls_it() -> None:
 def test_no_parts_are_refused() -> None:
     with pytest.raises(UserError, match=r"data\.parts is empty"):
         CombinedDataModule({})
+
+
+def test_a_part_without_a_whole_batch_is_refused(combined: CombinedDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        combined.parts["image"], "train_dataloader", lambda: DataLoader(TensorDataset(torch.ones(2)), 4, drop_last=True)
+    )
+    with pytest.raises(UserError, match=r"data\.parts\.image has no batch to train on: lower its batch_size"):
+        combined.train_dataloader()
 
 
 def test_several_processes_do_not_get_the_same_data(combined: CombinedDataModule) -> None:

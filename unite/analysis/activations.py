@@ -39,7 +39,8 @@ class Activations:
 def recorded(encoder: GenerativeEncoder) -> Iterator[Activations]:
     """Record the one forward pass that runs within; the encoder itself knows nothing of it.
 
-    Data tokens and in-context condition tokens are left out. The last block computes registers only.
+    Data tokens and in-context condition tokens are left out. The last block computes registers only. Compiled blocks
+    run uncompiled meanwhile: each would be compiled again for the hooks on it, one after the other.
     """
     found = Activations()
     num_registers = 0
@@ -82,12 +83,8 @@ def recorded(encoder: GenerativeEncoder) -> Iterator[Activations]:
         handles.append(block.register_forward_hook(output))
         handles.append(block.modulation.register_forward_hook(modulate))
     try:
-        yield found
+        with torch.compiler.set_stance("force_eager"):
+            yield found
     finally:
         for handle in handles:
             handle.remove()
-
-
-def root_mean_square(values: Tensor) -> float:
-    """Root of the mean square of all entries."""
-    return float(values.float().square().mean().sqrt()) if values.numel() else torch.nan

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unite.analysis.activations import MODULATION_PARTS, Activations, recorded, root_mean_square
+from unite.analysis.activations import MODULATION_PARTS, Activations, recorded
 from unite.analysis.loading import fresh_module, scrambled_module
 from unite.analysis.similarity import MIN_ROWS, StreamingCKA, cka_matrix, cknna, mean_cosine
 from unite.errors import UserError
@@ -56,7 +56,7 @@ class AlignmentSettings:
         times: Times t of the denoising pass; 0 is noise, 1 is data.
         num_seeds: Repetitions with fresh register noise and fresh noise in the latents.
         max_rows: Most rows to keep: of each sample the same registers are taken, evenly spaced, so many that samples
-            times registers stay below.
+            times registers stay below, and at least one.
         cknna_rows: Most rows for CKNNA, whose memory grows with their square.
         num_neighbours: Neighbours of CKNNA.
         seed: Of all draws.
@@ -103,13 +103,17 @@ class _Collector:
     def __init__(self) -> None:
         self.parts: list[list[Tensor]] = []
         self.residual_norms: list[list[Tensor]] = []
-        self.modulations: list[list[Tensor]] = []
+        self.modulation_squares: list[list[Tensor]] = []
 
     def add(self, activations: Activations, latents: Tensor, rows: tuple[Tensor, Tensor]) -> None:
-        """Keep the rows of a batch; ``latents`` (B, K, C) is the last layer."""
+        """Keep the rows of a batch; ``latents`` (B, K, C) is the last layer.
+
+        Of shifts, scales and gates only the mean squares are kept, of the samples (n,) that have rows.
+        """
+        samples = rows[0].unique()
         _append(self.parts, [layer[rows].cpu() for layer in (*activations.registers, latents.float())])
         _append(self.residual_norms, [residual[rows].norm(dim=1).cpu() for residual in activations.residuals])
-        _append(self.modulations, [values.cpu() for values in activations.modulations])
+        _append(self.modulation_squares, [_mean_squares(values[samples]).cpu() for values in activations.modulations])
 
     @property
     def layers(self) -> list[Tensor]:
@@ -119,17 +123,24 @@ class _Collector:
     def statistics(self) -> dict[str, Any]:
         """Norms of the rows of each layer, and sizes of shift, scale and gate in each block."""
         norms = [layer.norm(dim=1) for layer in self.layers]
-        scales: dict[str, list[float]] = {name: [] for name in MODULATION_PARTS}
-        for parts in self.modulations:
-            for name, values in zip(MODULATION_PARTS, torch.cat(parts).chunk(6, dim=1), strict=True):
-                # Norms multiply by 1 + scale, so that is what has a size.
-                scales[name].append(root_mean_square(1 + values if name.endswith("scale") else values))
+        # (6, L)
+        sizes = torch.stack([torch.cat(parts).mean(0).sqrt() for parts in self.modulation_squares], dim=1)
         return {
             "norm": [float(norm.mean()) for norm in norms],
             "norm_std": [float(norm.std()) for norm in norms],
             "residual_norm": [float(torch.cat(parts).mean()) for parts in self.residual_norms],
-            "modulation_rms": scales,
+            "modulation_rms": dict(zip(MODULATION_PARTS, sizes.tolist(), strict=True)),
         }
+
+
+def _mean_squares(modulations: Tensor) -> Tensor:
+    """Mean squares (n, 6) of the shifts, scales and gates of a block (n, 6 D)."""
+    parts = [
+        # Norms multiply by 1 + scale, so that is what has a size.
+        1 + values if name.endswith("scale") else values
+        for name, values in zip(MODULATION_PARTS, modulations.chunk(6, dim=1), strict=True)
+    ]
+    return torch.stack([values.square().mean(1) for values in parts], dim=1)
 
 
 def _append(lists: list[list[Tensor]], values: Sequence[Tensor]) -> None:

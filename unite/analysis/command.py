@@ -42,7 +42,12 @@ def _data_options(parser: argparse.ArgumentParser, others: list[str]) -> list[st
 
 
 def _common(parser: argparse.ArgumentParser, num_samples: int) -> None:
-    parser.add_argument("--ckpt_path", required=True, metavar="X", help="a checkpoint, or a run folder with last.ckpt")
+    parser.add_argument(
+        "--ckpt_path",
+        required=True,
+        metavar="X",
+        help="a checkpoint, a run folder with last.ckpt, or an exported folder",
+    )
     parser.add_argument(
         "--config",
         "-c",
@@ -121,6 +126,7 @@ def _latents_parser() -> argparse.ArgumentParser:
 
 def align(options: argparse.Namespace, data_options: list[str]) -> None:
     """Measure, draw and write: see ``unite align --help``."""
+    import torch
     from tqdm import tqdm
 
     from unite.analysis import alignment, compression, loading, probes
@@ -141,6 +147,7 @@ def align(options: argparse.Namespace, data_options: list[str]) -> None:
     run, modality, folder = _begin(options, data_options, "align")
     title = f"{run.name}, {modality}"
 
+    torch.manual_seed(options.seed)  # the order of training samples
     batches = list(loading.batches(run, modality, options.split, settings.num_samples))
     total = alignment.count_passes(len(batches), settings)
     with tqdm(total=total, desc="align", unit="pass") as bar:
@@ -191,8 +198,9 @@ def latents(options: argparse.Namespace, data_options: list[str]) -> None:
     test_batches: list[Any] = []
     for use, split, number in (("train", "train", options.num_train), ("test", options.split, options.num_samples)):
         torch.manual_seed(options.seed)  # the order of training samples
-        batches = list(tqdm(loading.batches(run, modality, split, number), desc=f"read {split}", unit="batch"))
-        test_batches = batches
+        batches: Any = tqdm(loading.batches(run, modality, split, number), desc=f"tokenize {split}", unit="batch")
+        if use == "test":
+            batches = test_batches = list(batches)
         pooled[use] = looking.pooled_latents(run.module, modality, batches, number, options.seed)
         ids = pooled[use].molecule_id
         properties[use] = {} if ids is None else probes.read_properties(datamodule_of(run.datamodule, modality), ids)
@@ -280,6 +288,7 @@ NUM_TRAJECTORIES = 200
 def _begin(options: argparse.Namespace, data_options: list[str], name: str) -> "tuple[Run, str, Path]":
     """Load what is asked for; refuse what cannot work before long work."""
     from unite.analysis import loading
+    from unite.folders import leaving_no_empty_folders
     from unite.messages import shown, silence_noise
     from unite.run_folder import find_checkpoint
 
@@ -287,9 +296,10 @@ def _begin(options: argparse.Namespace, data_options: list[str], name: str) -> "
     checkpoint = find_checkpoint(options.ckpt_path)
     assert checkpoint is not None
     folder = options.output or checkpoint.parent / name
-    loading.claim_output(folder, f"{name}.json", options.overwrite)
-    run = loading.load_run(options, data_options)
-    modality = loading.choose_modality(run.module, options.modality)
+    with leaving_no_empty_folders(folder):
+        loading.claim_output(folder, f"{name}.json", options.overwrite)
+        run = loading.load_run(options, data_options)
+        modality = loading.choose_modality(run.module, options.modality)
     print(f"checkpoint {shown(run.checkpoint)}, step {run.step}", flush=True)
     return run, modality, folder
 

@@ -45,11 +45,6 @@ def entropy_bits(weights: Tensor, bin_width: float = BIN_WIDTH) -> float:
     return float(-(shares * shares.log2()).sum()) + 0.0  # no minus zero
 
 
-def gaussian_bits(std: float, bin_width: float = BIN_WIDTH) -> float:
-    """Bits per entry of Gaussian weights in the limit of narrow bins: log2(std sqrt(2 pi e)) - log2(bin_width)."""
-    return 0.5 * math.log2(2 * math.pi * math.e * std**2) - math.log2(bin_width)
-
-
 def part_of(name: str) -> str:
     """Which of ``PARTS`` a parameter of the Generative Encoder belongs to."""
     if "norm" in name or "modulation" in name:

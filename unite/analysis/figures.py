@@ -53,6 +53,12 @@ def _mean_and_spread(values: Any) -> tuple[np.ndarray, np.ndarray]:
     return array.mean(0), array.std(0)
 
 
+def _spread_note(result: dict[str, Any]) -> str:
+    """What bands and error bars are, for a title."""
+    num_seeds = result["settings"]["num_seeds"]
+    return f" (± standard deviation over {num_seeds} seeds)" if num_seeds > 1 else ""
+
+
 def _layer_axis(axes: Axes, names: Sequence[str]) -> None:
     step = 1 if len(names) <= SHORT_LAYERS else 4
     axes.set_xticks(range(0, len(names), step), names[::step], rotation=60, ha="right", fontsize=8)
@@ -87,7 +93,7 @@ def draw_layers(result: dict[str, Any], title: str, path: Path) -> Path:
     axes[0].set_ylim(min(-0.1, axes[0].get_ylim()[0]), 1.03)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
-    return save(figure, f"Do the two passes agree? {title}", path)
+    return save(figure, f"Do the two passes agree? {title}{_spread_note(result)}", path)
 
 
 def draw_matrix(result: dict[str, Any], title: str, path: Path) -> Path:
@@ -146,7 +152,7 @@ def draw_times(result: dict[str, Any], title: str, path: Path) -> Path:
         ax.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    return save(figure, f"Final outputs of the two passes. {title}", path)
+    return save(figure, f"Final outputs of the two passes. {title}{_spread_note(result)}", path)
 
 
 def draw_modes(result: dict[str, Any], title: str, path: Path) -> Path:
@@ -228,7 +234,7 @@ def draw_probes(result: dict[str, Any], title: str, path: Path) -> Path:
     if "classes" in result:
         scores["class (accuracy)"] = {name: value["accuracy"] for name, value in result["classes"].items()}
     for name, probe in result.get("properties", {}).items():
-        # The mean of the training samples has R² 0 by definition.
+        # The mean of the training samples has R² 0, but for chance.
         scored = list(probe["scores"].items())[1:]
         scores[f"{name} (R²)"] = {kind: value["r2"] for kind, value in scored}
     kinds = list(dict.fromkeys(kind for values in scores.values() for kind in values))
@@ -236,9 +242,10 @@ def draw_probes(result: dict[str, Any], title: str, path: Path) -> Path:
     width = 0.85 / len(kinds)
     for offset, kind in enumerate(kinds):
         places = np.arange(len(scores)) + (offset - (len(kinds) - 1) / 2) * width
-        heights = [max(values.get(kind, 0.0), 0.0) for values in scores.values()]
-        bars = ax.bar(places, heights, width, label=kind)
-        ax.bar_label(bars, fmt="%.2f", fontsize=7, rotation=90, padding=2)
+        found = [values.get(kind) for values in scores.values()]
+        bars = ax.bar(places, [max(value or 0.0, 0.0) for value in found], width, label=kind)
+        numbers = ["" if value is None else f"{value:.2f}" for value in found]  # below 0, too, where no bar is
+        ax.bar_label(bars, numbers, fontsize=7, rotation=90, padding=2)
     ax.set_xticks(range(len(scores)), [name.replace(" (", "\n(") for name in scores], fontsize=8)
     ax.set_ylabel(f"score on {result['num_test']:,} test samples")
     ax.set_ylim(0, 1.12)
@@ -353,26 +360,3 @@ def draw_trajectory_curve(result: dict[str, Any], title: str, path: Path) -> Pat
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     return save(figure, f"From noise to data, mean of {result['num_samples']} samples. {title}", path)
-
-
-def draw_comparison(rows: dict[str, list[float | None]], runs: Sequence[str], path: Path) -> Path:
-    """One panel for each quantity, one bar for each run."""
-    num_columns = min(4, len(rows))
-    num_rows = -(-len(rows) // num_columns)
-    height = (0.28 * len(runs) + 0.9) * num_rows + 0.8
-    figure, axes = plt.subplots(
-        num_rows, num_columns, figsize=(3.4 * num_columns, height), layout="constrained", squeeze=False, sharey=True
-    )
-    colours = plt.get_cmap("tab10")(np.arange(len(runs)) % 10)
-    for ax, (name, values) in zip(axes.flat, rows.items(), strict=False):
-        numbers = [np.nan if value is None else value for value in values]
-        bars = ax.barh(range(len(runs)), numbers, color=colours)
-        ax.bar_label(bars, ["" if np.isnan(number) else f"{number:.3g}" for number in numbers], fontsize=7, padding=2)
-        ax.set_title(name, fontsize=8)
-        ax.margins(x=0.2)
-        ax.tick_params(labelsize=7)
-    axes[0][0].set_yticks(range(len(runs)), runs, fontsize=8)
-    axes[0][0].invert_yaxis()  # shared by all: the first run is on top
-    for ax in list(axes.flat)[len(rows) :]:
-        ax.set_visible(False)
-    return save(figure, "Runs side by side", path)

@@ -3,7 +3,7 @@
 Letters: B samples, K registers, C latent channels, n rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +13,26 @@ from torch import Tensor
 
 from unite.analysis.alignment import centre_within
 from unite.analysis.probes import PooledLatents
-from unite.analysis.similarity import covariance_spectrum, spectrum_dimension
+from unite.analysis.similarity import covariance_spectrum, participation_ratio
 from unite.errors import UserError
 from unite.flow import Solver
 from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
 
+BASELINE_PIXELS = 32
+"""Side of an image whose pixels are the baseline of its class; larger images are averaged down to it."""
+
 
 @torch.no_grad()
 def pooled_latents(
-    module: UniteModule, modality: str, batches: Sequence[Any], num_samples: int, seed: int = 0
+    module: UniteModule, modality: str, batches: Iterable[Any], num_samples: int, seed: int = 0
 ) -> PooledLatents:
     """Latents of the first ``num_samples`` samples of the batches, with labels and baselines.
 
     Args:
         module: The model, in evaluation mode.
         modality: Name of the adapter.
-        batches: Batches on the module's device.
+        batches: Batches on the module's device, gone through once.
         num_samples: Samples to take.
         seed: Of the registers' noise.
     """
@@ -44,8 +47,11 @@ def pooled_latents(
         mask = adapter.registers(template).mask
         masks.append(torch.ones(latents.shape[:2], dtype=torch.bool) if mask is None else mask.cpu())
         all_latents.append(latents.float().cpu())
-        if template.condition is not None:
-            found.setdefault("labels", []).append(template.condition.cpu())
+        labels = template.condition  # without classes in the model, the data may know them
+        if labels is None and isinstance(samples, dict):
+            labels = samples.get("labels")
+        if labels is not None:
+            found.setdefault("labels", []).append(labels.cpu())
         if hasattr(samples, "molecule_id"):
             found.setdefault("molecule_id", []).append(samples.molecule_id.cpu())
         name, baseline = _baseline(samples)
@@ -73,7 +79,12 @@ def pooled_latents(
 def _baseline(samples: Any) -> tuple[str, Tensor | None]:
     """What is known of samples without a network: composition of molecules, pixels of images."""
     if isinstance(samples, dict) and "images" in samples:
-        return "pixels", samples["images"].flatten(1)
+        images = samples["images"]
+        if max(images.shape[-2:]) <= BASELINE_PIXELS:
+            return "pixels", images.flatten(1)
+        # A linear map from all pixels of a large image has more weights than there are samples to fit it to.
+        small = F.adaptive_avg_pool2d(images, BASELINE_PIXELS)
+        return f"pixels ({BASELINE_PIXELS} x {BASELINE_PIXELS})", small.flatten(1)
     if hasattr(samples, "z") and hasattr(samples, "ptr"):
         counts = torch.zeros(len(samples.ptr) - 1, 128, device=samples.z.device)
         counts.index_put_((samples.batch, samples.z), torch.ones_like(samples.pos[:, 0]), accumulate=True)
@@ -97,7 +108,7 @@ def effective_dimension(latents: PooledLatents) -> dict[str, Any]:
         shares = (eigenvalues / eigenvalues.sum()).tolist()
         result[name] = {
             "channels": num_channels,
-            "dimension": spectrum_dimension(eigenvalues),
+            "dimension": participation_ratio(eigenvalues),
             "variance_shares": shares,
         }
     return result

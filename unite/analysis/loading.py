@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import instantiate_module
 
 from unite.errors import UserError
+from unite.export import is_exported
 from unite.messages import one_line, shown
 from unite.module import UniteModule
 from unite.run_folder import find_checkpoint, find_run_config, read_checkpoint, require_writable
@@ -56,12 +57,16 @@ def load_run(options: argparse.Namespace, data_options: list[str]) -> Run:
     step = int(checkpoint.get("global_step", 0))
     del checkpoint
     datamodule = _datamodule(path, options.config, data_options)
-    try:
-        module = UniteModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{path}: {one_line(error)}") from error
     config = find_run_config(path)
-    folder = config.resolve().parent.name if config else path.stem
+    if is_exported(path):
+        module = UniteModule.from_pretrained(path.parent)
+        folder = path.resolve().parent.name
+    else:
+        try:
+            module = UniteModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{path}: {one_line(error)}") from error
+        folder = config.resolve().parent.name if config else path.stem
     return Run(module.eval().to(_device(options.device)), datamodule, f"{folder}, step {step:,}", path, step)
 
 
@@ -153,7 +158,8 @@ def scrambled_module(module: UniteModule, seed: int = 0) -> UniteModule:
     scrambled.load_state_dict(module.state_dict())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for encoder in {scrambled.encoder, scrambled.denoiser}:
+        # A dictionary: the order in which a set gives the two, and so what each is given, differs from run to run.
+        for encoder in dict.fromkeys((scrambled.encoder, scrambled.denoiser)):
             for parameter in encoder.parameters():
                 order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))

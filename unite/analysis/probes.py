@@ -45,7 +45,7 @@ class PooledLatents:
         slots: Register of each of the rows, shape (n,).
         labels: Class of each sample, shape (N,), or None.
         baseline: What is known without the network, shape (N, F), or None: counts of each atom type (molecules), or
-            the pixels (images).
+            the pixels (images, made small).
         baseline_name: What that is.
         molecule_id: Number of each molecule in the data set, shape (N,), or None.
     """
@@ -121,8 +121,14 @@ def regression_probe(data: Probed) -> dict[str, float]:
     from sklearn.preprocessing import StandardScaler
 
     x, y, test_x, test_y = data.as_numpy()
-    error = test_y - make_pipeline(StandardScaler(), RidgeCV(RIDGE_PENALTIES)).fit(x, y).predict(test_x)
-    total = ((test_y - test_y.mean()) ** 2).sum()
+    model = make_pipeline(StandardScaler(), RidgeCV(RIDGE_PENALTIES)).fit(x, y)
+    return _regression_scores(model.predict(test_x), test_y)
+
+
+def _regression_scores(predicted: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+    """R² and mean absolute error of predictions, both (M,)."""
+    error = targets - predicted
+    total = ((targets - targets.mean()) ** 2).sum()
     return {"r2": 1 - float((error**2).sum() / total), "mae": float(np.abs(error).mean())}
 
 
@@ -178,9 +184,8 @@ def probe_latents(
     for column in train_properties.keys() & test_properties.keys():
         name, unit, _ = PROPERTIES[column]
         y, test_y = train_properties[column], test_properties[column]
-        scores: dict[str, Any] = {
-            "mean of training samples": {"r2": 0.0, "mae": float((test_y - y.mean()).abs().mean())}
-        }
+        constant = np.full(len(test_y), float(y.mean()))
+        scores: dict[str, Any] = {"mean of training samples": _regression_scores(constant, test_y.numpy())}
         for kind, (x, test_x) in features.items():
             scores[kind] = regression_probe(Probed(x, y, test_x, test_y))
         probes[name] = {"unit": unit, "std": float(test_y.std()), "scores": scores}

@@ -163,21 +163,16 @@ def mean_cosine(x: Tensor, y: Tensor) -> float:
     return float(F.cosine_similarity(x.double(), y.double(), dim=1).mean())
 
 
-def participation_ratio(rows: Tensor) -> float:
-    """Effective dimension of rows (n, D): (sum of l)^2 / sum of l^2 over the eigenvalues l of their covariance.
-
-    It is D where all directions vary alike, 1 where a single one varies, NaN where none does.
-    """
-    return spectrum_dimension(covariance_spectrum(rows))
-
-
 def covariance_spectrum(rows: Tensor) -> Tensor:
     """Eigenvalues (D,) of the covariance of rows (n, D), from the largest to the smallest."""
     eigenvalues: Tensor = torch.linalg.eigvalsh(torch.atleast_2d(torch.cov(rows.double().T)))
     return eigenvalues.flip(0).clamp(min=0)
 
 
-def spectrum_dimension(eigenvalues: Tensor) -> float:
-    """Participation ratio of eigenvalues (D,), see :func:`participation_ratio`."""
+def participation_ratio(eigenvalues: Tensor) -> float:
+    """Effective dimension of rows whose covariance has the eigenvalues l, shape (D,): (sum of l)^2 / sum of l^2.
+
+    It is D where all directions vary alike, 1 where a single one varies, NaN where none does.
+    """
     total = float(eigenvalues.sum())
     return total**2 / float(eigenvalues.square().sum()) if total > 0 else math.nan

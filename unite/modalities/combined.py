@@ -101,6 +101,9 @@ class CombinedDataModule(LightningDataModule):
 
     def _loader(self, name: str, cycle: bool) -> "SideBySideLoader":
         loaders = {modality: getattr(part, name)() for modality, part in self.parts.items()}
+        for modality, loader in loaders.items():
+            if cycle and len(loader) == 0:
+                raise UserError(f"data.parts.{modality} has no batch to train on: lower its batch_size")
         if self.trainer is not None and self.trainer.world_size > 1:
             for modality, loader in loaders.items():
                 if isinstance(loader, DataLoader) and not isinstance(loader.sampler, DistributedSampler):
