@@ -1,7 +1,9 @@
 """``unite ablate``: a list of trainings that may fail or be interrupted, and the overlays that we ship."""
 
 import json
+import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tests.test_cli import TOY, shell, steps, tiny
 from unite import ablate, run_folder
 from unite.ablate import make_trials
 from unite.cli import main
+from unite.messages import quiet
 from unite.module import UniteModule
 from unite.run_folder import read_checkpoint
 
@@ -35,6 +38,7 @@ def overlays(tmp_path: Path) -> dict[str, Path]:
         "data": {"model": {"flow_loss": "data"}},
         "wrong": {"model": {"flow_steps": 0}},
         "endless": {"trainer": {"max_epochs": 100_000}},
+        "misspelt": {"model": {"flow_step": 1}},
     }
     files = {name: tmp_path / f"{name}.yaml" for name in contents}
     for name, content in contents.items():
@@ -235,6 +239,64 @@ def test_wrong_input_is_told_in_one_line(
     assert message in line
     assert not calls
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("{one}", "--trainer.max_step", "20"), "variant base: unknown option: --trainer.max_step"),
+        (("{one}", "{one}+{data}", "{misspelt}"), "variant misspelt: "),
+        (("{one}", "--config", "{data}", "{one}"), "variant base: unknown option: {one}"),
+    ],
+)
+def test_settings_of_all_variants_are_checked_before_the_first_training(
+    run_cli: RunCli,
+    tmp_path: Path,
+    overlays: dict[str, Path],
+    calls: list[str],
+    options: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    command = ["ablate", "--config", "curves.yaml", "--output", tmp_path / "out", "--seeds", "3", "--overlays"]
+    result = run_cli(*command, *(option.format(**overlays) for option in options))
+    assert result.code == 2
+    (line,) = result.err.strip().splitlines()
+    assert message.format(**overlays) in line
+    assert "flow_step" in line or "misspelt" not in message
+    assert not result.out
+    assert not calls
+    assert not (tmp_path / "out").exists()
+    assert "PL_GLOBAL_SEED" not in os.environ  # trainings would inherit it
+
+
+def test_quiet_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], **kwargs: Any) -> None:
+            made.append(command)
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    for is_asked in (False, True):
+        with quiet(is_asked):
+            assert ablate.call("align", "--seeds", "1") == 0
+    assert [command[3:] for command in made] == [["align", "--seeds", "1"], ["align", "--seeds", "1", "--quiet"]]
+
+
+def test_quiet_leaves_the_table(run_cli: RunCli, tmp_path: Path, overlays: dict[str, Path], calls: list[str]) -> None:
+    trials = make_trials(["curves.yaml"], [str(overlays["one"])], [0], tmp_path / "out", [])
+    for trial in trials:
+        trial.note(metrics={"val/curve/points": 1.0})
+    command = ["ablate", "--config", "curves.yaml", "--overlays", overlays["one"], "--output", tmp_path / "out"]
+    loud, quiet_one = run_cli(*command), run_cli(*command, "--quiet")
+    assert "[1/2] base, seed 0\nfinished already\n" in loud.out
+    table = (tmp_path / "out" / "ablations.md").read_text()
+    assert quiet_one.out.startswith(table)
 
 
 def bases(overlay: Path) -> list[str]:

@@ -1,18 +1,29 @@
 """``unite compare``: runs of any modality side by side."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.conftest import RunCli
 from tests.test_cli import TOY
 from unite.cli import main
-from unite.compare import MISSING, RunSummary, comparison, headlines, markdown_table, read_run, training_seconds
+from unite.compare import (
+    MISSING,
+    RunSummary,
+    comparison,
+    draw_comparison,
+    headlines,
+    markdown_table,
+    read_run,
+    training_seconds,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +84,81 @@ def test_runs_side_by_side_as_typed(run_cli: RunCli, runs: dict[str, Path], tmp_
     assert all(line in result.out for line in (out / "compare.md").read_text().splitlines()[2:])
     values = json.loads((out / "compare.json").read_text())
     assert [value["name"] for value in values] == ["aligned", "separate"]
+    assert [(out / value["folder"]).resolve() for value in values] == [aligned, runs["separate"].resolve()]
     assert values[0]["metrics"]["test/curve/flow"] is None
     assert Image.open(out / "compare.png").size[0] > 500
+
+
+def test_a_comparison_of_other_runs_is_not_replaced_unasked(
+    run_cli: RunCli, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("shared", "separate", "elsewhere/shared"):
+        shutil.copytree(runs[name.rpartition("/")[2]], name)
+    assert run_cli("compare", "shared", "separate").code == 0
+    files = {path: path.read_bytes() for path in Path("runs/compare").iterdir()}
+    assert len(files) == 3
+
+    for others in (["shared"], ["elsewhere/shared", "separate"]):  # the second pair has the names of what is there
+        result = run_cli("compare", *others)
+        assert result.code == 2
+        (line,) = result.err.strip().splitlines()
+        assert "runs/compare/compare.md is there and not of these runs; add --overwrite to replace it" in line
+        assert not result.out
+        assert {path: path.read_bytes() for path in Path("runs/compare").iterdir()} == files
+
+    (tmp_path / "shared" / "metrics.json").write_text('{"test/curve/points": 0.25}\n')
+    result = run_cli("compare", "separate", tmp_path / "shared" / "last.ckpt")
+    assert result.code == 0, result.err
+    assert "0.25" in Path("runs/compare/compare.md").read_text()
+
+    assert run_cli("compare", "shared", "--overwrite").code == 0
+    assert run_cli("compare", "shared").code == 0
+    Path("runs/compare/compare.json").unlink()
+    Path("runs/compare/compare.md").unlink()
+    assert "compare.png is there and not of these runs" in run_cli("compare", "shared").err
+
+
+def test_nothing_is_left_of_a_comparison_that_is_refused(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("damaged").mkdir()
+    Path("damaged/last.ckpt").write_bytes(b"nothing")
+    assert run_cli("compare", "damaged").code == 2
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "limits", "labels"),
+    [
+        ((0.0, None), (0, 1), ["0", MISSING]),
+        ((None, math.nan), (0, 1), [MISSING, MISSING]),
+        ((0.0, math.inf), (0, 1), ["0", "inf"]),
+        ((0.4, None), (0, 0.5), ["0.4", MISSING]),
+        ((-0.4, 0.4), (-0.6, 0.6), ["-0.4", "0.4"]),
+    ],
+)
+def test_axes_begin_at_zero_and_values_are_written_beside_bars(
+    tmp_path: Path,
+    values: tuple[float | None, ...],
+    limits: tuple[float, float],
+    labels: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    runs = [
+        RunSummary(
+            str(index), ["image"], {} if value is None else {"val/image/psnr": value}, 8, 1, 60.0, {"total": 1_000_000}
+        )
+        for index, value in enumerate(values)
+    ]
+    draw_comparison(runs, tmp_path / "compare.png")
+    panel = drawn[0].axes[0]
+    assert panel.get_title() == "val/image/psnr / dB"
+    assert panel.get_xlim() == pytest.approx(limits)
+    assert [text.get_text() for text in panel.texts] == labels
 
 
 def test_parameters_are_those_of_the_model(runs: dict[str, Path]) -> None:

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from unite.errors import UserError
+from unite.messages import info, is_quiet
 
 BASE = "base"
 RECORD = "ablation.json"
@@ -78,7 +79,7 @@ def run(args: list[str]) -> None:
         args: ``ablate`` and its options; those it does not know go to ``unite fit``.
 
     Raises:
-        UserError: A file is missing, or the folder holds other trials.
+        UserError: A file is missing, ``unite fit`` would refuse a setting, or the folder holds other trials.
         SystemExit: A training failed; the others were done.
         KeyboardInterrupt: The command was interrupted.
     """
@@ -90,10 +91,11 @@ def run(args: list[str]) -> None:
         from unite.analysis.probes import require_analysis_packages
 
         require_analysis_packages()
+    check_settings(trials)
     require_writable(options.output)
     failed = []
     for number, trial in enumerate(trials, start=1):
-        print(f"[{number}/{len(trials)}] {trial}", flush=True)
+        info(f"[{number}/{len(trials)}] {trial}")
         code = perform(trial) or (align(trial) if options.align else 0)
         if code in INTERRUPTED:
             raise KeyboardInterrupt(f"interrupted in {trial}; the same command continues there")
@@ -124,7 +126,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "-c", "--config", action="append", required=True, metavar="FILE", help="the base; several are merged"
+        "-c",
+        "--config",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="the base; may be repeated: -c FILE -c FILE, later ones win",
     )
     parser.add_argument(
         "--overlays",
@@ -196,13 +203,36 @@ def make_trials(
     return trials
 
 
+def check_settings(trials: Sequence[Trial]) -> None:
+    """Read the settings of each variant that is not finished as ``unite fit`` will, in this process; nothing is made.
+
+    What only the constructors of model, data and trainer refuse shows when they are made, in the training itself.
+
+    Raises:
+        UserError: ``unite fit`` would refuse an option or a key of a config file.
+    """
+    from unite.lightning_cli import SettingsCheck
+    from unite.messages import silence_noise
+
+    silence_noise()
+    one_of_each: dict[str, Trial] = {}
+    for trial in trials:
+        if trial.metrics is None:
+            one_of_each.setdefault(trial.variant, trial)
+    for variant, trial in one_of_each.items():
+        try:
+            SettingsCheck(["fit", *trial.options, f"--trainer.default_root_dir={trial.folder}"])
+        except UserError as error:
+            raise UserError(f"variant {variant}: {error}") from error
+
+
 def perform(trial: Trial) -> int:
     """Train, or go on training, and validate at the end if the run did not; the exit code of what failed, else 0."""
     from unite.checkpointing import LAST_CHECKPOINT
     from unite.run_folder import METRICS_FILE
 
     if trial.metrics is not None:
-        print("finished already", flush=True)
+        info("finished already")
         return 0
     if (trial.folder / LAST_CHECKPOINT).is_file():
         code = call("fit", "--ckpt_path", str(trial.folder))
@@ -254,7 +284,8 @@ def _ends_with_validation(folder: Path) -> bool:
 
 def call(*args: str) -> int:
     """Run a command of ``unite`` in a process of its own; Ctrl-C and termination reach it once, and it ends first."""
-    process = subprocess.Popen([sys.executable, "-m", "unite", *args], process_group=0)
+    quiet = ["--quiet"] if is_quiet() else []
+    process = subprocess.Popen([sys.executable, "-m", "unite", *args, *quiet], process_group=0)
 
     def forward(signum: int, frame: FrameType | None) -> None:
         process.send_signal(signum)

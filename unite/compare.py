@@ -10,6 +10,7 @@ import csv
 import importlib.util
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from unite.errors import UserError
+from unite.folders import leaving_no_empty_folders, require_writable
+
+TABLE_FILE = "compare.md"
+VALUES_FILE = "compare.json"
+FIGURE_FILE = "compare.png"
 
 HEADLINES = (
     r"match_rate",
@@ -75,26 +81,33 @@ def run(args: list[str]) -> None:
 
     Args:
         args: ``compare``, run folders, and options.
+
+    Raises:
+        UserError: A run is missing or damaged, or the output has a comparison of other runs.
     """
     options = _parser().parse_args(args[1:])
     folders = [_run_folder(path) for path in options.runs]
     names = _short_names(folders)
-    from unite.run_folder import require_writable
-
-    require_writable(options.output)
-    runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    _claim(options.output, folders, options.overwrite)
+    with leaving_no_empty_folders(options.output):
+        require_writable(options.output)
+        runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
     tables = comparison(runs)
     text = "\n\n".join(f"{title}\n\n{markdown_table(rows)}" for title, rows in tables.items()) + "\n"
     print(text)
     from unite.messages import shown
 
-    written = [options.output / "compare.md", options.output / "compare.json"]
+    written = [options.output / name for name in (TABLE_FILE, VALUES_FILE)]
     written[0].write_text(f"# {', '.join(names)}\n\n{text}")
-    written[1].write_text(json.dumps([_finite(asdict(summary)) for summary in runs], indent=2) + "\n")
+    values = [
+        {"folder": path, **_finite(asdict(summary))}
+        for path, summary in zip(_relative(folders, options.output), runs, strict=True)
+    ]
+    written[1].write_text(json.dumps(values, indent=2) + "\n")
     if importlib.util.find_spec("matplotlib") is None:
         print("no figure: it takes matplotlib, which is not installed (pip install matplotlib)", file=sys.stderr)
     else:
-        written.append(options.output / "compare.png")
+        written.append(options.output / FIGURE_FILE)
         draw_comparison(runs, written[-1])
     for path in written:
         print(f"wrote {shown(path)}")
@@ -116,7 +129,35 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", metavar="DIR", type=Path, default=Path("runs/compare"), help="where to write (default: %(default)s)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a comparison of other runs there")
     return parser
+
+
+def _claim(output: Path, folders: Sequence[Path], overwrite: bool) -> None:
+    """Let a comparison of the same runs, in any order, be replaced, and one of others only when that is asked for.
+
+    Raises:
+        UserError: Files of another comparison are there.
+    """
+    from unite.messages import shown
+
+    found = [name for name in (TABLE_FILE, VALUES_FILE, FIGURE_FILE) if (output / name).exists()]
+    if not found or overwrite:
+        return
+    try:
+        there = sorted(values["folder"] for values in json.loads((output / VALUES_FILE).read_text()))
+    except (OSError, KeyError, TypeError, ValueError):
+        there = []  # no word on which runs they are of
+    if there != sorted(_relative(folders, output)):
+        raise UserError(
+            f"{shown(output / found[0])} is there and not of these runs; add --overwrite to replace it, or choose "
+            "another --output"
+        )
+
+
+def _relative(folders: Sequence[Path], output: Path) -> list[str]:
+    """Run folders as seen from the output: the same wherever the command is typed, and when both are moved."""
+    return [Path(os.path.relpath(folder.resolve(), output.resolve())).as_posix() for folder in folders]
 
 
 def _run_folder(path: Path) -> Path:
@@ -381,13 +422,16 @@ def draw_comparison(runs: Sequence[RunSummary], path: Path) -> None:
     for number, (name, values) in enumerate(panels.items()):
         axes = figure.add_subplot(num_rows, columns, number + 1)
         known = [math.nan if value is None else value for value in values]
-        axes.barh(places, [0.0 if math.isnan(value) else value for value in known], color="#4477aa")
+        lengths = [value if math.isfinite(value) else 0.0 for value in known]
+        axes.barh(places, lengths, color="#4477aa")
         for place, value in zip(places, known, strict=True):
             axes.annotate(_number(value), (0 if math.isnan(value) else max(value, 0), place), (3, 0),
                           textcoords="offset points", va="center", fontsize=7)  # fmt: skip
         axes.set_yticks(places, [summary.name for summary in runs] if number % columns == 0 else [], fontsize=8)
         axes.invert_yaxis()
         axes.margins(x=0.25)
+        if not any(lengths):  # no length to take a scale from
+            axes.set_xlim(0, 1)
         axes.set_title(name, fontsize=8)
         axes.tick_params(axis="x", labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)

@@ -268,6 +268,22 @@ class UniteCLI(LightningCLI):
                 self.claim.parent.rmdir()
 
 
+class SettingsCheck(UniteCLI):
+    """Reads options and config files as :class:`UniteCLI` does, refuses what it refuses, and makes nothing of them."""
+
+    def _set_seed(self) -> None:
+        """Leave the random numbers of this process alone."""
+
+    def before_instantiate_classes(self) -> None:
+        """Make no run folder."""
+
+    def instantiate_classes(self) -> None:
+        """Make no model, data and trainer."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Train nothing."""
+
+
 def run(args: list[str]) -> None:
     """Run one of the commands of :class:`UniteCLI`."""
     silence_noise()

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import TESTS, RunCli
-from unite.analysis import loading
+from unite.analysis import figures, loading
 from unite.cli import main
 
 REPOSITORY = TESTS.parent
@@ -108,6 +108,36 @@ def test_align_writes_into_the_run_and_replaces_nothing_unasked(run_cli: RunCli,
     result = run_cli("align", "--ckpt_path", folder / "last.ckpt", *QUICK, "--seed", "1", "--overwrite")
     assert result.code == 0, result.err
     assert (folder / "align" / "align.json").read_text() != before
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "figure"),
+    [
+        ("align", QUICK, "draw_compression"),
+        ("latents", ("--num_samples", "12", "--num_train", "20", "--num_steps", "2"), "draw_objects"),
+    ],
+)
+def test_an_interruption_among_the_figures_does_not_count_as_done(
+    run_cli: RunCli,
+    toy_run: Path,
+    tmp_path: Path,
+    command: str,
+    options: tuple[str, ...],
+    figure: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    typed = (command, "--ckpt_path", toy_run, *options, "--output", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(figures, figure, interrupt)
+        assert run_cli(*typed).code == 130
+    assert list((tmp_path / "out").glob("*.png"))
+    assert not list((tmp_path / "out").glob("*.json"))
+    result = run_cli(*typed)
+    assert result.code == 0, result.err
+    assert (tmp_path / "out" / f"{command}.json").is_file()
 
 
 @pytest.mark.parametrize("command", ["align", "latents"])

@@ -154,15 +154,15 @@ def align(options: argparse.Namespace, data_options: list[str]) -> None:
         result = alignment.measure_alignment(run.module, modality, batches, settings, bar.update)
     lengths = compression.measure_compression(run.module, 2.0**-options.bin_bits, options.seed)
     written = [
-        loading.write_json(
-            {**_origin(run, modality), "split": options.split, "alignment": result, "compression": lengths},
-            folder / "align.json",
-        ),
         figures.draw_layers(result, title, folder / "align_layers.png"),
         figures.draw_matrix(result, title, folder / "align_matrix.png"),
         figures.draw_times(result, title, folder / "align_times.png"),
         figures.draw_modes(result, title, folder / "align_modes.png"),
         figures.draw_compression(lengths, title, folder / "compression.png"),
+        loading.write_json(  # the last, because it stands for a finished command
+            {**_origin(run, modality), "split": options.split, "alignment": result, "compression": lengths},
+            folder / "align.json",
+        ),
     ]
     print(f"{result['num_rows']:,} rows of {result['num_registers']} registers; behind the last block, mean over t:")
     _print_pairings(alignment.late_layer(result, "cka_within"), "CKA")
@@ -235,7 +235,6 @@ def latents(options: argparse.Namespace, data_options: list[str]) -> None:
         },
     }
     written = [
-        loading.write_json(result, folder / "latents.json"),
         figures.draw_spectrum(result["dimension"], title, folder / "dimension.png"),
         figures.draw_trajectory_curve(result["trajectory"], title, folder / "trajectory_curve.png"),
         figures.draw_objects(
@@ -272,6 +271,7 @@ def latents(options: argparse.Namespace, data_options: list[str]) -> None:
                 folder / "neighbours.png",
             )
         )
+    written.append(loading.write_json(result, folder / "latents.json"))  # the last: it stands for a finished command
     for name, view in result["dimension"].items():
         print(f"effective dimension, {name}: {view['dimension']:.2f} of {view['channels']}")
     for name, pair in result["neighbours"]["agreement"].items():

@@ -19,6 +19,7 @@ from unite.errors import UserError
 from unite.export import is_exported
 from unite.messages import one_line, shown
 from unite.module import UniteModule
+from unite.output_folder import write_whole
 from unite.run_folder import find_checkpoint, find_run_config, read_checkpoint, require_writable
 
 STAGES = {"train": "fit", "val": "validate", "test": "test"}
@@ -179,7 +180,7 @@ def claim_output(folder: Path, marker: str, overwrite: bool) -> None:
 
 def write_json(value: Any, path: Path) -> Path:
     """Write plain values; numbers that are not finite become null, which JSON has."""
-    path.write_text(json.dumps(_finite(value), indent=1) + "\n")
+    write_whole(path, (json.dumps(_finite(value), indent=1) + "\n").encode())
     return path
 
 
