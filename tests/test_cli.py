@@ -136,6 +136,8 @@ def test_help_of_a_command_lists_its_options(run_cli: RunCli, command: str) -> N
     assert result.code == 0
     for option in ("--config", "--ckpt_path", "--model.encoder", "--data", "--trainer.max_steps", "--seed"):
         assert option in result.out
+    assert f"usage: unite {command} [options]" in result.out
+    assert result.out.index("\n  --ckpt_path") < result.out.index("\n  --trainer.") < result.out.index("\n  --model.")
     assert ("--num_samples" in result.out) == (command in ("sample", "reconstruct"))
     assert ("--split" in result.out) == (command in ("reconstruct", "predict"))
     assert ("--overwrite" in result.out) == (command in ("sample", "reconstruct", "predict"))
@@ -303,6 +305,19 @@ def test_sample_options_reach_the_model(
     assert {name: seen[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("written", [["1", "2.5", "4"], ["[1,2.5,4]"], ["[1,", "2.5,", "4]"]])
+def test_lists_of_numbers_may_be_written_with_blanks(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[str]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(UniteCLI, "_run_subcommand", lambda cli, _: seen.append(cli.config.sample))
+    options = ["--guidance_sweep", *written, "--guidance_interval", "0.2", "0.9", "--output", tmp_path / "out"]
+    result = run_cli("sample", "--ckpt_path", toy_run, *options)
+    assert result.code == 0, result.err
+    assert seen[0].guidance_sweep == [1.0, 2.5, 4.0]
+    assert seen[0].guidance_interval == (0.2, 0.9)
+
+
 def test_guidance_sweep_takes_the_scale_of_the_lowest_fid(
     run_cli: RunCli, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,7 +389,8 @@ SAMPLE = ("sample", "--output", "{tmp}/out", "--ckpt_path", "{toy}")
             ("fit", "--config", "{tmp}/misspelt.yaml"),
             ["'modell.flow_steps'", "did you mean model.flow_steps"],
         ),
-        ((*FIT, "--model.flow_stepz", "3"), ["--model.flow_stepz", "did you mean model.flow_steps"]),
+        (("fit", "--config", "curve.yaml"), ["--config curve.yaml", "not exist", "did you mean curves.yaml?"]),
+        ((*FIT, "--model.flow_stepz", "3"), ["--model.flow_stepz", "did you mean --model.flow_steps?"]),
         ((*FIT, "--model.flow_step", "3"), ["--model.flow_step 3"]),  # no abbreviations
         ((*FIT, "--model.flow_steps", "many"), ["model.flow_steps", "int", "many"]),
         ((*FIT, "--model.flow_steps", "0"), ["model.flow_steps is 0", "at least 1"]),
@@ -392,6 +408,10 @@ SAMPLE = ("sample", "--output", "{tmp}/out", "--ckpt_path", "{toy}")
         (
             (*FIT, "--trainer.callbacks+=unite.callbacks.Nothing"),
             ["trainer.callbacks", "unite.callbacks.Nothing"],
+        ),
+        (
+            (*FIT, "--trainer.callbacks+=unite.callbacks.WeightAveraging", "--trainer.callbacks.init_args.monitor=a"),
+            ["--trainer.callbacks.init_args.monitor means the last", "WeightAveraging, which has no monitor"],
         ),
         ((*FIT[:-1], "{tmp}/file/run"), ["cannot write to", "file/run", "--trainer.default_root_dir"]),
         ((*FIT, "--ckpt_path", "{tmp}/no.ckpt"), ["no.ckpt", "no such checkpoint"]),
@@ -414,7 +434,7 @@ SAMPLE = ("sample", "--output", "{tmp}/out", "--ckpt_path", "{toy}")
         ((*SAMPLE, "--modality", "sound"), ["'sound'", "curve"]),
         ((*SAMPLE, "--seed", "x"), ["seed", "x"]),
         ((*SAMPLE, "--film_strip", "-1"), ["film_strip is -1"]),
-        ((*SAMPLE[:2], "{tmp}/file", *SAMPLE[3:]), ["cannot write to", "--output"]),
+        ((*SAMPLE[:2], "{tmp}/file", *SAMPLE[3:]), ["cannot write to", "is a file, not a folder", "--output"]),
         (("sample", "--ckpt_path", "{tmp}/truncated.ckpt"), ["truncated.ckpt", "damaged"]),
         (("reconstruct",), ["--config", "--ckpt_path"]),
         (("reconstruct", "--ckpt_path", "{tmp}/pickled.ckpt"), ["not a unite checkpoint"]),

@@ -226,7 +226,9 @@ def test_wrong_input_is_told_in_one_line(
     }.items():  # fmt: skip
         (tmp_path / name).write_text(text)
     Image.new("L", (8, 8)).save(tmp_path / "images" / "a.png")
+    before = set(tmp_path.rglob("*"))
     result = run_cli("score", *(arg.format(tmp=tmp_path) for arg in args))
+    assert set(tmp_path.rglob("*")) == before
     lines = result.err.strip().splitlines()
     assert result.code == 2
     assert len(lines) == 1, result.err

@@ -1,8 +1,10 @@
 """The commands that run a model: LightningCLI with run folders, and mistakes told in one line."""
 
 import argparse
+import difflib
 import json
 import os
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,9 @@ run folder or exported folder, which brings its settings along; --seed N; --devi
 of --trainer.accelerator and --trainer.devices; --quiet: no progress bars and no notes; --debug: where a mistake was
 found."""
 
+#: Options of numbers that may be written with blanks between them; jsonargparse wants [1,2].
+LIST_OPTIONS = ("labels", "guidance_sweep", "guidance_interval")
+
 
 class SaveRunConfig(SaveConfigCallback):
     """Writes config.yaml when training begins, without what belongs to the call rather than to the run."""
@@ -61,6 +66,7 @@ class UniteCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         options = _early_options(args[1:])
+        _require_configs(options.config)
         self.is_last = options.ckpt_path == "last"
         self.ckpt_path = self._find_last(args[0], options) if self.is_last else find_checkpoint(options.ckpt_path)
         self.checkpoint = read_checkpoint(self.ckpt_path) if self.ckpt_path else {}
@@ -93,18 +99,28 @@ class UniteCLI(LightningCLI):
         """A parser that raises its errors."""
         return super().init_parser(exit_on_error=False, allow_abbrev=False, **kwargs)
 
+    def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's own, whose help shows the command's own options before the hundreds of trainer and model."""
+        parser = super()._prepare_subcommand_parser(*args, **kwargs)
+        groups = parser._action_groups  # arguments without a group, --config and the like, Lightning's, the command's
+        groups.insert(2, groups.pop())
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options that are taken from the command line before a parser sees them are told all the same."""
         parser.epilog = COMMON_OPTIONS
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; settle what the checkpoint and the command together determine."""
+        self._subcommand_parsers[args[0]].usage = f"unite {args[0]} [options]"
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, argparse.ArgumentError) as error:
             if "arguments are required" in str(error) and not self.options.config:
                 raise UserError(f"unite {args[0]} needs --config FILE, or --ckpt_path of a run") from error
-            raise UserError(one_line(error, self._subcommand_parsers[args[0]])) from error
+            raise UserError(
+                self._wrong_callback(error) or one_line(error, self._subcommand_parsers[args[0]])
+            ) from error
         command = self.config.subcommand
         settings = self.config[command]
         if "ckpt_path" in settings:
@@ -128,6 +144,17 @@ class UniteCLI(LightningCLI):
             folder = Path(settings.output or settings.trainer.default_root_dir)
             self._refusals.enter_context(leaving_no_empty_folders(folder))
             require_writable(folder)
+
+    def _wrong_callback(self, error: Exception) -> str | None:
+        """What to say of ``--trainer.callbacks.init_args.X``, if that is what was refused."""
+        refused = re.search(r"trainer\.callbacks.*?class_path '([\w.]+)':\s*Option '([\w.]+)'", str(error), re.DOTALL)
+        typed = next((option for option in self.options.others if option.startswith("--trainer.callbacks.")), None)
+        if not refused or not typed:
+            return None
+        return (
+            f"{typed.partition('=')[0]} means the last callback of the list, {refused[1].rpartition('.')[2]}, which "
+            f"has no {refused[2]}; to change another one, give the list trainer.callbacks in a second --config"
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own would let the checkpoint silently override the command line."""
@@ -204,8 +231,10 @@ class UniteCLI(LightningCLI):
             if typed:
                 raise UserError(f"--device and {typed[0].partition('=')[0]} say the same: give one of them")
             args += trainer_options(options.device)
-        if options.labels:
-            args.append(f"--labels=[{','.join(options.labels)}]")
+        for name in LIST_OPTIONS:
+            if words := getattr(options, name):
+                text = ",".join(word.removesuffix(",") for word in words)
+                args.append(f"--{name}={text if text.startswith('[') else f'[{text}]'}")
         if options.overwrite:
             args.append(f"--overwrite={options.overwrite}")
         bars = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"] if is_quiet() else []
@@ -274,6 +303,23 @@ def run(args: list[str]) -> None:
     UniteCLI(args)
 
 
+def _require_configs(configs: list[str]) -> None:
+    """Refuse the name of a file that is not there; settings themselves, as JSON, are no name.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    for config in configs:
+        if config.endswith((".yaml", ".yml", ".json")) and not os.path.exists(config):
+            folder, name = os.path.split(config)
+            there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+            close = difflib.get_close_matches(
+                name, [entry for entry in there if entry.endswith((".yaml", ".yml"))], n=1
+            )
+            hint = f"; did you mean {os.path.join(folder, close[0])}?" if close else ""
+            raise UserError(f"--config {config} does not exist{hint}")
+
+
 def _default_root(configs: list[str]) -> Path:
     """Run folder named after the config files."""
     return Path("runs", "-".join(Path(config).stem for config in configs) or "run")
@@ -298,7 +344,8 @@ def _early_options(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--trainer.default_root_dir", dest="root")
     parser.add_argument("--seed", "--seed_everything")
     parser.add_argument("--device")
-    parser.add_argument("--labels", nargs="+")
+    for name in LIST_OPTIONS:
+        parser.add_argument(f"--{name}", nargs="+")
     parser.add_argument("--overwrite", nargs="?", const="true")
     try:
         options, options_others = parser.parse_known_args(args)

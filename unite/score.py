@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from unite.errors import UserError
+from unite.folders import leaving_no_empty_folders
 from unite.messages import as_table, shown
 from unite.output_folder import require_empty, write_json
 
@@ -33,7 +34,8 @@ def run(args: list[str]) -> None:
         args: `score`, what to score, and its options.
     """
     options = _parser().parse_args(args[1:])
-    options.run(options)
+    with leaving_no_empty_folders(_output_path(options)):
+        options.run(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,11 +116,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _output_folder(options: argparse.Namespace) -> Path:
+def _output_path(options: argparse.Namespace) -> Path:
     """The folder asked for, or one named after what is scored, beside it."""
     path: Path = options.path
     name = path.resolve().name if path.is_dir() else path.stem
-    folder: Path = options.output or path.resolve().parent / f"{name}_scores"
+    return options.output or path.resolve().parent / f"{name}_scores"
+
+
+def _output_folder(options: argparse.Namespace) -> Path:
+    """The folder for the scores; made, and found without files."""
+    folder = _output_path(options)
     require_empty(folder, options.overwrite)
     return folder
 
