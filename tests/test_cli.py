@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningCLI
 import unite
 from tests.conftest import TESTS, RunCli
 from tests.modalities.image_samples import write_folder
-from unite import UniteModule
+from unite import UniteModule, UserError
 from unite.lightning_cli import UniteCLI
 from unite.messages import one_line
 from unite.modalities.shard_writer import ShardSettings, write_shards
@@ -58,6 +58,8 @@ TINY_MODELS = {
 TINY_MODELS["cifar10"] = TINY_MODELS["imagenet256_b"]
 
 
+CURVES = "{class_path: curves.CurveDataModule, init_args: {num_points: 8}}"
+CURVE = "{class_path: curves.CurveAdapter, init_args: {num_points: 8}}"
 COMBINED = "unite.modalities.combined.CombinedDataModule"
 
 
@@ -273,6 +275,73 @@ def test_sample_writes_files_and_is_reproducible(run_cli: RunCli, toy_run: Path,
         assert (tmp_path / "c" / file).is_file()
         assert f"{file}\n" in result.out
     assert json.loads((tmp_path / "c" / "metrics.json").read_text()).keys() == {"mean_radius"}
+
+
+@pytest.mark.parametrize("command", ["sample", "reconstruct", "predict"])
+def test_a_folder_with_files_is_refused_before_the_model_is_made(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    shutil.copytree(toy_run, tmp_path / "run")
+    folder = tmp_path / "run" / {"sample": "samples", "reconstruct": "reconstructions", "predict": "latents"}[command]
+    folder.mkdir()
+    (folder / "old.txt").touch()
+    made: list[str] = []
+    monkeypatch.setattr(UniteCLI, "instantiate_classes", lambda cli: made.append(cli.subcommand))
+    monkeypatch.setattr(UniteCLI, "_run_subcommand", lambda cli, _: None)
+    for output in ((), ("--output", folder)):
+        refused = run_cli(command, "--ckpt_path", tmp_path / "run", *output)
+        assert refused.code == 2
+        assert f"{folder.name} has files already (old.txt)" in refused.err
+    assert not made
+    assert run_cli(command, "--ckpt_path", tmp_path / "run", "--overwrite").code == 0
+    assert made
+
+
+def test_folders_of_one_modality_of_several_carry_its_name(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curves.CurveDataModule.predict_split", "test", raising=False)
+    monkeypatch.setattr("curves.CurveDataModule.predict_dataloader", lambda self: self.test_dataloader())
+    (tmp_path / "two.yaml").write_text(
+        f"""
+model: {{adapters: {{curve: {CURVE}, other: {CURVE}}}}}
+data: {{class_path: {COMBINED}, init_args: {{parts: {{curve: {CURVES}, other: {CURVES}}}}}}}
+trainer: {{max_steps: 1, default_root_dir: {tmp_path / "run"}}}
+"""
+    )
+    trained = run_cli("fit", "--config", "curves.yaml", "--config", tmp_path / "two.yaml")
+    assert trained.code == 0, trained.err
+    for command, name in (("sample", "samples"), ("reconstruct", "reconstructions"), ("predict", "latents")):
+        for modality in ("curve", "other"):
+            result = run_cli(command, "--ckpt_path", tmp_path / "run", "--modality", modality)
+            assert result.code == 0, result.err
+            assert any((tmp_path / "run" / f"{name}_{modality}").iterdir())
+            refused = run_cli(command, "--ckpt_path", tmp_path / "run", "--modality", modality)
+            assert f"{name}_{modality} has files already" in refused.err
+    assert "has several modalities" in run_cli("sample", "--ckpt_path", tmp_path / "run").err
+    assert run_cli("predict", "--ckpt_path", tmp_path / "run").code == 0
+    assert (tmp_path / "run" / "latents").is_dir()
+    assert not (tmp_path / "run" / "samples").exists()
+
+
+def test_labels_that_there_are_not_are_the_first_thing_said(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
+    result = run_cli("sample", "--ckpt_path", toy_run, "--labels", "0", "7", "--output", tmp_path)
+    assert "label 7 is outside 0 .. 1" in result.err
+    assert "no metrics" not in result.out
+
+
+def test_a_run_that_fails_after_its_first_step_stays(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: UniteModule, *args: Any) -> None:
+        raise UserError("no such thing")
+
+    monkeypatch.setattr(UniteModule, "validation_step", refuse)
+    args = ("--config", "curves.yaml", "--trainer.default_root_dir", tmp_path / "run")
+    assert run_cli("fit", *args, "--trainer.num_sanity_val_steps", "0").code == 2
+    assert steps(tmp_path / "run")
+    assert run_cli("fit", *args[:-1], tmp_path / "refused").code == 2
+    assert not (tmp_path / "refused").exists()
 
 
 def test_sample_options_reach_the_model(

@@ -112,6 +112,7 @@ def write_samples(
 
     written: list[Path] = []
     with folder.kept_on_interrupt():
+        adapter.cycle_labels(settings.num_samples, settings.labels)  # refuses labels that there are not
         metric = _metric(adapter, datamodule, settings, guidance_sweep)
         if metric is not None:
             metric.to(model.device)

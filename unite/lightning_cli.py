@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 import re
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from unite.guards import explained_memory_errors
 from unite.messages import info, is_quiet, one_line, shown, silence_noise
 from unite.module import UniteModule
 from unite.options import trainer_options
+from unite.output_folder import folder_name, require_empty
 from unite.run_folder import (
     CONFIG_FILE,
     find_checkpoint,
@@ -41,6 +43,9 @@ found."""
 
 #: Options of numbers that may be written with blanks between them; jsonargparse wants [1,2].
 LIST_OPTIONS = ("labels", "guidance_sweep", "guidance_interval")
+
+#: Commands that write new files into a folder, and what it is called where no --output is given.
+RESULTS = {"sample": "samples", "reconstruct": "reconstructions", "predict": "latents"}
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -74,6 +79,7 @@ class UniteCLI(LightningCLI):
         self.run_config = find_run_config(self.ckpt_path) if self.ckpt_path and not self.exported else None
         self.options = options
         self.claim: Path | None = None
+        self.found_at_claim: set[Path] = set()
         with ExitStack() as self._refusals:
             try:
                 super().__init__(
@@ -85,6 +91,9 @@ class UniteCLI(LightningCLI):
                     auto_configure_optimizers=False,
                     args=[args[0], *self._with_run_config(options)],
                 )
+            except UserError:
+                self._withdraw_run()
+                raise
             finally:
                 self._withdraw_claim()
 
@@ -103,7 +112,7 @@ class UniteCLI(LightningCLI):
         """Lightning's own, whose help shows the command's own options before the hundreds of trainer and model."""
         parser = super()._prepare_subcommand_parser(*args, **kwargs)
         groups = parser._action_groups  # arguments without a group, --config and the like, Lightning's, the command's
-        groups.insert(2, groups.pop())
+        parser._action_groups = [*groups[:2], groups[-1], *groups[2:-1]]
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -144,6 +153,17 @@ class UniteCLI(LightningCLI):
             folder = Path(settings.output or settings.trainer.default_root_dir)
             self._refusals.enter_context(leaving_no_empty_folders(folder))
             require_writable(folder)
+        if command in RESULTS:
+            self._require_no_results(command, settings)
+
+    def _require_no_results(self, command: str, settings: Any) -> None:
+        """Refuse a folder with files before the model is made, if it is known already which one it will be."""
+        modalities = settings.model.adapters
+        if settings.output:
+            require_empty(Path(settings.output), settings.overwrite)
+        elif command == "predict" or settings.modality or len(modalities) == 1:
+            name = folder_name(RESULTS[command], settings.modality, modalities)
+            require_empty(Path(settings.trainer.default_root_dir, name), settings.overwrite)
 
     def _wrong_callback(self, error: Exception) -> str | None:
         """What to say of ``--trainer.callbacks.init_args.X``, if that is what was refused."""
@@ -186,6 +206,7 @@ class UniteCLI(LightningCLI):
             info(f"model {shown(self.exported)}, step {self.checkpoint['global_step']}")
 
     def _run_subcommand(self, subcommand: str) -> None:
+        self.first_step = self.checkpoint.get("global_step", 0)
         self.checkpoint = {}  # the trainer reads it anew
         try:
             with explained_memory_errors(subcommand, self.config[subcommand]):
@@ -274,6 +295,7 @@ class UniteCLI(LightningCLI):
         while True:
             require_writable(folder)
             claim = folder / CONFIG_FILE
+            self.found_at_claim = set(folder.iterdir())
             if not any(folder.glob("*.ckpt")):
                 try:
                     # With `last` this run is the one that is there, killed before its first checkpoint.
@@ -288,6 +310,15 @@ class UniteCLI(LightningCLI):
         if number:
             info(f"{shown(root)} holds a run already: it stays, this one goes to {shown(folder)}")
         return folder
+
+    def _withdraw_run(self) -> None:
+        """Remove what a run that was refused before its first step has written: settings, and logs without numbers."""
+        if self.claim is None or not hasattr(self, "first_step") or self.trainer.global_step > self.first_step:
+            return
+        for path in set(self.claim.parent.iterdir()) - self.found_at_claim - {self.claim}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self.claim not in self.found_at_claim:
+            self.claim.write_text("")
 
     def _withdraw_claim(self) -> None:
         """Leave no trace of a run that did not begin."""
