@@ -324,6 +324,14 @@ trainer: {{max_steps: 1, default_root_dir: {tmp_path / "run"}}}
     assert not (tmp_path / "run" / "samples").exists()
 
 
+def test_sample_repeats_the_caution_of_a_metric(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curves.MeanRadius.caution", lambda self: f"only {int(self.count)} radii", raising=False)
+    with pytest.warns(UserWarning, match="only 24 radii"):
+        assert run_cli("sample", "--ckpt_path", toy_run, "--num_samples", "3", "--output", tmp_path).code == 0
+
+
 def test_labels_that_there_are_not_are_the_first_thing_said(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
     result = run_cli("sample", "--ckpt_path", toy_run, "--labels", "0", "7", "--output", tmp_path)
     assert "label 7 is outside 0 .. 1" in result.err
