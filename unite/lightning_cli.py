@@ -163,7 +163,8 @@ class UniteCLI(LightningCLI):
             require_empty(Path(settings.output), settings.overwrite)
         elif command == "predict" or settings.modality or len(modalities) == 1:
             name = folder_name(RESULTS[command], settings.modality, modalities)
-            require_empty(Path(settings.trainer.default_root_dir, name), settings.overwrite)
+            folder = os.path.abspath(Path(settings.trainer.default_root_dir, name))
+            require_empty(Path(shown(folder)), settings.overwrite)
 
     def _wrong_callback(self, error: Exception) -> str | None:
         """What to say of ``--trainer.callbacks.init_args.X``, if that is what was refused."""
