@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningCLI
 import unite
 from tests.conftest import TESTS, RunCli
 from tests.modalities.image_samples import write_folder
-from unite import UniteModule
+from unite import UniteModule, UserError
 from unite.lightning_cli import UniteCLI
 from unite.messages import one_line
 from unite.modalities.shard_writer import ShardSettings, write_shards
@@ -58,6 +58,8 @@ TINY_MODELS = {
 TINY_MODELS["cifar10"] = TINY_MODELS["imagenet256_b"]
 
 
+CURVES = "{class_path: curves.CurveDataModule, init_args: {num_points: 8}}"
+CURVE = "{class_path: curves.CurveAdapter, init_args: {num_points: 8}}"
 COMBINED = "unite.modalities.combined.CombinedDataModule"
 
 
@@ -136,6 +138,8 @@ def test_help_of_a_command_lists_its_options(run_cli: RunCli, command: str) -> N
     assert result.code == 0
     for option in ("--config", "--ckpt_path", "--model.encoder", "--data", "--trainer.max_steps", "--seed"):
         assert option in result.out
+    assert f"usage: unite {command} [options]" in result.out
+    assert result.out.index("\n  --ckpt_path") < result.out.index("\n  --trainer.") < result.out.index("\n  --model.")
     assert ("--num_samples" in result.out) == (command in ("sample", "reconstruct"))
     assert ("--split" in result.out) == (command in ("reconstruct", "predict"))
     assert ("--overwrite" in result.out) == (command in ("sample", "reconstruct", "predict"))
@@ -273,6 +277,81 @@ def test_sample_writes_files_and_is_reproducible(run_cli: RunCli, toy_run: Path,
     assert json.loads((tmp_path / "c" / "metrics.json").read_text()).keys() == {"mean_radius"}
 
 
+@pytest.mark.parametrize("command", ["sample", "reconstruct", "predict"])
+def test_a_folder_with_files_is_refused_before_the_model_is_made(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    shutil.copytree(toy_run, tmp_path / "run")
+    folder = tmp_path / "run" / {"sample": "samples", "reconstruct": "reconstructions", "predict": "latents"}[command]
+    folder.mkdir()
+    (folder / "old.txt").touch()
+    made: list[str] = []
+    monkeypatch.setattr(UniteCLI, "instantiate_classes", lambda cli: made.append(cli.subcommand))
+    monkeypatch.setattr(UniteCLI, "_run_subcommand", lambda cli, _: None)
+    for output in ((), ("--output", folder)):
+        refused = run_cli(command, "--ckpt_path", tmp_path / "run", *output)
+        assert refused.code == 2
+        assert f"{folder.name} has files already (old.txt)" in refused.err
+    assert not made
+    assert run_cli(command, "--ckpt_path", tmp_path / "run", "--overwrite").code == 0
+    assert made
+
+
+def test_folders_of_one_modality_of_several_carry_its_name(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curves.CurveDataModule.predict_split", "test", raising=False)
+    monkeypatch.setattr("curves.CurveDataModule.predict_dataloader", lambda self: self.test_dataloader())
+    (tmp_path / "two.yaml").write_text(
+        f"""
+model: {{adapters: {{curve: {CURVE}, other: {CURVE}}}}}
+data: {{class_path: {COMBINED}, init_args: {{parts: {{curve: {CURVES}, other: {CURVES}}}}}}}
+trainer: {{max_steps: 1, default_root_dir: {tmp_path / "run"}}}
+"""
+    )
+    trained = run_cli("fit", "--config", "curves.yaml", "--config", tmp_path / "two.yaml")
+    assert trained.code == 0, trained.err
+    for command, name in (("sample", "samples"), ("reconstruct", "reconstructions"), ("predict", "latents")):
+        for modality in ("curve", "other"):
+            result = run_cli(command, "--ckpt_path", tmp_path / "run", "--modality", modality)
+            assert result.code == 0, result.err
+            assert any((tmp_path / "run" / f"{name}_{modality}").iterdir())
+            refused = run_cli(command, "--ckpt_path", tmp_path / "run", "--modality", modality)
+            assert f"{name}_{modality} has files already" in refused.err
+    assert "has several modalities" in run_cli("sample", "--ckpt_path", tmp_path / "run").err
+    assert run_cli("predict", "--ckpt_path", tmp_path / "run").code == 0
+    assert (tmp_path / "run" / "latents").is_dir()
+    assert not (tmp_path / "run" / "samples").exists()
+
+
+def test_sample_repeats_the_caution_of_a_metric(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curves.MeanRadius.caution", lambda self: f"only {int(self.count)} radii", raising=False)
+    with pytest.warns(UserWarning, match="only 24 radii"):
+        assert run_cli("sample", "--ckpt_path", toy_run, "--num_samples", "3", "--output", tmp_path).code == 0
+
+
+def test_labels_that_there_are_not_are_the_first_thing_said(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
+    result = run_cli("sample", "--ckpt_path", toy_run, "--labels", "0", "7", "--output", tmp_path)
+    assert "label 7 is outside 0 .. 1" in result.err
+    assert "no metrics" not in result.out
+
+
+def test_a_run_that_fails_after_its_first_step_stays(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: UniteModule, *args: Any) -> None:
+        raise UserError("no such thing")
+
+    monkeypatch.setattr(UniteModule, "validation_step", refuse)
+    args = ("--config", "curves.yaml", "--trainer.default_root_dir", tmp_path / "run")
+    assert run_cli("fit", *args, "--trainer.num_sanity_val_steps", "0").code == 2
+    assert steps(tmp_path / "run")
+    assert run_cli("fit", *args[:-1], tmp_path / "refused").code == 2
+    assert not (tmp_path / "refused").exists()
+
+
 def test_sample_options_reach_the_model(
     run_cli: RunCli, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +380,19 @@ def test_sample_options_reach_the_model(
     assert result.code == 0, result.err
     expected = {**options, "labels": [1, 0], "batch_size": 6, "modality": "curve", "seed": 0}
     assert {name: seen[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("written", [["1", "2.5", "4"], ["[1,2.5,4]"], ["[1,", "2.5,", "4]"]])
+def test_lists_of_numbers_may_be_written_with_blanks(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[str]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(UniteCLI, "_run_subcommand", lambda cli, _: seen.append(cli.config.sample))
+    options = ["--guidance_sweep", *written, "--guidance_interval", "0.2", "0.9", "--output", tmp_path / "out"]
+    result = run_cli("sample", "--ckpt_path", toy_run, *options)
+    assert result.code == 0, result.err
+    assert seen[0].guidance_sweep == [1.0, 2.5, 4.0]
+    assert seen[0].guidance_interval == (0.2, 0.9)
 
 
 def test_guidance_sweep_takes_the_scale_of_the_lowest_fid(
@@ -374,7 +466,8 @@ SAMPLE = ("sample", "--output", "{tmp}/out", "--ckpt_path", "{toy}")
             ("fit", "--config", "{tmp}/misspelt.yaml"),
             ["'modell.flow_steps'", "did you mean model.flow_steps"],
         ),
-        ((*FIT, "--model.flow_stepz", "3"), ["--model.flow_stepz", "did you mean model.flow_steps"]),
+        (("fit", "--config", "curve.yaml"), ["--config curve.yaml", "not exist", "did you mean curves.yaml?"]),
+        ((*FIT, "--model.flow_stepz", "3"), ["--model.flow_stepz", "did you mean --model.flow_steps?"]),
         ((*FIT, "--model.flow_step", "3"), ["--model.flow_step 3"]),  # no abbreviations
         ((*FIT, "--model.flow_steps", "many"), ["model.flow_steps", "int", "many"]),
         ((*FIT, "--model.flow_steps", "0"), ["model.flow_steps is 0", "at least 1"]),
@@ -392,6 +485,10 @@ SAMPLE = ("sample", "--output", "{tmp}/out", "--ckpt_path", "{toy}")
         (
             (*FIT, "--trainer.callbacks+=unite.callbacks.Nothing"),
             ["trainer.callbacks", "unite.callbacks.Nothing"],
+        ),
+        (
+            (*FIT, "--trainer.callbacks+=unite.callbacks.WeightAveraging", "--trainer.callbacks.init_args.monitor=a"),
+            ["--trainer.callbacks.init_args.monitor means the last", "WeightAveraging, which has no monitor"],
         ),
         ((*FIT[:-1], "{tmp}/file/run"), ["cannot write to", "file/run", "--trainer.default_root_dir"]),
         ((*FIT, "--ckpt_path", "{tmp}/no.ckpt"), ["no.ckpt", "no such checkpoint"]),
@@ -414,7 +511,7 @@ SAMPLE = ("sample", "--output", "{tmp}/out", "--ckpt_path", "{toy}")
         ((*SAMPLE, "--modality", "sound"), ["'sound'", "curve"]),
         ((*SAMPLE, "--seed", "x"), ["seed", "x"]),
         ((*SAMPLE, "--film_strip", "-1"), ["film_strip is -1"]),
-        ((*SAMPLE[:2], "{tmp}/file", *SAMPLE[3:]), ["cannot write to", "--output"]),
+        ((*SAMPLE[:2], "{tmp}/file", *SAMPLE[3:]), ["cannot write to", "is a file, not a folder", "--output"]),
         (("sample", "--ckpt_path", "{tmp}/truncated.ckpt"), ["truncated.ckpt", "damaged"]),
         (("reconstruct",), ["--config", "--ckpt_path"]),
         (("reconstruct", "--ckpt_path", "{tmp}/pickled.ckpt"), ["not a unite checkpoint"]),

@@ -254,5 +254,7 @@ def test_folders_with_something_in_them_stay(tmp_path: Path) -> None:
 
 def test_an_unwritable_folder_is_told_with_what_to_change(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"^cannot write shards to .*file/out \(.*\); choose another$"):
+    with pytest.raises(
+        UserError, match=r"^cannot write shards to .*out: .*file is a file, not a folder; choose another$"
+    ):
         require_writable(tmp_path / "file" / "out", "choose another", "shards")

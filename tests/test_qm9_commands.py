@@ -144,7 +144,7 @@ ADAPTER = "--model.adapters.molecule.init_args"
         (["--model.encoder.init_args.width", "100", "--model.encoder.init_args.num_heads", "7"], "width 100"),
         ([f"{ADAPTER}.registers_per_molecule", "0"], "registers_per_molecule is 0"),
         ([f"{ADAPTER}.max_atoms", "4"], "max_atoms is 4"),
-        (["--data.init_args.hydrogens", "explicit", f"{ADAPTER}.max_atoms", "29"], "num_hydrogens"),
+        (["--data.init_args.hydrogens", "explicit"], "hydrogens is 'explicit' in the data but 'counted' in the"),
         (["--model.encoder.class_path", "unite.nowhere.Encoder"], "unite.nowhere"),
         (["--data.init_args.batch_size", "0"], "batch_size is 0"),
     ],
@@ -153,6 +153,14 @@ def test_mistakes_are_told_in_one_line(
     run_cli: RunCli, tmp_path: Path, tiny_csv: Path, options: list[str], message: str
 ) -> None:
     assert message in wrong(run_cli, tmp_path, tiny_csv, *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_run_leaves_what_was_in_its_folder_before(run_cli: RunCli, tmp_path: Path, tiny_csv: Path) -> None:
+    (tmp_path / "run" / "notes").mkdir(parents=True)
+    (tmp_path / "run" / "notes" / "mine.txt").write_text("mine")
+    wrong(run_cli, tmp_path, tiny_csv, "--data.init_args.hydrogens", "explicit")
+    assert [path.name for path in (tmp_path / "run").rglob("*")] == ["notes", "mine.txt"]
 
 
 def test_a_damaged_cache_is_rebuilt_and_said_so(

@@ -27,6 +27,9 @@ def require_writable(
             pass
     except OSError as error:
         words = f"cannot write {contents} to" if contents else "cannot write to"
+        file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+        if file is not None:
+            raise UserError(f"{words} {folder}: {file} is a file, not a folder; {hint}") from error
         raise UserError(f"{words} {folder} ({error.strerror}); {hint}") from error
 
 

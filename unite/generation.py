@@ -2,11 +2,12 @@
 
 import hashlib
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -42,6 +43,14 @@ class SampleSettings:
     noise_scale: float
     batch_size: int
     seed: int
+
+
+@runtime_checkable
+class Cautious(Protocol):
+    """A metric that knows when its numbers are not to be trusted."""
+
+    def caution(self) -> str | None:
+        """What to know of the numbers, in one line; None if there is nothing."""
 
 
 class KeptLatents:
@@ -112,6 +121,7 @@ def write_samples(
 
     written: list[Path] = []
     with folder.kept_on_interrupt():
+        adapter.cycle_labels(settings.num_samples, settings.labels)  # refuses labels that there are not
         metric = _metric(adapter, datamodule, settings, guidance_sweep)
         if metric is not None:
             metric.to(model.device)
@@ -136,6 +146,9 @@ def write_samples(
         adapter.draw(objects[:MAX_DRAWN]).save(written[-1])
         if metric is not None:
             print(as_table(values))
+            caution = metric.caution() if isinstance(metric, Cautious) else None
+            if caution is not None:
+                warnings.warn(caution, stacklevel=1)
             written.append(write_json(folder.path / "metrics.json", values))
     folder.finish()
     for path in written:

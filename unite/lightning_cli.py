@@ -1,8 +1,11 @@
 """The commands that run a model: LightningCLI with run folders, and mistakes told in one line."""
 
 import argparse
+import difflib
 import json
 import os
+import re
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from unite.guards import explained_memory_errors
 from unite.messages import info, is_quiet, one_line, shown, silence_noise
 from unite.module import UniteModule
 from unite.options import trainer_options
+from unite.output_folder import folder_name, require_empty
 from unite.run_folder import (
     CONFIG_FILE,
     find_checkpoint,
@@ -36,6 +40,12 @@ COMMON_OPTIONS = """Common options: --config FILE (several are merged, later one
 run folder or exported folder, which brings its settings along; --seed N; --device cpu | cuda | cuda:N | mps, in place
 of --trainer.accelerator and --trainer.devices; --quiet: no progress bars and no notes; --debug: where a mistake was
 found."""
+
+#: Options of numbers that may be written with blanks between them; jsonargparse wants [1,2].
+LIST_OPTIONS = ("labels", "guidance_sweep", "guidance_interval")
+
+#: Commands that write new files into a folder, and what it is called where no --output is given.
+RESULTS = {"sample": "samples", "reconstruct": "reconstructions", "predict": "latents"}
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -61,6 +71,7 @@ class UniteCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         options = _early_options(args[1:])
+        _require_configs(options.config)
         self.is_last = options.ckpt_path == "last"
         self.ckpt_path = self._find_last(args[0], options) if self.is_last else find_checkpoint(options.ckpt_path)
         self.checkpoint = read_checkpoint(self.ckpt_path) if self.ckpt_path else {}
@@ -68,6 +79,7 @@ class UniteCLI(LightningCLI):
         self.run_config = find_run_config(self.ckpt_path) if self.ckpt_path and not self.exported else None
         self.options = options
         self.claim: Path | None = None
+        self.found_at_claim: set[Path] = set()
         with ExitStack() as self._refusals:
             try:
                 super().__init__(
@@ -79,6 +91,9 @@ class UniteCLI(LightningCLI):
                     auto_configure_optimizers=False,
                     args=[args[0], *self._with_run_config(options)],
                 )
+            except UserError:
+                self._withdraw_run()
+                raise
             finally:
                 self._withdraw_claim()
 
@@ -93,18 +108,28 @@ class UniteCLI(LightningCLI):
         """A parser that raises its errors."""
         return super().init_parser(exit_on_error=False, allow_abbrev=False, **kwargs)
 
+    def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's own, whose help shows the command's own options before the hundreds of trainer and model."""
+        parser = super()._prepare_subcommand_parser(*args, **kwargs)
+        groups = parser._action_groups  # arguments without a group, --config and the like, Lightning's, the command's
+        parser._action_groups = [*groups[:2], groups[-1], *groups[2:-1]]
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options that are taken from the command line before a parser sees them are told all the same."""
         parser.epilog = COMMON_OPTIONS
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; settle what the checkpoint and the command together determine."""
+        self._subcommand_parsers[args[0]].usage = f"unite {args[0]} [options]"
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, argparse.ArgumentError) as error:
             if "arguments are required" in str(error) and not self.options.config:
                 raise UserError(f"unite {args[0]} needs --config FILE, or --ckpt_path of a run") from error
-            raise UserError(one_line(error, self._subcommand_parsers[args[0]])) from error
+            raise UserError(
+                self._wrong_callback(error) or one_line(error, self._subcommand_parsers[args[0]])
+            ) from error
         command = self.config.subcommand
         settings = self.config[command]
         if "ckpt_path" in settings:
@@ -128,6 +153,29 @@ class UniteCLI(LightningCLI):
             folder = Path(settings.output or settings.trainer.default_root_dir)
             self._refusals.enter_context(leaving_no_empty_folders(folder))
             require_writable(folder)
+        if command in RESULTS:
+            self._require_no_results(command, settings)
+
+    def _require_no_results(self, command: str, settings: Any) -> None:
+        """Refuse a folder with files before the model is made, if it is known already which one it will be."""
+        modalities = settings.model.adapters
+        if settings.output:
+            require_empty(Path(settings.output), settings.overwrite)
+        elif command == "predict" or settings.modality or len(modalities) == 1:
+            name = folder_name(RESULTS[command], settings.modality, modalities)
+            folder = os.path.abspath(Path(settings.trainer.default_root_dir, name))
+            require_empty(Path(shown(folder)), settings.overwrite)
+
+    def _wrong_callback(self, error: Exception) -> str | None:
+        """What to say of ``--trainer.callbacks.init_args.X``, if that is what was refused."""
+        refused = re.search(r"trainer\.callbacks.*?class_path '([\w.]+)':\s*Option '([\w.]+)'", str(error), re.DOTALL)
+        typed = next((option for option in self.options.others if option.startswith("--trainer.callbacks.")), None)
+        if not refused or not typed:
+            return None
+        return (
+            f"{typed.partition('=')[0]} means the last callback of the list, {refused[1].rpartition('.')[2]}, which "
+            f"has no {refused[2]}; to change another one, give the list trainer.callbacks in a second --config"
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own would let the checkpoint silently override the command line."""
@@ -159,6 +207,7 @@ class UniteCLI(LightningCLI):
             info(f"model {shown(self.exported)}, step {self.checkpoint['global_step']}")
 
     def _run_subcommand(self, subcommand: str) -> None:
+        self.first_step = self.checkpoint.get("global_step", 0)
         self.checkpoint = {}  # the trainer reads it anew
         try:
             with explained_memory_errors(subcommand, self.config[subcommand]):
@@ -204,8 +253,10 @@ class UniteCLI(LightningCLI):
             if typed:
                 raise UserError(f"--device and {typed[0].partition('=')[0]} say the same: give one of them")
             args += trainer_options(options.device)
-        if options.labels:
-            args.append(f"--labels=[{','.join(options.labels)}]")
+        for name in LIST_OPTIONS:
+            if words := getattr(options, name):
+                text = ",".join(word.removesuffix(",") for word in words)
+                args.append(f"--{name}={text if text.startswith('[') else f'[{text}]'}")
         if options.overwrite:
             args.append(f"--overwrite={options.overwrite}")
         bars = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"] if is_quiet() else []
@@ -245,6 +296,7 @@ class UniteCLI(LightningCLI):
         while True:
             require_writable(folder)
             claim = folder / CONFIG_FILE
+            self.found_at_claim = set(folder.iterdir())
             if not any(folder.glob("*.ckpt")):
                 try:
                     # With `last` this run is the one that is there, killed before its first checkpoint.
@@ -259,6 +311,15 @@ class UniteCLI(LightningCLI):
         if number:
             info(f"{shown(root)} holds a run already: it stays, this one goes to {shown(folder)}")
         return folder
+
+    def _withdraw_run(self) -> None:
+        """Remove what a run that was refused before its first step has written: settings, and logs without numbers."""
+        if self.claim is None or not hasattr(self, "first_step") or self.trainer.global_step > self.first_step:
+            return
+        for path in set(self.claim.parent.iterdir()) - self.found_at_claim - {self.claim}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self.claim not in self.found_at_claim:
+            self.claim.write_text("")
 
     def _withdraw_claim(self) -> None:
         """Leave no trace of a run that did not begin."""
@@ -290,6 +351,23 @@ def run(args: list[str]) -> None:
     UniteCLI(args)
 
 
+def _require_configs(configs: list[str]) -> None:
+    """Refuse the name of a file that is not there; settings themselves, as JSON, are no name.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    for config in configs:
+        if config.endswith((".yaml", ".yml", ".json")) and not os.path.exists(config):
+            folder, name = os.path.split(config)
+            there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+            close = difflib.get_close_matches(
+                name, [entry for entry in there if entry.endswith((".yaml", ".yml"))], n=1
+            )
+            hint = f"; did you mean {os.path.join(folder, close[0])}?" if close else ""
+            raise UserError(f"--config {config} does not exist{hint}")
+
+
 def _default_root(configs: list[str]) -> Path:
     """Run folder named after the config files."""
     return Path("runs", "-".join(Path(config).stem for config in configs) or "run")
@@ -314,7 +392,8 @@ def _early_options(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--trainer.default_root_dir", dest="root")
     parser.add_argument("--seed", "--seed_everything")
     parser.add_argument("--device")
-    parser.add_argument("--labels", nargs="+")
+    for name in LIST_OPTIONS:
+        parser.add_argument(f"--{name}", nargs="+")
     parser.add_argument("--overwrite", nargs="?", const="true")
     try:
         options, options_others = parser.parse_known_args(args)

@@ -161,7 +161,7 @@ def _suggestion(message: str, parser: LightningArgumentParser | None) -> str:
     )
     last_parts = difflib.get_close_matches(name.rpartition(".")[2], by_last_part, n=1, cutoff=0.8)
     found = options or [by_last_part[part] for part in last_parts]
-    return f"; did you mean {found[0]}?" if found else ""
+    return f"; did you mean {'--' if unknown[1] else ''}{found[0]}?" if found else ""
 
 
 def _similar_class(class_path: str) -> str | None:

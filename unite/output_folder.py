@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,11 @@ class OutputFolder:
     def finish(self) -> None:
         """Remove the parts."""
         shutil.rmtree(self.parts)
+
+
+def folder_name(results: str, modality: str | None, modalities: Collection[str]) -> str:
+    """Default name of a folder of results; of one modality out of several it carries the name of that one."""
+    return f"{results}_{modality}" if modality is not None and len(modalities) > 1 else results
 
 
 def require_empty(path: Path, overwrite: bool) -> None:

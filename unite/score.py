@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from unite.errors import UserError
 from unite.folders import leaving_no_empty_folders
-from unite.messages import as_table, shown
+from unite.messages import as_table, shown, silence_noise
 from unite.options import OptionParser, torch_device
 from unite.output_folder import require_empty, write_json
 
@@ -215,6 +215,7 @@ def _training_keys(root: Path) -> Callable[[bool], Collection[int]]:
 def _score_images(options: argparse.Namespace) -> None:
     from unite.modalities.image_scores import ImageFiles, score_images
 
+    silence_noise()
     for name in ("batch_size", "image_size"):
         value = getattr(options, name)
         if value is not None and value < 1:

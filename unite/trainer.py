@@ -28,7 +28,7 @@ from unite.messages import as_table, info, shown
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.monitor import LossProgressBar, TrainingMonitor
-from unite.output_folder import OutputFolder
+from unite.output_folder import OutputFolder, folder_name
 from unite.run_folder import (
     ContinuedLogs,
     Forecast,
@@ -207,7 +207,8 @@ class UniteTrainer(Trainer):
             ckpt_path: The checkpoint.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
             num_samples: How many samples.
-            output: Folder for the files; default: ``samples`` in the checkpoint's run folder.
+            output: Folder for the files; default: ``samples`` in the checkpoint's run folder, or
+                ``samples_MODALITY`` if the model has several modalities.
             overwrite: Replace files that the folder has already.
             modality: What to generate; may be left out if the model has one modality.
             labels: Classes to generate, cycled; default: all in turn.
@@ -240,7 +241,8 @@ class UniteTrainer(Trainer):
             seed=torch.initial_seed(),
         )
         self._load(model, ckpt_path, weights_only)
-        folder = self._output_folder(model, output, "samples", overwrite, asdict(settings))
+        name = folder_name("samples", modality, model.adapters)
+        folder = self._output_folder(model, output, name, overwrite, asdict(settings))
         write_samples(
             model,
             datamodule,
@@ -275,7 +277,8 @@ class UniteTrainer(Trainer):
             weights_only: Passed to torch.load; None is torch's own (safe) default.
             num_samples: How many samples; the metrics are of the batches that these are in.
             split: The split to take them from, in its order.
-            output: Folder for the files; default: ``reconstructions`` in the checkpoint's run folder.
+            output: Folder for the files; default: ``reconstructions`` in the checkpoint's run folder, or
+                ``reconstructions_MODALITY`` if the model has several modalities.
             overwrite: Replace files that the folder has already.
             modality: What to reconstruct; may be left out if the model has one modality.
         """
@@ -285,7 +288,8 @@ class UniteTrainer(Trainer):
             raise UserError(f"num_samples is {num_samples}; it must be at least 1")
         self._load(model, ckpt_path, weights_only)
         settings = {"split": split, "num_samples": num_samples, "modality": modality, "seed": torch.initial_seed()}
-        folder = self._output_folder(model, output, "reconstructions", overwrite, settings)
+        name = folder_name("reconstructions", modality, model.adapters)
+        folder = self._output_folder(model, output, name, overwrite, settings)
         limit_batches(datamodule_of(datamodule, modality) or datamodule, num_samples)
         write_reconstructions(
             model,
@@ -321,7 +325,8 @@ class UniteTrainer(Trainer):
             ckpt_path: The checkpoint.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
             split: The split, in its order.
-            output: Folder for the files; default: ``latents`` in the checkpoint's run folder.
+            output: Folder for the files; default: ``latents`` in the checkpoint's run folder, or ``latents_MODALITY``
+                if one of several modalities is asked for.
             overwrite: Replace files that the folder has already.
             modality: Encode this modality only; default: all.
         """
@@ -330,7 +335,8 @@ class UniteTrainer(Trainer):
             model.adapter(modality)
         self._load(model, ckpt_path, weights_only)
         settings = {"split": split, "modality": modality, "seed": torch.initial_seed()}
-        folder = self._output_folder(model, output, "latents", overwrite, settings)
+        name = folder_name("latents", modality, model.adapters)
+        folder = self._output_folder(model, output, name, overwrite, settings)
         write_latents(
             model,
             datamodule,

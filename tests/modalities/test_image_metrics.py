@@ -289,6 +289,36 @@ def test_features_are_kept_of_a_bounded_number_of_images() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("num_generated", "num_reference", "num_features", "words"),
+    [
+        (20, 600, 6, "fid_pixels and the like of 20 images against 600 say little: fewer than 500"),
+        (600, 20, 6, "600 images against 20 say little: fewer than 500"),
+        (600, 600, 301, "fewer than 602"),
+        (500, 500, 250, None),
+        (1, 20, 6, None),  # no distances
+        (20, 0, 6, None),
+    ],
+)
+def test_distances_of_few_images_come_with_a_caution(
+    monkeypatch: pytest.MonkeyPatch, num_generated: int, num_reference: int, num_features: int, words: str | None
+) -> None:
+    metric = ImageGenerationMetrics(PixelFeatures())
+    monkeypatch.setattr(PixelFeatures, "num_features", num_features)
+    metric.generated_num += num_generated
+    metric.reference_num += num_reference
+    caution = metric.caution()
+    assert caution is None if words is None else words in (caution or "")
+
+
+def test_a_caution_counts_samples_where_the_number_of_references_is_not_known() -> None:
+    metric = ImageGenerationMetrics(PixelFeatures(), gaussian([0.0] * 6, [1.0] * 6))
+    for num, is_few in ((20, True), (500, False)):
+        metric.reset()
+        metric.generated_num += num
+        assert (metric.caution() is not None) == is_few
+
+
 # ---------------------------------------------------------------------- what is passed
 
 

@@ -142,6 +142,7 @@ def test_training_data_is_checked_as_a_whole_before_training(tiny_csv: Path, tmp
     for settings, message in (
         ({"elements": ["H", "C", "O", "F"]}, "element 7 is not among"),
         ({"max_atoms": 5}, "max_atoms is 5"),
+        ({"max_atoms": 9, "hydrogens": "counted"}, "hydrogens is 'explicit' in the data but 'counted' in the adapter"),
         ({"bonds": True}, "set data.init_args.bonds to true"),
     ):
         with pytest.raises(UserError, match=message):

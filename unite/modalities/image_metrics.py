@@ -34,6 +34,8 @@ NUM_KEPT = 10_000
 SCORE_SPLITS = 10
 #: Neighbours that span the manifolds of precision and recall (Kynkäänniemi et al. 2019).
 NUM_NEIGHBOURS = 3
+#: Distances of sets with fewer images, or fewer than two per feature, come with a caution.
+MIN_IMAGES = 500
 #: Rows of a distance or kernel matrix at a time.
 CHUNK = 1024
 
@@ -340,6 +342,22 @@ class ImageGenerationMetrics(_FeatureMetric):
                 values["kid"] = kernel_distance(generated, reference.features)
                 values["precision"], values["recall"] = precision_and_recall(generated, reference.features)
         return {self.network.metric(name): value.float() for name, value in values.items()}
+
+    def caution(self) -> str | None:
+        """What to know of distances between so few images; None if there are enough, or no distances."""
+        num_generated, num_reference = int(self.generated_num), int(self.reference_num)
+        has_images = num_reference > 1  # of statistics from a file, the number is not known
+        if num_generated < 2 or (self.reference is None and not has_images):
+            return None
+        enough = max(MIN_IMAGES, 2 * self.network.num_features)
+        if min(num_generated, num_reference if has_images else enough) >= enough:
+            return None
+        against = f" against {num_reference:,}" if has_images else ""
+        return (
+            f"{self.network.metric('fid')} and the like of {num_generated:,} images{against} say little: fewer than "
+            f"{enough:,} of either make {self.network.metric('fid')} too high and all of them noisy; compare only "
+            "between equal numbers"
+        )
 
     def _inception_score(self) -> Tensor:
         is_used = self.class_num > 0

@@ -1,6 +1,7 @@
 """Scores of image files, whoever made them: the generation metrics against a folder or a file of statistics."""
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,8 @@ def score_images(
         batch_size: Images at a time through the network.
         device: Where to compute; None for the CPU.
 
+    It warns of distances between too few images.
+
     Raises:
         UserError: Images or statistics cannot be used, or the two sets have different sizes.
     """
@@ -150,6 +153,8 @@ def score_images(
     values = {"num_images": float(images.num_used)}
     if isinstance(reference, ImageFiles):
         values["num_reference_images"] = float(reference.num_used)
+    if (caution := metric.caution()) is not None:
+        warnings.warn(caution, stacklevel=1)
     return values | {name: float(value) for name, value in computed.items()}
 
 

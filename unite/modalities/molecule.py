@@ -257,6 +257,12 @@ class MoleculeAdapter(ModalityAdapter):
         """
         if datamodule is None or not hasattr(datamodule, "size_histogram"):
             raise UserError("molecules need a datamodule with size_histogram(), from which new sizes are drawn")
+        hydrogens = getattr(datamodule, "hydrogens", self.hydrogens)
+        if hydrogens != self.hydrogens:
+            raise UserError(
+                f"hydrogens is {hydrogens!r} in the data but {self.hydrogens!r} in the adapter: set both to the same "
+                "(init_args.hydrogens of the datamodule and of model.adapters.NAME)"
+            )
         histogram: Tensor = datamodule.size_histogram()
         if len(histogram) > self.max_atoms + 1 and histogram[self.max_atoms + 1 :].any():
             raise UserError(
