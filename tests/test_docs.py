@@ -63,6 +63,8 @@ def test_python_of_a_page_runs(page: Path, user_folder: Path) -> None:
         assert (user_folder / "grid.png").is_file()
         assert names["latents"].shape[-1] == 4
         assert names["novelty"] >= 0
+        assert names["own_latents"].shape[:2] == (2, 3)
+        assert len(names["decoded"]) == 2
         assert isinstance(names["shared"], UniteModule)
         assert (user_folder / "runs" / "by_hand" / "last.ckpt").is_file()
 

@@ -88,6 +88,10 @@ def test_nothing_of_the_machine_travels(shared: Path) -> None:
     assert {path.name for path in shared.iterdir()} == {"model.safetensors", "config.json", "README.md"}
 
 
+def test_weights_can_be_read_by_whoever_can_read_the_files_beside_them(shared: Path) -> None:
+    assert len({path.stat().st_mode for path in shared.iterdir()}) == 1
+
+
 def test_weights_that_share_memory_can_be_shared(module: UniteModule, tmp_path: Path) -> None:
     state = module.state_dict()
     name = next(name for name in state if name.endswith("pixel_head.weight"))

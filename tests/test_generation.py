@@ -87,6 +87,15 @@ def test_parts_of_another_command_are_not_continued(
     assert len(begun) == 4
 
 
+def test_parts_without_a_finished_batch_are_in_nobodys_way(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "parts" / "guidance_1").mkdir(parents=True)  # as a command that was killed leaves them
+    (tmp_path / "parts" / "settings.json").write_text('{"num_samples": 20000}')
+    (tmp_path / "parts" / "guidance_1" / ".000000.safetensors.7.tmp").write_text("half")
+    result = sample(run_cli, toy_run, tmp_path)
+    assert result.code == 0, result.err
+    assert not (tmp_path / "parts").exists()
+
+
 def test_a_folder_of_the_users_own_called_parts_is_left_alone(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "diary.txt").write_text("mine")

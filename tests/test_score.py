@@ -116,12 +116,37 @@ def test_novelty_is_judged_by_the_training_molecules_of_qm9(run_cli: RunCli, tmp
     assert written["novelty_as_written"] == pytest.approx(0.5)
 
 
+def test_where_nothing_is_valid_no_training_molecule_is_perceived(
+    run_cli: RunCli, tmp_path: Path, tiny_csv: Path
+) -> None:
+    load_or_build(tmp_path / "qm9" / "qm9pack.safetensors", lambda: read_csv_files([tiny_csv]))
+    write_sdf(ODD, tmp_path / "m.sdf")
+    for number, options in enumerate([[], ["--bonds", "as_written"]]):
+        result = run_cli(
+            *("score", "molecules", tmp_path / "m.sdf", "--qm9_root", tmp_path / "qm9"),
+            *("--output", tmp_path / str(number), *options),
+        )
+        assert result.code == 0, result.err
+        assert "novelty: left out: no molecule is valid" in result.out
+        assert "novelty" not in json.loads((tmp_path / str(number) / "metrics.json").read_text())
+    assert list((tmp_path / "qm9").glob("training-keys*")) == []
+
+
+def test_the_sdf_and_the_xyz_of_one_run_are_scored_one_after_the_other(run_cli: RunCli, tmp_path: Path) -> None:
+    write_sdf(REALS[:1], tmp_path / "samples.sdf")
+    write_xyz(REALS[:1], tmp_path / "samples.xyz")
+    for ending in ("sdf", "xyz"):
+        result = run_cli("score", "molecules", tmp_path / f"samples.{ending}", "--no_novelty")
+        assert result.code == 0, result.err
+        assert (tmp_path / f"samples_{ending}_scores" / "metrics.json").is_file()
+
+
 def test_without_qm9_novelty_is_left_out_and_said_so(run_cli: RunCli, tmp_path: Path) -> None:
     write_sdf(REALS[:2], tmp_path / "m.sdf")
     result = run_cli("score", "molecules", tmp_path / "m.sdf", "--qm9_root", tmp_path / "none")
     assert result.code == 0
     assert f"novelty: left out: no QM9 in {tmp_path / 'none'}" in result.out
-    assert "novelty" not in json.loads((tmp_path / "m_scores" / "metrics.json").read_text())
+    assert "novelty" not in json.loads((tmp_path / "m_sdf_scores" / "metrics.json").read_text())
     assert not (tmp_path / "none").exists()
 
 
@@ -209,7 +234,7 @@ def test_ctrl_c_ends_all_processes_quietly(tmp_path: Path) -> None:
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not (tmp_path / "m_scores").is_dir() and time.monotonic() < deadline:
+    while not (tmp_path / "m_xyz_scores").is_dir() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
@@ -284,7 +309,7 @@ def test_a_route_without_its_package_says_how_to_get_it(
     assert result.code == 2
     assert f"--routes {route} needs {package}" in result.err
     assert result.err.rstrip().endswith('pip install "unite[scores]"')
-    assert not (tmp_path / "m_scores").exists()
+    assert not (tmp_path / "m_sdf_scores").exists()
 
 
 def test_routes_of_others_know_real_molecules(run_cli: RunCli, tmp_path: Path) -> None:

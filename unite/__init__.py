@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from unite.flow import TimeDistribution
     from unite.generative_encoder import GenerativeEncoder, Tokens
     from unite.modalities.base import ModalityAdapter, Template
+    from unite.modalities.molecule_graph import data_from_mol, mol_from_data
     from unite.modalities.molecule_metrics import score_molecules
     from unite.module import UniteModule
     from unite.optimizer import OptimizerSettings
@@ -31,6 +32,8 @@ __all__ = [
     "UniteTrainer",
     "UserError",
     "__version__",
+    "data_from_mol",
+    "mol_from_data",
     "score_molecules",
 ]
 
@@ -45,6 +48,8 @@ _HOMES = {
     "UniteModule": "unite.module",
     "UniteTrainer": "unite.trainer",
     "UserError": "unite.errors",
+    "data_from_mol": "unite.modalities.molecule_graph",
+    "mol_from_data": "unite.modalities.molecule_graph",
     "score_molecules": "unite.modalities.molecule_metrics",
 }
 

@@ -366,7 +366,10 @@ def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
 
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(weights, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)  # safetensors keeps all other users from reading its files
         temporary.replace(path)
     except (OSError, SafetensorError) as error:  # the latter wraps a full disk
         raise UserError(f"cannot write {path} ({one_line(error)}); make room, or choose another folder") from error

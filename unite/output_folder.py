@@ -28,7 +28,7 @@ class OutputFolder:
     Args:
         path: The folder; made if need be.
         settings: Whatever determines the results, as JSON can hold it. Parts that were made with other settings are
-            not continued.
+            not continued; they stand in the way unless nothing of them is finished.
         overwrite: Whether files that are there may be replaced, and parts of another command thrown away.
 
     Raises:
@@ -43,7 +43,7 @@ class OutputFolder:
         # Files beside parts of the same command are its own, or it was told to overwrite them.
         require_empty(path, overwrite or found == wanted)
         if found is not None and found != wanted:
-            if not overwrite:
+            if not overwrite and self._has_parts():
                 name = next(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
                 raise UserError(
                     f"{self.parts} belongs to an interrupted command with another {name} ({_short(found.get(name))}, "
@@ -86,7 +86,11 @@ class OutputFolder:
             raise KeyboardInterrupt(message) from None
 
     def _has_parts(self) -> bool:
-        return any(path.is_file() and path.name != SETTINGS_FILE for path in self.parts.rglob("*"))
+        # Hidden ones are half written, by a command that was killed.
+        return any(
+            path.is_file() and path.name != SETTINGS_FILE and not path.name.startswith(".")
+            for path in self.parts.rglob("*")
+        )
 
     def finish(self) -> None:
         """Remove the parts."""

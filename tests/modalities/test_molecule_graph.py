@@ -1,6 +1,7 @@
 """Graphs to and from RDKit and PyG, through the adapter, and what is refused by name."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,11 +170,30 @@ def test_one_piece_is_what_rdkit_calls_one_fragment(graph: MolecularGraph) -> No
         ("C[NH3+]", r"charge \+1"),
         ("[CH3]", "unpaired electron on C"),
         ("N->B", "type dative; known are single"),
+        ("*C", r"\*C has an atom of no element, \*, atom 0"),
     ],
 )
 def test_molecules_that_have_no_place_are_refused_by_name(smiles: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         graph_from_mol(Chem.MolFromSmiles(smiles))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "None is a NoneType, not an RDKit molecule; RDKit's readers give None"),
+        ("CCO", "'CCO' is a str, not an RDKit molecule; read SMILES with"),
+        (6, "6 is a int, not an RDKit molecule"),
+    ],
+)
+def test_what_is_no_rdkit_molecule_is_refused_by_its_type(given: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        data_from_mol(given)
+
+
+def test_stereochemistry_and_isotopes_are_lost_as_documented() -> None:
+    back = mol_from_data(data_from_mol(Chem.MolFromSmiles("[2H]C[C@H](N)O"), "counted"))
+    assert Chem.MolToSmiles(back) == "CC(N)O"
 
 
 def test_hydrogens_that_cannot_be_counted_are_refused() -> None:

@@ -137,8 +137,16 @@ def test_perfect_reconstructions_are_exact_whatever_stands_in_the_padding() -> N
     result = reconstruction(values)
     assert result["exact_graph"] == result["bond_accuracy"] == result["atom_accuracy"] == 1
     assert result["charge_accuracy"] == 1
-    assert np.isnan(result["bond_accuracy/double"])  # there is none
+    assert "bond_accuracy/double" not in result  # there is none
     assert all(result[f"bond_accuracy/{name}"] == 1 for name in BOND_TYPES if name != "double")
+
+
+def test_what_is_in_no_molecule_has_no_accuracy() -> None:
+    values = arrays()
+    values["true_charges"][:] = 0
+    result = reconstruction(values)
+    assert "charge_accuracy" not in result
+    assert all(np.isfinite(value) for value in result.values())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torch_geometric.data import Batch, Data
 from unite.errors import UserError
 from unite.modalities import qm9_cache, qm9_keys
 from unite.modalities.molecule_batches import BUCKET_STEPS, GatheredMolecules, MoleculeBatchSampler, known_largest
-from unite.modalities.molecule_perception import hash_key
+from unite.modalities.molecule_perception import Molecule, hash_key
 from unite.modalities.qm9 import Hydrogens, QM9DataModule
 from unite.modalities.qm9_cache import MIN_MOLECULES, MoleculeTable, RawMolecule, build_table
 
@@ -653,9 +653,9 @@ def test_training_keys_are_made_once_for_each_set_of_molecules(
     calls: list[int] = []
     make_keys = qm9_keys.make_keys
 
-    def counting(molecules: dict[str, Tensor]) -> Tensor:
+    def counting(molecules: dict[str, Tensor], path: Path) -> Tensor:
         calls.append(1)
-        return make_keys(molecules)
+        return make_keys(molecules, path)
 
     monkeypatch.setattr(qm9_keys, "make_keys", counting)
     keys = tiny().training_keys()
@@ -671,6 +671,54 @@ def test_training_keys_are_made_once_for_each_set_of_molecules(
         file.write_bytes(file.read_bytes()[:-1])
     assert torch.equal(tiny().training_keys(), keys)
     assert len(calls) == 5
+
+
+def test_interrupted_training_keys_go_on_where_they_stopped(
+    tiny: MakeDataModule, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    datamodule = tiny()
+    datamodule.prepare_data()
+    expected = qm9_keys.training_keys(datamodule.table(), datamodule.rows("train"), False, datamodule.root)
+    (whole,) = datamodule.root.glob("training-keys-*")
+    whole.unlink()
+    num_train = len(datamodule.rows("train"))
+    monkeypatch.setattr(qm9_keys, "MOLECULES_PER_CHUNK", 10)
+    monkeypatch.setattr(qm9_keys, "num_cpus", lambda: 1)
+    keys_of = qm9_keys.keys_of
+    calls: list[int] = []
+
+    def counted(molecules: list[Molecule]) -> list[int]:
+        calls.append(len(molecules))
+        return keys_of(molecules)
+
+    def interrupted(molecules: list[Molecule]) -> list[int]:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return counted(molecules)
+
+    monkeypatch.setattr(qm9_keys, "keys_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        datamodule.training_keys()
+    assert len(list(datamodule.root.glob("training-keys-*.part"))) == 2
+    out = capsys.readouterr().out
+    assert f"perceiving {num_train} training molecules, by which novelty is judged: about" in out
+    calls.clear()
+    monkeypatch.setattr(qm9_keys, "keys_of", counted)
+    assert torch.equal(datamodule.training_keys(), expected)
+    assert sum(calls) == num_train - 20
+    assert list(datamodule.root.glob("training-keys-*")) == [whole]
+
+
+def test_several_processes_find_the_training_keys_that_one_does(
+    tiny: MakeDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datamodule = tiny()
+    expected = datamodule.training_keys()
+    (whole,) = datamodule.root.glob("training-keys-*")
+    whole.unlink()
+    monkeypatch.setattr(qm9_keys, "MOLECULES_PER_CHUNK", 10)
+    monkeypatch.setattr(qm9_keys, "num_cpus", lambda: 2)
+    assert torch.equal(datamodule.training_keys(), expected)
 
 
 def test_no_valid_training_molecule_gives_no_keys(tmp_path: Path) -> None:

@@ -196,8 +196,9 @@ def graph_from_mol(mol: Chem.Mol, hydrogens: Literal["explicit", "counted"] = "e
             their heavy atoms.
 
     Raises:
-        UserError: The molecule is empty, cannot be sanitized, comes in pieces, is charged in sum, has a radical or a
-            bond of another type than those of :data:`BOND_TYPES`, or a hydrogen that cannot be counted.
+        UserError: It is no RDKit molecule, is empty, cannot be sanitized, comes in pieces, is charged in sum, has a
+            radical, an atom of no element (``*``), a bond of another type than those of :data:`BOND_TYPES`, or a
+            hydrogen that cannot be counted.
     """
     mol = _complete(mol, hydrogens)
     atoms = list(mol.GetAtoms())
@@ -213,8 +214,14 @@ def graph_from_mol(mol: Chem.Mol, hydrogens: Literal["explicit", "counted"] = "e
     return unite_graph_hydrogens(graph) if hydrogens == "counted" else graph
 
 
-def _complete(mol: Chem.Mol, hydrogens: str) -> Chem.Mol:
+def _complete(mol: object, hydrogens: str) -> Chem.Mol:
     """A sanitized copy with all hydrogens as atoms, refused if it is nothing that a graph can say."""
+    if not isinstance(mol, Chem.Mol):
+        hint = {
+            "NoneType": "RDKit's readers give None for what they cannot read",
+            "str": "read SMILES with rdkit.Chem.MolFromSmiles",
+        }.get(type(mol).__name__, "see rdkit.Chem")
+        raise UserError(f"{mol!r:.60} is a {type(mol).__name__}, not an RDKit molecule; {hint}")
     with rdBase.BlockLogs():
         mol = Chem.Mol(mol)
         try:
@@ -230,6 +237,8 @@ def _complete(mol: Chem.Mol, hydrogens: str) -> Chem.Mol:
     if (charge := Chem.GetFormalCharge(mol)) != 0:
         raise UserError(f"{name} has the charge {charge:+d}; only molecules that are neutral in sum have a place here")
     for atom in mol.GetAtoms():
+        if atom.GetAtomicNum() == 0:
+            raise UserError(f"{name} has an atom of no element, {atom.GetSymbol()}, atom {atom.GetIdx()}")
         if atom.GetNumRadicalElectrons():
             raise UserError(f"{name} has an unpaired electron on {atom.GetSymbol()}, atom {atom.GetIdx()}")
     for bond in mol.GetBonds():
@@ -321,6 +330,14 @@ def check_bond_types(kinds: torch.Tensor) -> None:
 def data_from_mol(mol: Chem.Mol, hydrogens: Literal["explicit", "counted"] = "explicit") -> Data:
     """An RDKit molecule as the PyG object that datamodules yield, with ``pos`` if it has a conformer in space.
 
+    Stereochemistry and isotopes are not kept: enantiomers give the same graph, and deuterium becomes hydrogen. With a
+    conformer, its positions still hold the configuration.
+
+    Args:
+        mol: Molecule, sanitized or not, with or without hydrogens as atoms.
+        hydrogens: ``explicit`` makes implicit hydrogens atoms (behind the others); ``counted`` counts hydrogens on
+            their heavy atoms, as :class:`~unite.modalities.molecule.MoleculeAdapter` has it.
+
     Raises:
         UserError: As :func:`graph_from_mol`.
     """
@@ -336,6 +353,9 @@ def data_from_mol(mol: Chem.Mol, hydrogens: Literal["explicit", "counted"] = "ex
 
 def mol_from_data(data: Data) -> Chem.Mol:
     """The RDKit molecule of a PyG object, with a conformer if it has ``pos``.
+
+    It has neither stereochemistry nor isotopes, for the object holds none. With a conformer and hydrogens as atoms,
+    RDKit's ``AssignStereochemistryFrom3D`` finds the former again.
 
     Raises:
         UserError: The graph is no molecule, with the reason.

@@ -178,11 +178,11 @@ class GraphReconstructionMetrics(Metric):
     """Agreement of decoded graphs with the encoded ones, atom by atom (the decoder keeps their order).
 
     - ``exact_graph``: molecules with all elements, hydrogen counts, charges and bonds right.
-    - ``bond_accuracy/<type>``: of the pairs that truly are of this type (``none`` among them), those predicted so. NaN
-      where there is no such pair.
+    - ``bond_accuracy/<type>``: of the pairs that truly are of this type (``none`` among them), those predicted so. Left
+      out where there is no such pair.
     - ``bond_accuracy``: of the pairs that are bonded or predicted to be, those of the right type.
     - ``atom_accuracy``: atoms with the right element, hydrogen count and charge.
-    - ``charge_accuracy``: of the atoms with a charge, those with the right one predicted. NaN without such atoms.
+    - ``charge_accuracy``: of the atoms with a charge, those with the right one predicted. Left out without such atoms.
     """
 
     full_state_update = False
@@ -257,14 +257,16 @@ class GraphReconstructionMetrics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The metrics by name, each a scalar."""
-        by_type = (self.num_correct_pairs / self.num_pairs).unbind()
-        return {
+        by_type = zip(BOND_TYPES, self.num_correct_pairs, self.num_pairs, strict=True)
+        metrics = {
             "exact_graph": _fraction(self.num_exact, self.num_molecules),
             "bond_accuracy": _fraction(self.num_correct_bonds, self.num_bonds),
-            **{f"bond_accuracy/{name}": value for name, value in zip(BOND_TYPES, by_type, strict=True)},
+            **{f"bond_accuracy/{name}": right / total for name, right, total in by_type if total > 0},
             "atom_accuracy": _fraction(self.num_correct_atoms, self.num_atoms),
-            "charge_accuracy": self.num_correct_charged / self.num_charged,
         }
+        if self.num_charged > 0:
+            metrics["charge_accuracy"] = self.num_correct_charged / self.num_charged
+        return metrics
 
 
 class TwoViews(WrapperMetric):

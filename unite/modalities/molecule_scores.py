@@ -193,7 +193,7 @@ def judge_all(
         return
     # A forked process need not import anything; elsewhere than on Linux that is not safe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with context.Pool(num_workers, initializer=_leave_interrupts_to_the_parent) as pool:
+    with context.Pool(num_workers, initializer=leave_interrupts_to_the_parent) as pool:
         waiting: deque[Any] = deque()
         for chunk in chain(head, chunks):
             waiting.append(pool.apply_async(judge, (chunk, as_written)))
@@ -203,7 +203,8 @@ def judge_all(
             yield from waiting.popleft().get()
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def leave_interrupts_to_the_parent() -> None:
+    """Let Ctrl-C reach only the process that hands out the work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -262,6 +263,11 @@ class MoleculeScores:
                 self._written_keys.add(judged.written.key)
 
     @property
+    def has_valid(self) -> bool:
+        """Whether a record is valid, so that it may be novel: by perceived bonds or, if asked, by those written."""
+        return any(self._keys.values()) or bool(self._written_keys)
+
+    @property
     def num_readable(self) -> int:
         """Records that hold a molecule."""
         return self.num_records - self._reasons["unreadable"]
@@ -302,7 +308,7 @@ class MoleculeScores:
             values["uniqueness_as_written"] = _share(len(distinct), num_valid)
             values["valid_unique_as_written"] = _share(len(distinct), total)
             if train_keys is not None:
-                num_novel = len(distinct.difference(train_keys(False)))
+                num_novel = len(distinct.difference(train_keys(False))) if distinct else 0
                 values["novelty_as_written"] = _share(num_novel, len(distinct))
             for reason in WRITTEN_REASONS:
                 values[f"reject_as_written/{reason}"] = _share(self._written_reasons[reason], total)

@@ -211,8 +211,8 @@ class QM9DataModule(LightningDataModule):
     def training_keys(self, hydrogens: Hydrogens | None = None) -> Tensor:
         """Sorted distinct hashes of the training molecules, by which novelty is judged; int64.
 
-        The molecules are perceived from their coordinates like generated ones. That takes half a minute for
-        all of QM9, once: the keys are kept in `root`.
+        The molecules are perceived from their coordinates like generated ones. That takes about a
+        minute for all of QM9 on two cores, once: the keys are kept in `root`.
 
         Args:
             hydrogens: How perception sees the molecules; None for the datamodule's own choice.

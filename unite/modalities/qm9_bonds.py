@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -26,9 +25,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unite.folders import require_writable
+from unite.messages import info, shown
 from unite.modalities import molecule_perception
 from unite.modalities.molecule_graph import graph_from_mol
 from unite.modalities.molecule_perception import Molecule, hash_key, molecule_key, perceive_all
+from unite.modalities.molecule_scores import leave_interrupts_to_the_parent, num_cpus
 from unite.modalities.qm9_cache import (
     WRITE_HINT,
     DamagedCacheError,
@@ -38,7 +39,6 @@ from unite.modalities.qm9_cache import (
     save_tensors,
 )
 
-NUM_PROCESSES = 2
 MOLECULES_PER_CHUNK = 2000
 
 logger = logging.getLogger(__name__)
@@ -117,6 +117,11 @@ def load_or_perceive(table: MoleculeTable, folder: Path, molecules_per_chunk: in
     require_writable(folder, WRITE_HINT, "the bonds of QM9")
     parts = path.with_suffix(".parts")
     parts.mkdir(exist_ok=True)
+    if len(table) > molecules_per_chunk:
+        info(
+            f"perceiving the bonds of {len(table):,} molecules, which a model of bonds learns from: a minute or two "
+            f"for all of QM9 on two cores, once; they are kept in {shown(folder)}"
+        )
     chunks = list(perceive_in_chunks(table, parts, molecules_per_chunk))
     remarks = [remark for chunk in chunks for remark in json.loads(chunk.pop("remarks").numpy().tobytes())]
     tensors = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
@@ -171,8 +176,8 @@ def perceive_in_chunks(table: MoleculeTable, parts: Path, molecules_per_chunk: i
                 save_chunk(perceive_chunk(*job), file)
                 bar.update(len(job[0]))
         else:
-            num_processes = min(NUM_PROCESSES, len(missing), os.cpu_count() or 1)
-            pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context(), ignore_interrupts)
+            num_processes = min(num_cpus(), len(missing))
+            pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context(), leave_interrupts_to_the_parent)
             try:
                 waiting = {pool.submit(perceive_chunk, *job): (file, len(job[0])) for file, job in missing.items()}
                 for done in as_completed(waiting):
@@ -183,11 +188,6 @@ def perceive_in_chunks(table: MoleculeTable, parts: Path, molecules_per_chunk: i
                 pool.shutdown(wait=True, cancel_futures=True)
     for file in files:
         yield load_tensors(file)
-
-
-def ignore_interrupts() -> None:
-    """Let Ctrl-C reach only the process that hands out the work: it keeps what the others are about to finish."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def is_readable(file: Path) -> bool:

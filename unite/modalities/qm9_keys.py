@@ -1,7 +1,14 @@
-"""Keys of the training molecules, by which novelty is judged: perceived once and kept in a file."""
+"""Keys of the training molecules, by which novelty is judged: perceived once and kept in a file.
+
+Finished chunks are kept as they come, so that an interrupted run continues.
+"""
 
 import hashlib
 import logging
+import multiprocessing
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,8 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unite.folders import require_writable
+from unite.messages import info, shown
 from unite.modalities import molecule_perception
 from unite.modalities.molecule_perception import Molecule, hash_key, molecule_key, perceive_all
+from unite.modalities.molecule_scores import leave_interrupts_to_the_parent, num_cpus
 from unite.modalities.qm9_cache import (
     WRITE_HINT,
     DamagedCacheError,
@@ -22,7 +31,9 @@ from unite.modalities.qm9_cache import (
     save_tensors,
 )
 
-MOLECULES_AT_ONCE = 1000
+MOLECULES_PER_CHUNK = 2000
+MOLECULES_PER_SECOND = 900
+"""What one core perceives, roughly; it says in advance how long that takes."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +46,8 @@ def training_keys(table: MoleculeTable, rows: Tensor, are_hydrogens_counted: boo
         rows: Molecules to take, shape (N,).
         are_hydrogens_counted: Whether the table has united atoms.
         folder: Where the file of keys is kept.
+
+    An interruption leaves finished chunks in `folder`, with which the next call continues.
 
     Returns:
         Sorted distinct keys, int64, at most N.
@@ -50,8 +63,16 @@ def training_keys(table: MoleculeTable, rows: Tensor, are_hydrogens_counted: boo
         except DamagedCacheError as error:
             logger.warning("making %s again: %s", path, error)
     require_writable(folder, WRITE_HINT, "the QM9 cache")
-    keys = make_keys(molecules)
+    if (num_chunks := -(-rows.numel() // MOLECULES_PER_CHUNK)) > 1:
+        seconds = rows.numel() / MOLECULES_PER_SECOND / num_processes(num_chunks)
+        info(
+            f"perceiving {rows.numel():,} training molecules, by which novelty is judged: about {seconds:.0f} s, once; "
+            f"their keys are kept in {shown(folder)}"
+        )
+    keys = make_keys(molecules, path)
     save_tensors({"keys": keys}, path)
+    for chunk in path.parent.glob(f"{path.stem}.*.part"):
+        chunk.unlink(missing_ok=True)  # of several processes that do this at once, each tidies up
     return keys
 
 
@@ -70,8 +91,13 @@ def fingerprint(molecules: dict[str, Tensor]) -> str:
     return hashlib.sha256(f"{checksum(molecules)} {rdkit.__version__} {rules}".encode()).hexdigest()[:12]
 
 
-def make_keys(molecules: dict[str, Tensor]) -> Tensor:
-    """Sorted distinct hashed keys of the valid ones among flat molecules, with a progress bar."""
+def make_keys(molecules: dict[str, Tensor], path: Path) -> Tensor:
+    """Sorted distinct hashed keys of the valid ones among flat molecules, with a progress bar.
+
+    Args:
+        molecules: What :func:`select` gives.
+        path: File that the keys are for; finished chunks are kept beside it, as ``STEM.START-END.part``.
+    """
     numbers, positions = molecules["z"].long().numpy(), molecules["pos"].numpy()
     counts = molecules["num_hydrogens"].long().numpy() if "num_hydrogens" in molecules else None
     given = [
@@ -79,9 +105,58 @@ def make_keys(molecules: dict[str, Tensor]) -> Tensor:
         for first, end in pairwise(molecules["ptr"].tolist())
     ]
     keys: set[int] = set()
-    with tqdm(total=len(given), desc="perceiving training molecules", unit="mol", smoothing=0.1) as bar:
-        for start in range(0, len(given), MOLECULES_AT_ONCE):
-            perceptions = perceive_all(given[start : start + MOLECULES_AT_ONCE])
-            keys.update(hash_key(molecule_key(found.mol)) for found in perceptions if found.mol is not None)
-            bar.update(len(perceptions))
+    missing: dict[Path, list[Molecule]] = {}
+    for start, end in pairwise([*range(0, len(given), MOLECULES_PER_CHUNK), len(given)]):
+        part = path.with_suffix(f".{start}-{end}.part")
+        try:
+            keys.update(load_tensors(part)["keys"].tolist())
+        except DamagedCacheError:
+            missing[part] = given[start:end]
+    num_missing = sum(map(len, missing.values()))
+    with tqdm(
+        total=len(given),
+        initial=len(given) - num_missing,
+        desc="perceiving training molecules",
+        unit="mol",
+        smoothing=0.1,
+    ) as bar:
+
+        def keep(part: Path, found: list[int]) -> None:
+            save_tensors({"keys": torch.tensor(found, dtype=torch.long)}, part)
+            keys.update(found)
+            bar.update(len(missing[part]))
+
+        perceive_chunks(missing, keep)
     return torch.tensor(sorted(keys), dtype=torch.long)
+
+
+def perceive_chunks(chunks: dict[Path, list[Molecule]], keep: Callable[[Path, list[int]], None]) -> None:
+    """Find the keys of chunks of molecules on all cores.
+
+    Args:
+        chunks: The molecules of each file.
+        keep: Is given a file and its keys, in any order.
+    """
+    if num_processes(len(chunks)) == 1:
+        for part, molecules in chunks.items():
+            keep(part, keys_of(molecules))
+        return
+    workers = ProcessPoolExecutor(
+        num_processes(len(chunks)), multiprocessing.get_context("fork"), leave_interrupts_to_the_parent
+    )
+    try:
+        waiting = {workers.submit(keys_of, molecules): part for part, molecules in chunks.items()}
+        for done in as_completed(waiting):
+            keep(waiting[done], done.result())
+    finally:  # interrupted, do not begin another chunk
+        workers.shutdown(wait=True, cancel_futures=True)
+
+
+def num_processes(num_chunks: int) -> int:
+    """Processes for so many chunks: only Linux forks safely, and others would run an unguarded script again."""
+    return max(min(num_cpus(), num_chunks), 1) if sys.platform == "linux" else 1
+
+
+def keys_of(molecules: list[Molecule]) -> list[int]:
+    """Sorted distinct hashed keys of the valid ones; uses no torch, for it runs in a process of its own."""
+    return sorted({hash_key(molecule_key(found.mol)) for found in perceive_all(molecules) if found.mol is not None})
