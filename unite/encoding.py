@@ -241,26 +241,23 @@ def write_reconstructions(
         metric.to(model.device)
     originals: list[Any] = []
     made: list[Any] = []
-    with (
-        folder.kept_on_interrupt(),
-        model.evaluation(),
-        tqdm(total=num_samples, desc="reconstruct", unit="sample", disable=not show_progress) as bar,
-    ):
-        for number, batch in enumerate(loader):
-            if modality not in batch:
-                raise UserError(f"the data has no {modality}; it has {', '.join(batch)}: see --modality")
-            with autocast():
-                samples = move_data_to_device(batch[modality], model.device)
-                prepared = adapter.prepare(samples)
-                template = adapter.template(prepared)
-                prediction = adapter.decode(encode(model, modality, samples, seed, number), template)
-            originals += adapter.originals(prepared)
-            made += adapter.finish(prediction, template)
-            if metric is not None:
-                metric.update(*adapter.metric_arguments(prediction, prepared))
-            bar.update(min(len(template), num_samples - bar.n))
-            if len(made) >= num_samples:
-                break
+    with folder.kept_on_interrupt(), model.evaluation():
+        with tqdm(total=num_samples, desc="reconstruct", unit="sample", disable=not show_progress) as bar:
+            for number, batch in enumerate(loader):
+                if modality not in batch:
+                    raise UserError(f"the data has no {modality}; it has {', '.join(batch)}: see --modality")
+                with autocast():
+                    samples = move_data_to_device(batch[modality], model.device)
+                    prepared = adapter.prepare(samples)
+                    template = adapter.template(prepared)
+                    prediction = adapter.decode(encode(model, modality, samples, seed, number), template)
+                originals += adapter.originals(prepared)
+                made += adapter.finish(prediction, template)
+                if metric is not None:
+                    metric.update(*adapter.metric_arguments(prediction, prepared))
+                bar.update(min(len(template), num_samples - bar.n))
+                if len(made) >= num_samples:
+                    break
         originals, made = originals[:num_samples], made[:num_samples]
         written: list[Path] = []
         for name, objects in (("originals", originals), ("reconstructions", made)):
