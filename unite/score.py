@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from unite.errors import UserError
-from unite.messages import as_table, shown
+from unite.messages import as_table, is_quiet, shown
 from unite.output_folder import require_empty, write_json
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _score_molecules(options: argparse.Namespace) -> None:
     ):
         first = list(islice(judged, 1))  # processes are forked by now, and not while the thread runs
         loading = None if options.no_novelty else thread.submit(_training_keys, options.qm9_root)
-        for found in tqdm(chain(first, judged), desc="score", unit="mol", leave=False, disable=None):
+        for found in tqdm(chain(first, judged), desc="score", unit="mol", leave=False, disable=is_quiet() or None):
             scores.add(found)
         if loading is not None:
             try:
