@@ -1,5 +1,6 @@
 """Compiled blocks: the same results, the same names, and nothing compiled anew for another batch."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +76,16 @@ def test_captured_blocks_equal_eager_ones(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(nn.Module, "compile", without_kernels)
     compare(1, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_compiling_is_told_before_it_takes_its_time(compile: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    module = make_module(compile)
+    module._trainer = SimpleNamespace(  # type: ignore[assignment]
+        precision="32-true", strategy=SimpleNamespace(broadcast=lambda value: value), is_global_zero=True
+    )
+    module.setup("validate")
+    assert ("compiling encoder and decoder: the first steps take minutes" in capsys.readouterr().out) == compile
 
 
 @pytest.mark.slow

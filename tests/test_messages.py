@@ -7,11 +7,15 @@ import pty
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from torch import Tensor
+from torchmetrics import MeanMetric
 
 from tests.conftest import TESTS, RunCli
+from unite.cli import main
 from unite.errors import UserError
 from unite.folders import leaving_no_empty_folders, require_writable
 from unite.messages import coloured, info, quiet, silence_noise
@@ -45,31 +49,66 @@ def test_quiet_shows_results_and_errors_only(tmp_path: Path) -> None:
     assert "run folder: " in loud.stdout
     assert "it/s" in loud.stdout + loud.stderr
     assert "`Trainer.fit` stopped" in loud.stderr
+    assert loud.stdout.count("wrote ") == 1
     assert [line.split()[0] for line in quiet_.stdout.splitlines()] == [
         "val/curve/points",
         "val/curve/flow",
         "wrote",
-        "wrote",
     ]
     # A warning stays, in one line, without the place in our code.
-    assert quiet_.stderr == "unite: warning: warmup_steps 1000 is longer than the 4 steps of this run\n"
+    assert quiet_.stderr == (
+        "unite: warning: warmup_steps 1000 is longer than the 4 steps of this run: shortened to 3\n"
+    )
     for output in (loud, quiet_):
         for advertisement in ("Tip:", "litlogger", "TPU available", "Seed set", "num_workers"):
             assert advertisement not in output.stdout + output.stderr
 
 
+@pytest.mark.usefixtures("in_toy_folder")
+def test_what_follows_a_bar_begins_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a file, where nothing moves the cursor."""
+
+    command = [*UNITE, *FIT, "--trainer.default_root_dir", str(tmp_path)]
+    fit = subprocess.run(
+        command, cwd=TOY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=True
+    )
+    told = fit.stdout.splitlines()  # a carriage return begins a line, too
+    assert any(line.startswith("`Trainer.fit` stopped") for line in told)
+    assert any(line.startswith("val/curve/points") for line in told)
+
+    import curves  # type: ignore[import-not-found]  # as the command line imports it
+
+    class MeanPoint(MeanMetric):
+        def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+            return {"mean_point": super().compute()}
+
+    monkeypatch.setattr(curves.CurveAdapter, "reconstruction_metric", lambda self, data: MeanPoint())
+    monkeypatch.setattr(curves.CurveAdapter, "metric_arguments", lambda self, prediction, prepared: (prediction,))
+    both = io.StringIO()
+    with redirect_stdout(both), redirect_stderr(both):
+        assert main(["reconstruct", "--ckpt_path", str(tmp_path), "--trainer.enable_progress_bar", "true"]) == 0
+    (bar,) = [line for line in both.getvalue().split("\n") if "64/64" in line]
+    assert "mean_point" not in bar
+    assert "\nmean_point" in both.getvalue()
+
+
 def test_quiet_ends_with_its_block(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    # The one tells of devices and the end of a run, the other of several processes ("Initializing distributed").
+    names = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed")
+    loggers = [logging.getLogger(name) for name in names]
+    note, warning = (
+        logging.makeLogRecord({"msg": "said", "levelno": level}) for level in (logging.INFO, logging.WARNING)
+    )
     silence_noise()
     with quiet():
         info("hidden")
         assert os.environ["TQDM_DISABLE"] == "1"
-        assert not logger.filter(logging.makeLogRecord({"msg": "a note", "levelno": logging.INFO}))
-        assert logger.filter(logging.makeLogRecord({"msg": "a warning", "levelno": logging.WARNING}))
+        assert not any(logger.filter(note) for logger in loggers)
+        assert all(logger.filter(warning) for logger in loggers)
     with quiet(False):
         info("shown")
-        assert logger.filter(logging.makeLogRecord({"msg": "a note", "levelno": logging.INFO}))
+        assert all(logger.filter(note) for logger in loggers)
     assert capsys.readouterr().out == "shown\n"
     assert "TQDM_DISABLE" not in os.environ
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,12 +25,12 @@ def fit(folder: Path, **settings: Any) -> EventAccumulator:
     return events
 
 
-def fit_toy(folder: Path, **settings: Any) -> None:
+def fit_toy(folder: Path, ckpt_path: Path | None = None, **settings: Any) -> None:
     encoder = GenerativeEncoder("XS", latent_channels=4, depth=1, width=16, num_heads=2)
     module = UniteModule(encoder, {"curve": CurveAdapter()}, OptimizerSettings(lr=1e-2, warmup_steps=4))
     data = CurveDataModule(num_curves=48, batch_size=16)  # three batches
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    UniteTrainer(default_root_dir=folder, **{**quiet, **settings}).fit(module, datamodule=data)
+    UniteTrainer(default_root_dir=folder, **{**quiet, **settings}).fit(module, datamodule=data, ckpt_path=ckpt_path)
 
 
 def test_learning_rates_are_those_of_the_step(tmp_path: Path) -> None:
@@ -137,6 +137,40 @@ def test_the_bar_shows_a_loss_of_at_most_a_second_ago(
     fit_toy(tmp_path, max_epochs=2, enable_progress_bar=True, callbacks=[bar])
     assert len(set(bar.logged)) == 6
     assert bar.seen == pytest.approx(bar.logged if seconds else 6 * bar.logged[:1])
+
+
+def test_the_bar_counts_the_steps_of_the_run_and_the_rate_of_this_session(tmp_path: Path) -> None:
+    """Three batches are two steps of an epoch; the second run goes on within one."""
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(tmp_path / "x.ckpt")
+
+    def run(*callbacks: Callback, **options: Any) -> tuple[LossProgressBar, dict[str, Any]]:
+        bar = LossProgressBar()
+        settings = {"max_epochs": 4, "accumulate_grad_batches": 2, "limit_val_batches": 0, "logger": False, **options}
+        fit_toy(tmp_path, enable_progress_bar=True, callbacks=[bar, *callbacks], **settings)
+        return bar, dict(bar.train_progress_bar.format_dict)
+
+    _, first = run(Save())
+    assert (first["initial"], first["n"], first["total"]) == (0, 8, 8)
+    _, second = run(ckpt_path=tmp_path / "x.ckpt")
+    assert (second["initial"], second["n"], second["total"]) == (3, 8, 8)
+    assert second["rate"] is None  # tqdm then takes (n - initial) / elapsed
+    assert second["unit"] == "step"
+
+
+def test_the_bar_ends_its_line_before_an_error_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Fail(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit_toy(tmp_path, max_epochs=1, enable_progress_bar=True, callbacks=[Fail()], num_sanity_val_steps=0)
+    out = capsys.readouterr().out
+    assert "Epoch 0" in out
+    assert out.endswith("\n")
 
 
 def test_a_run_has_a_bar_unless_it_is_switched_off() -> None:

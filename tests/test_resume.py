@@ -3,6 +3,7 @@
 import csv
 import errno
 import inspect
+import itertools
 import os
 import random
 import signal
@@ -162,6 +163,46 @@ def test_two_processes_continue_to_the_bit_and_stop_together(exact_fit: Fit, tmp
     assert exact_fit(folder, "--ckpt_path", "last", misfortune="SIGKILL train 20 0", world_size=2)[0] == -signal.SIGKILL
     assert exact_fit(folder, "--ckpt_path", "last", world_size=2) == [0, 0]
     assert_same_run(folder, whole)
+
+
+# A minute passes whenever the clock is read: when training starts, in each batch, and after each checkpoint.
+EVERY_THREE = (
+    "--trainer.callbacks.init_args.every_n_train_steps",
+    "100",
+    "--trainer.callbacks.init_args.every_minutes",
+    "3",
+)
+
+
+def test_slow_steps_are_saved_by_time_and_continue_to_the_bit(
+    exact_fit: Fit, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0.0, 60.0)
+    monkeypatch.setattr("unite.checkpointing.monotonic", lambda: next(clock))
+    folder = tmp_path / "run"
+    # Time is up in batch 2, within an accumulation, whose end is the step of batch 3.
+    assert exact_fit(folder, *EVERY_THREE, misfortune="SIGKILL train 4 0") == [-signal.SIGKILL]
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == 2
+    assert exact_fit(folder, "--ckpt_path", "last") == [0]
+    assert_same_run(folder, whole)
+
+
+def test_of_several_processes_the_clock_of_the_first_decides(
+    exact_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They write a checkpoint together, so one that went by its own clock would wait for ever."""
+    minutes = itertools.count(0.0, 60.0)
+    for hasty, checkpoint_step in ((0, 2), (1, None)):
+
+        def clock(hasty: int = hasty) -> float:
+            return next(minutes) if os.environ["RANK"] == str(hasty) else 0.0
+
+        monkeypatch.setattr("unite.checkpointing.monotonic", clock)
+        folder = tmp_path / f"run{hasty}"
+        codes = exact_fit(folder, *EVERY_THREE, misfortune="SIGKILL train 4 0", world_size=2)
+        assert codes[0] == -signal.SIGKILL
+        last = folder / "last.ckpt"
+        assert (read_checkpoint(last)["global_step"] if last.exists() else None) == checkpoint_step
 
 
 # ---------------------------------------------------------------------- random numbers
@@ -398,3 +439,6 @@ def test_what_is_put_in_the_place_of_lightnings_own_is_there() -> None:
 def test_a_checkpoint_every_zero_steps_is_refused() -> None:
     with pytest.raises(UserError, match=r"LastCheckpoint\.every_n_train_steps is 0; it must be at least 1"):
         LastCheckpoint(every_n_train_steps=0)
+    with pytest.raises(UserError, match=r"LastCheckpoint\.every_minutes is 0; it must be above 0, or null"):
+        LastCheckpoint(every_minutes=0)
+    assert not LastCheckpoint(every_minutes=None)._is_time()

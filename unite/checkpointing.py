@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -73,27 +74,27 @@ def _what_is_left(path: Path) -> str:
     return f"; mend that and continue with: unite fit --ckpt_path {shown(last)}"
 
 
-class StopAgreement:
-    """A signal that any process may have received, and that all come to know in the same step.
+class StepAgreement:
+    """What any process may know, a signal or that time is up, and what all come to know in the same step.
 
     The processes talk while the next step runs, on the CPU: nobody waits for the accelerator.
     """
 
     def __init__(self) -> None:
         self.group = torch.distributed.new_group(backend="gloo")
-        self.signum = torch.zeros(1, dtype=torch.int64)
+        self.known = torch.zeros(2, dtype=torch.int64)
         self.exchange: torch.distributed.Work | None = None
 
-    def agree(self, signum: int) -> int:
-        """The signal that a process had received one step ago, 0 for none; the same in all processes."""
-        agreed = 0
+    def agree(self, signum: int, is_time: bool) -> tuple[int, bool]:
+        """The signal that a process had received one step ago, 0 for none, and whether for one time was up."""
+        agreed, was_time = 0, 0
         if self.exchange is not None:
             self.exchange.wait()
-            agreed = int(self.signum)
-        self.signum = torch.tensor([signum])
+            agreed, was_time = self.known.tolist()
+        self.known = torch.tensor([signum, int(is_time)])
         maximum = torch.distributed.ReduceOp.MAX
-        self.exchange = torch.distributed.all_reduce(self.signum, maximum, group=self.group, async_op=True)
-        return agreed
+        self.exchange = torch.distributed.all_reduce(self.known, maximum, group=self.group, async_op=True)
+        return agreed, bool(was_time)
 
 
 class LastCheckpoint(Checkpoint):
@@ -101,8 +102,9 @@ class LastCheckpoint(Checkpoint):
 
     Lightning's ``save_last`` writes only when a *best* checkpoint is written as well, and not at the end of a
     run that stops within an epoch. This one is written after every validation, every ``every_n_train_steps``
-    steps, at the end, and when the run is asked to stop: by Ctrl-C, by SIGTERM (a preempted SLURM job), or by
-    SIGUSR1 under SLURM (its time is nearly over), after which the job is put back into the queue.
+    steps, every ``every_minutes`` by the first process's clock, at the end, and when the run is asked to stop: by
+    Ctrl-C, by SIGTERM (a preempted SLURM job), or by SIGUSR1 under SLURM (its time is nearly over), after which the
+    job is put back into the queue.
 
     Asked to stop, a run ends the running step and its accumulation first, in all processes the same one: no
     half-updated weights are kept. A second Ctrl-C stops at once.
@@ -112,15 +114,19 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_train_steps: Optimizer steps between two checkpoints where validation is rarer than that.
+        every_minutes: Minutes between two checkpoints where steps are slower than that; None for no such limit.
 
     Raises:
-        UserError: ``every_n_train_steps`` is below 1.
+        UserError: ``every_n_train_steps`` is below 1, or ``every_minutes`` not above 0.
     """
 
-    def __init__(self, every_n_train_steps: int = 1000) -> None:
+    def __init__(self, every_n_train_steps: int = 1000, every_minutes: float | None = 5.0) -> None:
         if every_n_train_steps < 1:
             raise UserError(f"LastCheckpoint.every_n_train_steps is {every_n_train_steps}; it must be at least 1")
+        if every_minutes is not None and not every_minutes > 0:
+            raise UserError(f"LastCheckpoint.every_minutes is {every_minutes}; it must be above 0, or null")
         self.every_n_train_steps = every_n_train_steps
+        self.every_minutes = every_minutes
         self.path = Path()
         self.saved_step = 0
         self.asked_by = 0
@@ -128,8 +134,9 @@ class LastCheckpoint(Checkpoint):
         self.is_accumulating = False
         self.is_due = False
         self._last_step = 0
+        self._saved_at = 0.0
         self._trainer: Trainer | None = None
-        self._agreement: StopAgreement | None = None
+        self._agreement: StepAgreement | None = None
         self._handlers: dict[int, Any] = {}
 
     def save(self, trainer: Trainer) -> None:
@@ -139,6 +146,7 @@ class LastCheckpoint(Checkpoint):
             return
         trainer.save_checkpoint(self.path, weights_only=False)
         self.saved_step = trainer.global_step
+        self._saved_at = monotonic()
         self.is_due = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -150,10 +158,11 @@ class LastCheckpoint(Checkpoint):
         self.saved_step = self._last_step = trainer.global_step
         self.asked_by = self.stopped_by = 0
         self.is_accumulating = self.is_due = False
+        self._saved_at = monotonic()
         self._trainer = trainer
         self._agreement = None
         if trainer.world_size > 1 and torch.distributed.is_initialized():
-            self._agreement = StopAgreement()
+            self._agreement = StepAgreement()
             # Lightning asks the first process before each step, and so makes the CPU wait for the accelerator.
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         self.listen()
@@ -203,7 +212,10 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save or stop if it is time. Lightning calls checkpoint callbacks last: averaged weights are up to date."""
-        asked_by = self._agreement.agree(self.asked_by) if self._agreement else self.asked_by
+        asked_by, is_time = self.asked_by, trainer.is_global_zero and self._is_time()
+        if self._agreement:
+            asked_by, is_time = self._agreement.agree(asked_by, is_time)
+        self.is_due |= is_time  # within an accumulation: at its end
         self.is_accumulating = trainer.global_step == self._last_step
         self._last_step = trainer.global_step
         if self.is_accumulating:
@@ -213,6 +225,14 @@ class LastCheckpoint(Checkpoint):
             self._stop(trainer, asked_by)
         elif is_due and not _validation_follows(trainer):
             self.save(trainer)
+
+    def _is_time(self) -> bool:
+        """Whether the last checkpoint is too old by the clock of this process; says so once, and waits anew."""
+        now = monotonic()
+        if self.every_minutes is None or now - self._saved_at < 60 * self.every_minutes:
+            return False
+        self._saved_at = now
+        return True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count validation batches anew, so that a later checkpoint does not take this one for unfinished."""

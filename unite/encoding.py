@@ -281,32 +281,29 @@ def write_reconstructions(
     adapter = model.adapter(modality)
     originals: list[Any] = []
     made: list[Any] = []
-    with (
-        folder.kept_on_interrupt(),
-        model.evaluation(),
-        tqdm(total=num_samples, desc="reconstruct", unit="sample", disable=not show_progress) as bar,
-    ):
+    with folder.kept_on_interrupt(), model.evaluation():
         loader = split_loader(datamodule, split)
         metric = adapter.reconstruction_metric(datamodule_of(datamodule, modality))
         if metric is not None:
             metric.to(model.device)
-        for number, batch in enumerate(loader):
-            if modality not in batch:
-                if made:  # another modality has more batches
-                    continue
-                raise UserError(f"the data has no {modality}; it has {', '.join(batch)}: see --modality")
-            with autocast():
-                samples = move_data_to_device(batch[modality], model.device)
-                prepared = adapter.prepare(samples)
-                template = adapter.template(prepared)
-                prediction = adapter.decode(encode(model, modality, samples, seed, number), template)
-            originals += adapter.originals(prepared)
-            made += adapter.finish(prediction, template)
-            if metric is not None:
-                metric.update(*adapter.metric_arguments(prediction, prepared))
-            bar.update(min(len(template), num_samples - bar.n))
-            if len(made) >= num_samples:
-                break
+        with tqdm(total=num_samples, desc="reconstruct", unit="sample", disable=not show_progress) as bar:
+            for number, batch in enumerate(loader):
+                if modality not in batch:
+                    if made:  # another modality has more batches
+                        continue
+                    raise UserError(f"the data has no {modality}; it has {', '.join(batch)}: see --modality")
+                with autocast():
+                    samples = move_data_to_device(batch[modality], model.device)
+                    prepared = adapter.prepare(samples)
+                    template = adapter.template(prepared)
+                    prediction = adapter.decode(encode(model, modality, samples, seed, number), template)
+                originals += adapter.originals(prepared)
+                made += adapter.finish(prediction, template)
+                if metric is not None:
+                    metric.update(*adapter.metric_arguments(prediction, prepared))
+                bar.update(min(len(template), num_samples - bar.n))
+                if len(made) >= num_samples:
+                    break
         originals, made = originals[:num_samples], made[:num_samples]
         if len(made) < num_samples:
             info(f"{split} has {len(made):,} samples, fewer than the {num_samples:,} asked for: all are taken")

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class FlowPass:
     """Denoises S noisy copies of the latents, all at once or chunk by chunk.
 
-    All random numbers are drawn for all copies before any is denoised, so that chunks change nothing.
+    All random numbers are drawn for all copies before any is denoised, so that chunks change nothing but
+    rounding.
 
     With ``flow_chunk``, make this before the latents: autograd goes backwards, so the chunks are then computed when
     the reconstruction is differentiated and freed; see :mod:`unite.deferred`.

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,13 +40,16 @@ class NonFiniteGuard(Callback):
     def __init__(self, action: Literal["stop", "skip"] = "stop", patience: int = 10) -> None:
         self.action = action
         self.patience = patience
-        self.num_skipped = 0
+        self.num_skipped = 0  # in a row
+        self.num_skipped_in_all = 0
         self.is_delayed = False
+        self._first_step = 0
         self._pending: tuple[int, list[str], Callable[[], Tensor]] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier run."""
-        self.num_skipped, self._pending = 0, None
+        self.num_skipped, self.num_skipped_in_all, self._pending = 0, 0, None
+        self._first_step = trainer.global_step
         self.is_delayed = self.action == "stop" and pl_module.device.type == "cuda"
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -66,6 +70,7 @@ class NonFiniteGuard(Callback):
         if self.action == "stop" or self.num_skipped >= self.patience:
             raise TrainingError(_message(trainer, trainer.global_step, culprit, self.num_skipped))
         self.num_skipped += 1
+        self.num_skipped_in_all += 1
         optimizer.zero_grad()  # no gradient, no change: momenta, too, stay as they are
         if trainer.is_global_zero:
             print(f"\nstep {trainer.global_step} skipped: {culprit}", file=sys.stderr)
@@ -88,8 +93,15 @@ class NonFiniteGuard(Callback):
         self.look_at_pending(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the last step."""
+        """Look at the last step, and count those that were skipped."""
         self.look_at_pending(trainer)
+        if self.num_skipped_in_all and trainer.is_global_zero:
+            num_steps = trainer.global_step - self._first_step
+            warnings.warn(
+                f"{self.num_skipped_in_all} of the {num_steps} steps were skipped, since loss or gradient were not "
+                "finite: they changed no weight; try a smaller --model.optimizer.lr or --trainer.gradient_clip_val",
+                stacklevel=1,
+            )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write no checkpoint of weights that are lost."""
@@ -145,6 +157,7 @@ def _culprit(names: list[str], values: Tensor, num_processes: int) -> str:
 def _message(trainer: Trainer, step: int, culprit: str, num_skipped: int) -> str:
     last = Path(trainer.default_root_dir) / LAST_CHECKPOINT
     skipped = f", after {num_skipped} skipped steps in a row" if num_skipped else ""
+    other = "" if num_skipped else "; --trainer.non_finite skip leaves such steps out"
     if last.is_file():
         advice = (
             f"the last good checkpoint is {shown(last)}; continue it with --ckpt_path {shown(last)} and a smaller "
@@ -155,7 +168,7 @@ def _message(trainer: Trainer, step: int, culprit: str, num_skipped: int) -> str
             "no checkpoint was written yet; try again with a smaller --model.optimizer.lr or "
             "--trainer.gradient_clip_val"
         )
-    return f"step {step}: {culprit}{skipped}; {advice}; --trainer.non_finite skip leaves such steps out"
+    return f"step {step}: {culprit}{skipped}; {advice}{other}"
 
 
 @contextmanager
@@ -199,7 +212,7 @@ def _advice(command: str, settings: Any) -> str:
         return "lower --data.init_args.eval_batch_size, or batch_size of the callback GenerationMetrics"
     advice = []
     if settings.model.flow_chunk != 1 and settings.trainer.strategy != STRATEGY:
-        advice.append("set --model.flow_chunk 1 (same result)")
+        advice.append("set --model.flow_chunk 1 (equal up to rounding)")
     if not settings.model.encoder.init_args.get("gradient_checkpointing"):
         advice.append("set --model.encoder.init_args.gradient_checkpointing true (same result, a third slower)")
     for name, adapter in settings.model.adapters.items():

@@ -26,6 +26,7 @@ NOISY_LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.rank_zero",
     "lightning.fabric.utilities.seed",
+    "lightning.fabric.utilities.distributed",
 )
 NOISE = (
     r".*Tip: For seamless cloud",

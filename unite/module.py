@@ -60,13 +60,14 @@ class UniteModule(Configurable, ReproducibleModule):
         stop_gradient: Detach the latents in the flow pass, so that the flow loss never shapes the tokenizer's output.
         flow_steps: Flow steps S per reconstruction; their losses are summed, as in the released code.
         flow_chunk: Flow steps to have in memory at a time in training: reconstruction, then each chunk of flow steps,
-            are differentiated and freed one after the other. None takes all at once. The results are the same.
+            are differentiated and freed one after the other. None takes all at once. Both are equal up to rounding: the
+            losses agree, but Muon amplifies what differs in the last digits of gradients, so weights drift apart.
         flow_loss: ``velocity`` (released code) or ``data`` (paper), see :func:`unite.flow.flow_loss`.
         flow_weight: Weight of the flow loss against the reconstruction loss.
         noise_probability: Share of samples whose latents the decoder sees with a little noise in training.
         noise_min_time: Smallest t of that noise; 1 is none.
-        compile: Compile the blocks of encoder and decoder with ``torch.compile``: faster steps on a GPU, after a
-            minute of compiling. Names in checkpoints stay.
+        compile: Compile the blocks of encoder and decoder with ``torch.compile``: faster steps on a GPU, after
+            minutes of compiling. Names in checkpoints stay.
         modality_weights: Weight of each modality's loss as a whole; 1 where not named.
 
     Raises:
@@ -117,6 +118,7 @@ class UniteModule(Configurable, ReproducibleModule):
         for adapter in adapters.values():
             adapter.build(encoder.width, encoder.latent_channels)
         self.adapters: dict[str, ModalityAdapter] = nn.ModuleDict(adapters)  # type: ignore[assignment]
+        self.is_compiled = compile
         if compile:
             self.compile_blocks()
 
@@ -442,6 +444,8 @@ class UniteModule(Configurable, ReproducibleModule):
         if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
             raise UserError(f"--trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
         require_supported(self, self.trainer)
+        if self.is_compiled and self.trainer.is_global_zero:
+            info("compiling encoder and decoder: the first steps take minutes")
         if stage == "fit":
             for name, adapter in self.adapters.items():
                 adapter.fit_statistics(datamodule_of(self.trainer.datamodule, name))  # type: ignore[attr-defined]

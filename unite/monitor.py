@@ -1,10 +1,13 @@
 """What is seen of a run while it trains: speed and learning rates beside its losses, and a progress bar."""
 
+import math
+import sys
 import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from unite.module import UniteModule
 
@@ -55,9 +58,11 @@ class TrainingMonitor(Callback):
 
 
 class LossProgressBar(TQDMProgressBar):
-    """Lightning's progress bar, with the training loss as of at most a second ago.
+    """Lightning's progress bar, with the training loss as of at most a second ago, over the optimizer steps of the run.
 
-    Own code because what is logged for Lightning's bar is read from the accelerator in each step, even without a bar.
+    Own code because what is logged for Lightning's bar is read from the accelerator in each step, even without a bar;
+    and because Lightning's counts the batches of an epoch, and takes those of a continued run for work of now. Here
+    rate and remaining time come from the steps since this start, validations included.
     """
 
     def __init__(self) -> None:
@@ -69,6 +74,46 @@ class LossProgressBar(TQDMProgressBar):
         """Forget the loss of an earlier run."""
         super().on_train_start(trainer, pl_module)
         self._shown, self._next_reading = {}, 0.0
+
+    def init_train_tqdm(self) -> Tqdm:
+        """A bar over all steps of the run that begins at the present one."""
+        total = self.trainer.estimated_stepping_batches
+        return Tqdm(
+            desc=self.train_description,
+            total=int(total) if math.isfinite(total) else None,
+            initial=self.trainer.global_step,
+            unit="step",
+            position=2 * self.process_position,
+            disable=self.is_disabled,
+            leave=True,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            miniters=self.refresh_rate,
+            smoothing=0,
+        )
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Name the epoch."""
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch}", refresh=False)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Go on to the step that was reached."""
+        if self.is_enabled:
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+            self.train_progress_bar.update(trainer.global_step - self.train_progress_bar.n)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the line with the run, before Lightning says why it ends."""
+        if trainer.global_step == self.train_progress_bar.total:
+            self.train_progress_bar.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the lines, before the error is told."""
+        for bar in (self._val_progress_bar, self._test_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What stands beside the bar."""

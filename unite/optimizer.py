@@ -328,7 +328,10 @@ def rate_factor(settings: OptimizerSettings, total_steps: int) -> Callable[[int]
     """
     warmup = min(settings.warmup_steps, max(total_steps - 1, 0))
     if warmup < settings.warmup_steps:
-        rank_zero_warn(f"warmup_steps {settings.warmup_steps} is longer than the {total_steps} steps of this run")
+        rank_zero_warn(
+            f"warmup_steps {settings.warmup_steps} is longer than the {total_steps} steps of this run: "
+            f"shortened to {warmup}"
+        )
 
     def factor(step: int) -> float:
         if step < warmup:

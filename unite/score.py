@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from unite.errors import UserError
 from unite.folders import leaving_no_empty_folders
-from unite.messages import as_table, shown, silence_noise
+from unite.messages import as_table, is_quiet, shown, silence_noise
 from unite.options import OptionParser, torch_device
 from unite.output_folder import require_empty, write_json
 
@@ -159,7 +159,7 @@ def _score_molecules(options: argparse.Namespace) -> None:
         closing(judge_all(read_records(files), as_written, options.num_workers or num_cpus())) as judged,
         ThreadPoolExecutor(1) as thread,
     ):
-        for found in tqdm(judged, desc="score", unit="mol", leave=False, disable=None):
+        for found in tqdm(judged, desc="score", unit="mol", leave=False, disable=is_quiet() or None):
             scores.add(found)
             # The processes of judge_all are forked by now, and not while the thread runs.
             if loading is None and scores.has_valid and not options.no_novelty:

@@ -124,8 +124,9 @@ class UniteTrainer(Trainer):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
         metrics = {name: float(value) for name, value in self.callback_metrics.items()}
         last_validation = {name: value for name, value in metrics.items() if name.startswith("val/")}
-        if last_validation:
-            self._report([last_validation], verbose=True, output=None)
+        if last_validation and self.is_global_zero and not self.fast_dev_run:  # type: ignore[attr-defined]
+            print(as_table(last_validation))
+            write_metrics(last_validation, Path(self.default_root_dir))
 
     def validate(
         self,

@@ -23,6 +23,7 @@ from torchmetrics.image.kid import poly_mmd
 from tests.conftest import RunCli
 from tests.modalities.image_samples import write_folder
 from unite.errors import UserError
+from unite.messages import quiet
 from unite.modalities import digit_features, image_metrics
 from unite.modalities.features import FeatureNetwork
 from unite.modalities.image_data import DigitsDataModule, ImageDataModule, ImageFolderDataModule, ImagesInMemory
@@ -327,6 +328,14 @@ def test_gray_and_colour_arrays_are_taken(shape: tuple[int, ...]) -> None:
     metric = ImageGenerationMetrics(PixelFeatures())
     metric.update([np.zeros(shape, dtype=np.uint8)] * 5)
     assert int(metric.generated_num) == 5
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_quiet_hides_the_bar_of_the_reference_images(is_asked: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    images = in_parts(random_images(6, seed=0))
+    with quiet(is_asked):
+        ImageGenerationMetrics(PixelFeatures(), reference_images=images)._measure_reference()
+    assert ("features of reference images" in capsys.readouterr().err) != is_asked
 
 
 def test_images_of_several_sizes_are_taken() -> None:

@@ -25,6 +25,7 @@ from torchmetrics.utilities import dim_zero_cat
 from tqdm import tqdm
 
 from unite.errors import UserError
+from unite.messages import is_quiet
 from unite.modalities.features import FeatureNetwork
 from unite.modalities.inception import WEIGHTS_HINT, WEIGHTS_VARIABLE, inception_weights, load_inception
 
@@ -312,7 +313,7 @@ class ImageGenerationMetrics(_FeatureMetric):
             return
         batches = self.reference_images(_num_processes(), _rank())
         self.reference_images = None
-        is_shown = self.show_progress and _rank() == 0
+        is_shown = self.show_progress and not is_quiet() and _rank() == 0
         with tqdm(desc="features of reference images", unit="img", disable=not is_shown, leave=False) as bar:
             for batch in batches:
                 for part in batch.split(self.batch_size):

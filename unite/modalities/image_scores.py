@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unite.errors import UserError
+from unite.messages import is_quiet
 from unite.modalities.features import FeatureNetwork
 from unite.modalities.image_files import IMAGE_SUFFIXES, as_pixels, load_pixels, open_image
 from unite.modalities.image_metrics import FeatureStatistics, ImageGenerationMetrics
@@ -143,7 +144,7 @@ def score_images(
             )
         options["reference_images"] = lambda num_processes, rank: _stacked(reference, batch_size)
     metric = ImageGenerationMetrics(network, batch_size=batch_size, **options).to(device or torch.device("cpu"))
-    with tqdm(desc="features", total=len(images.paths), unit="img", leave=False, disable=None) as bar:
+    with tqdm(desc="features", total=len(images.paths), unit="img", leave=False, disable=is_quiet() or None) as bar:
         for batch in _stacked(images, batch_size):
             metric.update([pixels.permute(1, 2, 0).numpy() for pixels in batch])
             bar.update(len(batch))

@@ -12,6 +12,7 @@ from rdkit import Chem, rdBase
 from tqdm import tqdm
 
 from unite.errors import UserError
+from unite.messages import is_quiet
 from unite.modalities.molecule_perception import Molecule, perceive_all
 
 MAX_POSEBUSTERS = 1000
@@ -43,7 +44,10 @@ def adit_metrics(molecules: Sequence[Molecule | None]) -> dict[str, float]:
     Returns:
         ``validity_adit`` of all molecules, ``uniqueness_adit`` of the valid ones.
     """
-    smiles = [_adit_smiles(molecule) for molecule in tqdm(molecules, "adit", unit="mol", leave=False, disable=None)]
+    smiles = [
+        _adit_smiles(molecule)
+        for molecule in tqdm(molecules, "adit", unit="mol", leave=False, disable=is_quiet() or None)
+    ]
     valid = [text for text in smiles if text is not None]
     return {
         "validity_adit": len(valid) / max(len(molecules), 1),
