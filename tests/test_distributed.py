@@ -201,7 +201,7 @@ def test_checkpoints_of_divided_weights_are_those_of_one_process(runs: Runs) -> 
 
 
 def set_up(module: UniteModule, strategy: Any, precision: str = "32-true") -> None:
-    module._trainer = SimpleNamespace(precision=precision, strategy=strategy)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(precision=precision, strategy=strategy, is_global_zero=True)  # type: ignore[assignment]
     module.setup("validate")
 
 
