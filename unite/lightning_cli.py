@@ -24,7 +24,7 @@ from unite.guards import explained_memory_errors
 from unite.messages import info, is_quiet, one_line, shown, silence_noise
 from unite.module import UniteModule
 from unite.options import trainer_options
-from unite.output_folder import folder_name, require_empty
+from unite.output_folder import folder_name, is_begun, require_empty
 from unite.run_folder import (
     CONFIG_FILE,
     find_checkpoint,
@@ -160,11 +160,14 @@ class UniteCLI(LightningCLI):
         """Refuse a folder with files before the model is made, if it is known already which one it will be."""
         modalities = settings.model.adapters
         if settings.output:
-            require_empty(Path(settings.output), settings.overwrite)
+            folder = Path(settings.output)
         elif command == "predict" or settings.modality or len(modalities) == 1:
             name = folder_name(RESULTS[command], settings.modality, modalities)
-            folder = os.path.abspath(Path(settings.trainer.default_root_dir, name))
-            require_empty(Path(shown(folder)), settings.overwrite)
+            folder = Path(shown(os.path.abspath(Path(settings.trainer.default_root_dir, name))))
+        else:
+            return
+        # Whose parts lie in a folder that was begun, and whether its files may be replaced, is found out later.
+        require_empty(folder, settings.overwrite or is_begun(folder))
 
     def _wrong_callback(self, error: Exception) -> str | None:
         """What to say of ``--trainer.callbacks.init_args.X``, if that is what was refused."""

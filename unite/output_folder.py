@@ -102,6 +102,11 @@ def folder_name(results: str, modality: str | None, modalities: Collection[str])
     return f"{results}_{modality}" if modality is not None and len(modalities) > 1 else results
 
 
+def is_begun(path: Path) -> bool:
+    """Whether an interrupted command has left its parts in a folder."""
+    return (path / PARTS / SETTINGS_FILE).is_file()
+
+
 def require_empty(path: Path, overwrite: bool) -> None:
     """Make a folder that results can be written to, and be sure that none are replaced unasked.
 
