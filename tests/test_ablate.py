@@ -299,8 +299,14 @@ def test_quiet_leaves_the_table(run_cli: RunCli, tmp_path: Path, overlays: dict[
     assert quiet_one.out.startswith(table)
 
 
+# Of the two losses each base has one.
+BASE_OF_LOSS = {"flow_loss_data": ["qm9_small"], "flow_loss_velocity": ["digits"]}
+
+
 def bases(overlay: Path) -> list[str]:
     """Configs that an overlay may change; one that names a modality has its own."""
+    if overlay.stem in BASE_OF_LOSS:
+        return BASE_OF_LOSS[overlay.stem]
     return [base for name, base in (("molecule", "qm9_small"), ("image", "digits")) if name in overlay.stem] or [
         "qm9_small",
         "digits",
