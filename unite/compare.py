@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from unite.errors import UserError
 from unite.folders import leaving_no_empty_folders, require_writable
+from unite.output_folder import write_json
 
 TABLE_FILE = "compare.md"
 VALUES_FILE = "compare.json"
@@ -100,10 +101,10 @@ def run(args: list[str]) -> None:
     written = [options.output / name for name in (TABLE_FILE, VALUES_FILE)]
     written[0].write_text(f"# {', '.join(names)}\n\n{text}")
     values = [
-        {"folder": path, **_finite(asdict(summary))}
+        {"folder": path, **asdict(summary)}
         for path, summary in zip(_relative(folders, options.output), runs, strict=True)
     ]
-    written[1].write_text(json.dumps(values, indent=2) + "\n")
+    write_json(written[1], values)
     if importlib.util.find_spec("matplotlib") is None:
         print("no figure: it takes matplotlib, which is not installed (pip install matplotlib)", file=sys.stderr)
     else:
@@ -384,13 +385,6 @@ def _duration(seconds: float | None) -> str:
         return MISSING
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
-def _finite(value: Any) -> Any:
-    """The same plain value with null in place of numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ---------------------------------------------------------------------- figure

@@ -79,6 +79,7 @@ class UniteCLI(LightningCLI):
         self.run_config = find_run_config(self.ckpt_path) if self.ckpt_path and not self.exported else None
         self.options = options
         self.claim: Path | None = None
+        self.first_step: int | None = None  # of the run, once it begins
         self.found_at_claim: set[Path] = set()
         with ExitStack() as self._refusals:
             try:
@@ -317,7 +318,7 @@ class UniteCLI(LightningCLI):
 
     def _withdraw_run(self) -> None:
         """Remove what a run that was refused before its first step has written: settings, and logs without numbers."""
-        if self.claim is None or not hasattr(self, "first_step") or self.trainer.global_step > self.first_step:
+        if self.claim is None or self.first_step is None or self.trainer.global_step > self.first_step:
             return
         for path in set(self.claim.parent.iterdir()) - self.found_at_claim - {self.claim}:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

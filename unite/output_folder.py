@@ -122,17 +122,24 @@ def require_empty(path: Path, overwrite: bool) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that appears only once it is complete."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden name beside ``path``, to write a file under that takes the place of ``path`` when all has gone well."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> Path:
+def write_json(path: Path, content: Any, indent: int = 2) -> Path:
     """Write a JSON file and return its path; numbers that JSON does not have (NaN, infinite) become null."""
-    write_whole(path, (json.dumps(_finite(content), indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(_finite(content), indent=indent) + "\n").encode())
     return path
 
 

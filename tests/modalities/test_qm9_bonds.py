@@ -14,7 +14,7 @@ from torch_geometric.data import Batch, Data
 from tests.conftest import RunCli
 from tests.modalities.qm9_rows import tiny_molecules
 from unite.errors import UserError
-from unite.modalities import qm9_bonds
+from unite.modalities import perception_chunks, qm9_bonds
 from unite.modalities.molecule_batches import GatheredMolecules
 from unite.modalities.molecule_graph import assemble, data_from_graph, graph_from_data, graph_from_mol
 from unite.modalities.molecule_perception import hash_key, molecule_key, perceive
@@ -123,8 +123,8 @@ def test_interrupted_work_continues_where_it_stopped(
     tiny: MakeDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tiny().table()
-    monkeypatch.setattr(qm9_bonds, "ProcessPoolExecutor", InThisProcess)
-    monkeypatch.setattr(qm9_bonds, "as_completed", list)
+    monkeypatch.setattr(perception_chunks, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(perception_chunks, "as_completed", list)
     calls: list[int] = []
 
     def interrupted(*job: Any) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from unite.errors import UserError
+from unite.output_folder import write_json
 
 if TYPE_CHECKING:
     from unite.analysis.loading import Run
@@ -159,9 +160,10 @@ def align(options: argparse.Namespace, data_options: list[str]) -> None:
         figures.draw_times(result, title, folder / "align_times.png"),
         figures.draw_modes(result, title, folder / "align_modes.png"),
         figures.draw_compression(lengths, title, folder / "compression.png"),
-        loading.write_json(  # the last, because it stands for a finished command
-            {**_origin(run, modality), "split": options.split, "alignment": result, "compression": lengths},
+        write_json(  # the last, because it stands for a finished command
             folder / "align.json",
+            {**_origin(run, modality), "split": options.split, "alignment": result, "compression": lengths},
+            indent=1,
         ),
     ]
     print(f"{result['num_rows']:,} rows of {result['num_registers']} registers; behind the last block, mean over t:")
@@ -271,7 +273,7 @@ def latents(options: argparse.Namespace, data_options: list[str]) -> None:
                 folder / "neighbours.png",
             )
         )
-    written.append(loading.write_json(result, folder / "latents.json"))  # the last: it stands for a finished command
+    written.append(write_json(folder / "latents.json", result, indent=1))  # the last: it stands for a finished command
     for name, view in result["dimension"].items():
         print(f"effective dimension, {name}: {view['dimension']:.2f} of {view['channels']}")
     for name, pair in result["neighbours"]["agreement"].items():

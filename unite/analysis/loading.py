@@ -3,7 +3,6 @@
 import argparse
 import copy
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from unite.errors import UserError
 from unite.export import is_exported
 from unite.messages import one_line, shown
 from unite.module import UniteModule
-from unite.output_folder import write_whole
 from unite.run_folder import find_checkpoint, find_run_config, read_checkpoint, require_writable
 
 STAGES = {"train": "fit", "val": "validate", "test": "test"}
@@ -176,19 +174,3 @@ def claim_output(folder: Path, marker: str, overwrite: bool) -> None:
     if (folder / marker).exists() and not overwrite:
         raise UserError(f"{shown(folder / marker)} exists; add --overwrite to replace it, or choose another --output")
     require_writable(folder)
-
-
-def write_json(value: Any, path: Path) -> Path:
-    """Write plain values; numbers that are not finite become null, which JSON has."""
-    write_whole(path, (json.dumps(_finite(value), indent=1) + "\n").encode())
-    return path
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value

@@ -5,10 +5,8 @@ with one seed and in double precision, so that it comes out alike everywhere. Nu
 digits with one another, and with nothing else.
 """
 
-import contextlib
 import hashlib
 import logging
-import os
 from pathlib import Path
 
 import torch
@@ -18,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from unite.modalities.features import FeatureNetwork
+from unite.output_folder import write_whole
 
 VERSION = "1"  # of network and training: change it with either, and say so in the changelog
 NUM_STEPS = 300
@@ -92,16 +91,11 @@ def load_or_train(root: Path, pixels: Tensor, labels: Tensor) -> DigitFeatures:
         except (SafetensorError, OSError, RuntimeError):
             logger.warning("training the network behind fid_digits anew: %s is damaged", file)
     network = train(pixels, labels)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(save(network.state_dict(), {"training_data": key}))
-        os.replace(temporary, file)
+        write_whole(file, save(network.state_dict(), {"training_data": key}))
     except OSError as error:
         logger.warning("cannot keep the network behind fid_digits in %s (%s); it takes seconds to train", root, error)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return network
 
 

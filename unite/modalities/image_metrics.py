@@ -7,7 +7,6 @@ the metrics of the whole. Letters: D features, L classes of the feature network.
 
 import functools
 import logging
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from unite.errors import UserError
 from unite.messages import is_quiet
 from unite.modalities.features import FeatureNetwork
 from unite.modalities.inception import WEIGHTS_HINT, WEIGHTS_VARIABLE, inception_weights, load_inception
+from unite.output_folder import replacing
 
 #: Images whose features are kept for KID, precision and recall.
 NUM_KEPT = 10_000
@@ -70,13 +70,8 @@ class FeatureStatistics:
         arrays = {"mu": self.mean.cpu().numpy(), "sigma": self.covariance.cpu().numpy()}
         if self.features is not None:
             arrays["features"] = self.features.cpu().numpy()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes a flag by keyword
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes a flag by keyword
 
     @classmethod
     def load(cls, path: Path, num_features: int) -> Self:

@@ -6,7 +6,6 @@ Nothing is left out: what is no molecule is written and drawn too, with the reas
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from unite.modalities.molecule_graph import MolecularGraph, assemble
 from unite.modalities.molecule_graph_files import FLAT_REMARK, draw_graph, graph_mol_block, graph_properties
 from unite.modalities.molecule_perception import Molecule, Perception, molecule_key, perceive, perceive_all, short_pairs
+from unite.output_folder import replacing
 
 _MAX_SDF_COORDINATE: Final = 9999.0  # Å; larger ones do not fit the columns of an SDF
 _CELL: Final = (260, 240)  # width and height in pixels, legend included
@@ -61,7 +61,7 @@ def write_sdf(molecules: Sequence[Molecule | MolecularGraph], path: str | Path) 
         molecules: Molecules to write, in this order; all of one kind.
         path: File to write; replaced if it exists.
     """
-    with _replacing(path) as file, rdBase.BlockLogs():
+    with _text_replacing(path) as file, rdBase.BlockLogs():
         perceptions = iter(perceive_all([molecule for molecule in molecules if isinstance(molecule, Molecule)]))
         for index, molecule in enumerate(molecules):
             name = f"molecule {index}"
@@ -94,7 +94,7 @@ def write_xyz(molecules: Sequence[Molecule], path: str | Path) -> None:
         molecules: Molecules to write, in this order.
         path: File to write; replaced if it exists.
     """
-    with _replacing(path) as file:
+    with _text_replacing(path) as file:
         for molecule, found in zip(molecules, perceive_all(molecules), strict=True):
             columns = "species:S:1:pos:R:3"
             rows = [
@@ -304,13 +304,7 @@ def _symbol(atomic_number: int) -> str:
 
 
 @contextmanager
-def _replacing(path: str | Path) -> Iterator[TextIO]:
-    """Text file under a temporary name beside ``path``, which takes its place when all has gone well."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _text_replacing(path: str | Path) -> Iterator[TextIO]:
+    """Text file that takes the place of ``path`` when all has gone well."""
+    with replacing(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        yield file

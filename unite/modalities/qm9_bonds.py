@@ -5,41 +5,33 @@ interrupted run continues. A manifest in JSON lists the molecules without bonds,
 the data set's SMILES.
 """
 
-import hashlib
 import json
 import logging
-import multiprocessing
-import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import rdkit
 import torch
 from rdkit import Chem, rdBase
 from torch import Tensor
-from tqdm import tqdm
 
 from unite.folders import require_writable
 from unite.messages import info, shown
-from unite.modalities import molecule_perception
 from unite.modalities.molecule_graph import graph_from_mol
 from unite.modalities.molecule_perception import Molecule, hash_key, molecule_key, perceive_all
-from unite.modalities.molecule_scores import leave_interrupts_to_the_parent, num_cpus
+from unite.modalities.molecule_scores import num_cpus
+from unite.modalities.perception_chunks import MOLECULES_PER_CHUNK, fingerprint, perceive_chunks, perception_bar
 from unite.modalities.qm9_cache import (
     WRITE_HINT,
     DamagedCacheError,
     MoleculeTable,
-    checksum,
     load_tensors,
     save_tensors,
 )
-
-MOLECULES_PER_CHUNK = 2000
+from unite.output_folder import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -133,10 +125,8 @@ def load_or_perceive(table: MoleculeTable, folder: Path, molecules_per_chunk: in
 
 def bond_file(table: MoleculeTable, folder: Path) -> Path:
     """File of the bonds; its name changes with the molecules, with the rules of perception, and with RDKit."""
-    rules = Path(molecule_perception.__file__).read_text(encoding="utf8")
     molecules = {"z": table.z, "pos": table.pos, "ptr": table.ptr}
-    tied = hashlib.sha256(f"{checksum(molecules)} {rdkit.__version__} {rules}".encode()).hexdigest()[:12]
-    return folder / f"bonds-{len(table)}-{tied}.safetensors"
+    return folder / f"bonds-{len(table)}-{fingerprint(molecules)}.safetensors"
 
 
 def manifest_file(path: Path) -> Path:
@@ -167,25 +157,9 @@ def perceive_in_chunks(table: MoleculeTable, parts: Path, molecules_per_chunk: i
     for file, (start, end) in zip(files, pairwise(bounds), strict=True):
         if not is_readable(file):
             missing[file] = as_molecules(table, start, end), smiles[start:end], table.molecule_id[start:end].tolist()
-    num_missing = sum(len(molecules) for molecules, _, _ in missing.values())
-    with tqdm(
-        total=len(table), initial=len(table) - num_missing, desc="perceiving bonds", unit="mol", smoothing=0.1
-    ) as bar:
-        if len(missing) <= 1:
-            for file, job in missing.items():
-                save_chunk(perceive_chunk(*job), file)
-                bar.update(len(job[0]))
-        else:
-            num_processes = min(num_cpus(), len(missing))
-            pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context(), leave_interrupts_to_the_parent)
-            try:
-                waiting = {pool.submit(perceive_chunk, *job): (file, len(job[0])) for file, job in missing.items()}
-                for done in as_completed(waiting):
-                    file, num_molecules = waiting[done]
-                    save_chunk(done.result(), file)
-                    bar.update(num_molecules)
-            finally:  # interrupted, do not begin another chunk
-                pool.shutdown(wait=True, cancel_futures=True)
+    num_processes = min(num_cpus(), len(missing))
+    with perception_bar(missing, len(table), "perceiving bonds") as bar:
+        perceive_chunks(perceive_chunk, missing, save_chunk, bar, num_processes)
     for file in files:
         yield load_tensors(file)
 
@@ -259,7 +233,7 @@ def key_of_smiles(smiles: str) -> str | None:
     return None if mol is None else molecule_key(mol)  # type: ignore[redundant-expr]  # RDKit's stubs know no None
 
 
-def save_chunk(arrays: dict[str, np.ndarray], file: Path) -> None:
+def save_chunk(file: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a finished chunk."""
     save_tensors({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, file)
 
@@ -276,9 +250,4 @@ def write_manifest(path: Path, table: MoleculeTable, remarks: list[dict[str, obj
         "without_bonds": without,
         "other_than_smiles": differing,
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, (json.dumps(manifest, indent=1) + "\n").encode())

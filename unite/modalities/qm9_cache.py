@@ -4,7 +4,6 @@ import csv
 import hashlib
 import importlib.util
 import logging
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from unite.errors import UserError
 from unite.folders import require_writable
+from unite.output_folder import write_whole
 
 Split = Literal["train", "val", "test"]
 
@@ -167,13 +167,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Writes a file under a temporary name in the same folder, then renames: nobody reads half a file."""
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     metadata = {"version": str(CACHE_VERSION), "checksum": checksum(tensors)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # Not safetensors' save_file, which keeps all other users from reading the file.
-        temporary.write_bytes(save(tensors, metadata))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not safetensors' save_file, which keeps all other users from reading the file.
+    write_whole(path, save(tensors, metadata))
 
 
 def checksum(tensors: dict[str, Tensor]) -> str:

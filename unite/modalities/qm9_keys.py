@@ -3,35 +3,21 @@
 Finished chunks are kept as they come, so that an interrupted run continues.
 """
 
-import hashlib
 import logging
-import multiprocessing
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import pairwise
 from pathlib import Path
 
-import rdkit
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from unite.folders import require_writable
 from unite.messages import info, shown
-from unite.modalities import molecule_perception
 from unite.modalities.molecule_perception import Molecule, hash_key, molecule_key, perceive_all
-from unite.modalities.molecule_scores import leave_interrupts_to_the_parent, num_cpus
-from unite.modalities.qm9_cache import (
-    WRITE_HINT,
-    DamagedCacheError,
-    MoleculeTable,
-    checksum,
-    load_tensors,
-    save_tensors,
-)
+from unite.modalities.molecule_scores import num_cpus
+from unite.modalities.perception_chunks import MOLECULES_PER_CHUNK, fingerprint, perceive_chunks, perception_bar
+from unite.modalities.qm9_cache import WRITE_HINT, DamagedCacheError, MoleculeTable, load_tensors, save_tensors
 
-MOLECULES_PER_CHUNK = 2000
 MOLECULES_PER_SECOND = 900
 """What one core perceives, roughly; it says in advance how long that takes."""
 
@@ -85,12 +71,6 @@ def select(table: MoleculeTable, rows: Tensor, are_hydrogens_counted: bool) -> d
     return tensors | ({"num_hydrogens": table.num_hydrogens[atoms]} if are_hydrogens_counted else {})
 
 
-def fingerprint(molecules: dict[str, Tensor]) -> str:
-    """Short name that changes with the molecules, with the rules of perception, and with RDKit."""
-    rules = Path(molecule_perception.__file__).read_text(encoding="utf8")
-    return hashlib.sha256(f"{checksum(molecules)} {rdkit.__version__} {rules}".encode()).hexdigest()[:12]
-
-
 def make_keys(molecules: dict[str, Tensor], path: Path) -> Tensor:
     """Sorted distinct hashed keys of the valid ones among flat molecules, with a progress bar.
 
@@ -105,51 +85,21 @@ def make_keys(molecules: dict[str, Tensor], path: Path) -> Tensor:
         for first, end in pairwise(molecules["ptr"].tolist())
     ]
     keys: set[int] = set()
-    missing: dict[Path, list[Molecule]] = {}
+    missing: dict[Path, tuple[list[Molecule]]] = {}
     for start, end in pairwise([*range(0, len(given), MOLECULES_PER_CHUNK), len(given)]):
         part = path.with_suffix(f".{start}-{end}.part")
         try:
             keys.update(load_tensors(part)["keys"].tolist())
         except DamagedCacheError:
-            missing[part] = given[start:end]
-    num_missing = sum(map(len, missing.values()))
-    with tqdm(
-        total=len(given),
-        initial=len(given) - num_missing,
-        desc="perceiving training molecules",
-        unit="mol",
-        smoothing=0.1,
-    ) as bar:
+            missing[part] = (given[start:end],)
 
-        def keep(part: Path, found: list[int]) -> None:
-            save_tensors({"keys": torch.tensor(found, dtype=torch.long)}, part)
-            keys.update(found)
-            bar.update(len(missing[part]))
+    def keep(part: Path, found: list[int]) -> None:
+        save_tensors({"keys": torch.tensor(found, dtype=torch.long)}, part)
+        keys.update(found)
 
-        perceive_chunks(missing, keep)
+    with perception_bar(missing, len(given), "perceiving training molecules") as bar:
+        perceive_chunks(keys_of, missing, keep, bar, num_processes(len(missing)), start_method="fork")
     return torch.tensor(sorted(keys), dtype=torch.long)
-
-
-def perceive_chunks(chunks: dict[Path, list[Molecule]], keep: Callable[[Path, list[int]], None]) -> None:
-    """Find the keys of chunks of molecules on all cores.
-
-    Args:
-        chunks: The molecules of each file.
-        keep: Is given a file and its keys, in any order.
-    """
-    if num_processes(len(chunks)) == 1:
-        for part, molecules in chunks.items():
-            keep(part, keys_of(molecules))
-        return
-    workers = ProcessPoolExecutor(
-        num_processes(len(chunks)), multiprocessing.get_context("fork"), leave_interrupts_to_the_parent
-    )
-    try:
-        waiting = {workers.submit(keys_of, molecules): part for part, molecules in chunks.items()}
-        for done in as_completed(waiting):
-            keep(waiting[done], done.result())
-    finally:  # interrupted, do not begin another chunk
-        workers.shutdown(wait=True, cancel_futures=True)
 
 
 def num_processes(num_chunks: int) -> int:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from unite.errors import UserError
 from unite.folders import require_writable
 from unite.modalities.image_files import SmallImages, center_crop, class_folders, list_images, open_image
 from unite.modalities.image_shards import MANIFEST, Manifest, Shard
+from unite.output_folder import replacing, write_whole
 
 PROGRESS = ".prepare.json"
 SPLITS = ("train", "val", "test")
@@ -104,7 +104,7 @@ def write_shards(source: Path, folder: Path, settings: ShardSettings, num_worker
                 shard, bad = _write_shard(folder / name, images, source, settings, pool, bar)
                 done[name] = {**asdict(shard), "skipped": bad}
                 skipped += bad
-                _write_text(folder / PROGRESS, json.dumps({"plan": plan.fingerprint, "shards": done}))
+                write_whole(folder / PROGRESS, json.dumps({"plan": plan.fingerprint, "shards": done}).encode())
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted: {len(done)} of {len(plan.shards)} shards are written; the same command continues"
@@ -115,7 +115,7 @@ def write_shards(source: Path, folder: Path, settings: ShardSettings, num_worker
         if record["num_samples"]:
             splits.setdefault(name.split("-")[0], []).append(Shard(name, record["num_samples"], record["num_bytes"]))
     manifest = Manifest(plan.class_names, settings.image_size, splits, plan.fingerprint, tuple(skipped))
-    _write_text(folder / MANIFEST, manifest.to_json())
+    write_whole(folder / MANIFEST, manifest.to_json().encode())
     (folder / PROGRESS).unlink(missing_ok=True)
     return manifest
 
@@ -179,9 +179,8 @@ def _write_shard(
     """
     bad: list[str] = []
     num_samples = 0
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for image, encoded in zip(images, _encode_all(images, settings, pool), strict=True):
                 bar.update()
                 if isinstance(encoded, UserError):
@@ -196,12 +195,9 @@ def _write_shard(
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
                 num_samples += 1
-        num_bytes = temporary.stat().st_size
-        os.replace(temporary, path)
+        num_bytes = path.stat().st_size
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror or error}); make room, then repeat to go on") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return Shard(path.name, num_samples, num_bytes), bad
 
 
@@ -232,12 +228,3 @@ def _encode(path: Path, settings: ShardSettings) -> tuple[bytes, str] | UserErro
     else:
         image.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue(), f".{settings.format}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
