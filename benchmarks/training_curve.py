@@ -49,11 +49,11 @@ def read_curves(run: Path, metrics: list[str]) -> dict[str, Curve]:
 
 
 def markdown(curves: dict[str, Curve]) -> str:
-    """Table with a row for each evaluation; metrics logged at other steps than the first one are left out of it."""
-    first = next(iter(curves.values()))
-    columns = {name: curve for name, curve in curves.items() if [row[0] for row in curve] == [row[0] for row in first]}
+    """Table with a row for each evaluation; metrics logged at other steps, as training losses are, are left out."""
+    rarest = min(curves.values(), key=len)
+    columns = {name: curve for name, curve in curves.items() if [row[0] for row in curve] == [row[0] for row in rarest]}
     lines = [f"| step | minutes | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
-    for index, (step, minutes, _) in enumerate(first):
+    for index, (step, minutes, _) in enumerate(rarest):
         values = " | ".join(f"{curve[index][2]:.4g}" for curve in columns.values())
         lines.append(f"| {step + 1:,} | {minutes:.0f} | {values} |")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tests.conftest import TESTS, RunCli
-from unite import UniteModule, UserError
+from unite import UniteModule, UserError, score_molecules
 from unite.callbacks import WeightAveraging
 from unite.export import export_checkpoint, push_to_hub, require_known_classes
 from unite.generative_encoder import GenerativeEncoder
@@ -79,6 +79,12 @@ def test_a_shared_model_is_the_model(module: UniteModule, shared: Path) -> None:
         assert torch.equal(weights[name], value), name
     first, second = (each.generate("image", 4, seed=3, num_steps=3) for each in (module, loaded))
     assert all((one == other).all() for one, other in zip(first, second, strict=True))
+
+
+def test_the_model_in_the_repository_generates_molecules() -> None:
+    module = UniteModule.from_pretrained(TESTS.parent / "docs/results/qm9_two_hours/model")
+    scores = score_molecules(module.generate("molecule", 100, solver="ancestral", seed=0))
+    assert scores["validity"] > 0.6  # 0.78 of 10,000 (docs/results/qm9_two_hours.md)
 
 
 def test_nothing_of_the_machine_travels(shared: Path) -> None:
