@@ -36,6 +36,8 @@ def main() -> None:
 
 def read_curves(run: Path, metrics: list[str]) -> dict[str, Curve]:
     """The logged values of each metric of a run."""
+    if not list(run.glob("events.*")):
+        raise SystemExit(f"{run} is no run folder: it has no TensorBoard events")
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     names = events.Tags()["scalars"]
     missing = [metric for metric in metrics if metric not in names]
