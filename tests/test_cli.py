@@ -586,7 +586,8 @@ def test_metrics_are_valid_json(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:no VGG16 weights")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_config_takes_a_step(run_cli: RunCli, config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_config_takes_a_step(run_cli: RunCli, config: Path, precision: str, tmp_path: Path) -> None:
     settings = yaml.safe_load(config.read_text())
     datamodule = settings["data"]["class_path"]
     data = tiny(settings["data"], tmp_path / "data")
@@ -594,7 +595,7 @@ def test_config_takes_a_step(run_cli: RunCli, config: Path, tmp_path: Path) -> N
     for callback in callbacks:
         if callback["class_path"].endswith("GenerationMetrics"):
             callback["init_args"].update(num_samples=4, num_steps=2)
-    trainer = {"accelerator": "cpu", "precision": "32-true", "fast_dev_run": 1, "callbacks": callbacks}
+    trainer = {"accelerator": "cpu", "precision": precision, "fast_dev_run": 1, "callbacks": callbacks}
     trainer["default_root_dir"] = str(tmp_path / "run")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"data": data, "trainer": trainer}))
     if datamodule.endswith("ImageFolderDataModule"):

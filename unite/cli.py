@@ -86,6 +86,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         with quiet(is_quiet):
             run_command(args)
+            sys.stdout.flush()
     except UserError as error:
         if is_debug:
             traceback.print_exc()
@@ -101,6 +102,9 @@ def main(args: list[str] | None = None) -> int:
         return 130
     except SystemExit as error:  # --help and --print_config end this way
         return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BrokenPipeError:  # whoever read the output has enough; commands write their files before they print
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return 0
     except OSError as error:  # a full disk, a folder that vanished: not for us to mend
         if is_debug:
             traceback.print_exc()

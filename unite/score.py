@@ -180,6 +180,13 @@ def _score_molecules(options: argparse.Namespace) -> None:
     if options.routes:
         entries = map(parse, read_records(files))
         values |= route_metrics(options.routes, [None if file_reason(item) else item.molecule for item in entries])
+    rejects = {
+        "num_rejected": len(scores.rejects),
+        "unknown_elements": dict(scores.unknown_elements.most_common()),
+        "rejected": scores.rejects,
+    }
+    # Before anything is printed: whoever reads the output may stop reading.
+    written = [write_json(folder / "metrics.json", values), write_json(folder / "rejects.json", rejects)]
     print(f"{scores.num_records:,} molecules in {', '.join(map(shown, files[:3]))}{', ...' if files[3:] else ''}")
     if not as_written:
         print("bonds perceived from elements and coordinates; denominators count every record")
@@ -189,14 +196,11 @@ def _score_molecules(options: argparse.Namespace) -> None:
         print(f"novelty: {novelty}")
     if num_flat := round(values["reject/flat"] * scores.num_records):
         print(f"{num_flat:,} are drawings in the plane (2D), all rejected; --bonds as_written judges their bonds")
+    if not scores.num_with_hydrogens:
+        print("no molecule has a hydrogen, which perception needs; add them, or count them in a column num_hydrogens")
     for symbol, number in scores.unknown_elements.most_common():
         print(f"unknown element {symbol}: in {number:,} molecules, all rejected")
-    rejects = {
-        "num_rejected": len(scores.rejects),
-        "unknown_elements": dict(scores.unknown_elements.most_common()),
-        "rejected": scores.rejects,
-    }
-    for path in (write_json(folder / "metrics.json", values), write_json(folder / "rejects.json", rejects)):
+    for path in written:
         print(f"wrote {shown(path)}")
 
 
@@ -232,23 +236,23 @@ def _score_images(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is {value}; it must be at least 1")
     reference: Path | ImageFiles = options.reference
     images = ImageFiles(options.path, options.channels, options.image_size)
-    if options.reference.suffix != ".npz":
+    if options.reference.suffix.lower() != ".npz":
         reference = ImageFiles(options.reference, options.channels, options.image_size)
     device = torch_device(options.device)
     folder = _output_folder(options)
     network = _feature_network(options, images)
     values = score_images(images, reference, network, options.batch_size, device)
+    written = [write_json(folder / "metrics.json", values)]
+    if rejects := images.rejects | (reference.rejects if isinstance(reference, ImageFiles) else {}):
+        written.append(write_json(folder / "rejects.json", rejects))
     print(f"{images.num_used:,} images in {shown(images.folder)} against {shown(options.reference)}")
     if network.name:
         print(f"features of the network {network.name}: compare these metrics only with others of that name")
     if not isinstance(reference, ImageFiles) and network.metric("kid") not in values:
         print("no KID, precision and recall: the file has no features of single images")
     print(as_table({name: value for name, value in values.items() if not name.startswith("num_")}))
-    written = [write_json(folder / "metrics.json", values)]
-    rejects = images.rejects | (reference.rejects if isinstance(reference, ImageFiles) else {})
     if rejects:
         print(f"{len(rejects):,} files were left out, because they cannot be used")
-        written.append(write_json(folder / "rejects.json", rejects))
     for path in written:
         print(f"wrote {shown(path)}")
 

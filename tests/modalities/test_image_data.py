@@ -35,7 +35,7 @@ from unite.modalities.image_data import (
     ImageFolderDataModule,
     ImagesInMemory,
 )
-from unite.modalities.image_files import center_crop, load_pixels, open_image
+from unite.modalities.image_files import center_crop, list_images, load_pixels, open_image
 from unite.modalities.image_shards import (
     MANIFEST,
     Manifest,
@@ -814,3 +814,37 @@ def test_prepare_qm9_builds_the_cache(run_cli: RunCli, tmp_path: Path, monkeypat
     assert result.code == 0, result.err
     assert "64 molecules in" in result.out
     assert (tmp_path / "qm9pack.safetensors").is_file()
+
+
+# Pictures of other programs
+
+
+def test_orientation_is_that_which_people_see(tmp_path: Path) -> None:
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "turned.png", 3)), np.asarray(upright))
+
+
+def test_floats_are_scaled_or_refused(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "a.tif", 1)), (values * 255).round())
+    Image.fromarray(values * 300).save(tmp_path / "b.tif")
+    with pytest.raises(UserError, match=r"b\.tif.*scale is not known"):
+        open_image(tmp_path / "b.tif", 1)
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(UserError, match="cannot identify"):
+        open_image(tmp_path / "a.png", 3)
+
+
+def test_hidden_folders_are_left_out(tmp_path: Path) -> None:
+    for folder in ("cat", "cat/deep", "cat/.ipynb_checkpoints"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
+    assert list_images(tmp_path).paths == [tmp_path / "cat/a.png", tmp_path / "cat/deep/a.png"]

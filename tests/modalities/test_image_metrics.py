@@ -739,3 +739,18 @@ def test_parts_of_the_inception_score_are_equal_and_see_every_class() -> None:
     for num_classes in (3, 10):
         counts = torch.stack([(numbers[parts == part] % num_classes).bincount() for part in range(10)])
         assert counts.min() > 0.75 * counts.max()
+
+
+@pytest.mark.parametrize(
+    ("mean", "covariance", "words"),
+    [
+        (np.full(4, np.nan), np.eye(4), "not finite"),
+        (np.zeros(4), np.diag([1.0, 1.0, 1.0, np.inf]), "not finite"),
+        (np.zeros(4), np.triu(np.ones((4, 4))), "no covariance"),
+        (np.zeros(4), -np.eye(4), "no covariance"),
+    ],
+)
+def test_statistics_that_are_none_are_refused(tmp_path: Path, mean: Any, covariance: Any, words: str) -> None:
+    np.savez(tmp_path / "stats.npz", mu=mean, sigma=covariance)
+    with pytest.raises(UserError, match=words):
+        FeatureStatistics.load(tmp_path / "stats.npz", 4)

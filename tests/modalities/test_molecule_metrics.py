@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
@@ -17,6 +19,7 @@ from unite.modalities.molecule_metrics import (
     MoleculeGenerationMetrics,
     MoleculeReconstructionMetrics,
     kabsch_rmsd,
+    score_molecules,
 )
 from unite.modalities.molecule_perception import (
     REJECT_REASONS,
@@ -383,3 +386,13 @@ def test_reconstruction_batches_give_what_the_whole_gives(cuts: list[int]) -> No
         metric.update(*(tensor[start:stop] for tensor in arguments))
     sharded = {name: float(value) for name, value in metric.compute().items()}
     assert sharded == pytest.approx(reconstruction_metrics(*arguments))
+
+
+def test_map_numbers_and_none_do_not_change_what_is_counted() -> None:
+    mol = Chem.AddHs(Chem.MolFromSmiles("CCO"))
+    rdDistGeom.EmbedMolecule(mol, randomSeed=7)
+    mapped = Chem.Mol(mol)
+    for atom in mapped.GetAtoms():
+        atom.SetAtomMapNum(atom.GetIdx() + 1)
+    assert molecule_key(mapped) == molecule_key(mol) == "CCO"
+    assert score_molecules([mol, None])["validity"] == 0.5

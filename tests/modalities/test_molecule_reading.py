@@ -175,3 +175,35 @@ def test_a_folder_with_both_formats_is_ambiguous(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--format sdf or --format xyz"):
         find_files(tmp_path)
     assert [path.name for path in find_files(tmp_path, "xyz")] == ["samples.xyz"]
+
+
+def test_files_of_qm9_as_they_are_published(tmp_path: Path) -> None:
+    rows = [row.replace(" ", "\t") + "\t-0.13" for row in METHANE_ROWS]
+    rows[1] = "H\t0.6\t-8.7796*^-6\t0.1D+01\t-0.13"
+    frame = ["5", "gdb 1\t157.7", *rows, "1341.307\t1341.3284", "C\tC\t", "InChI=1S/CH4/h1H4\tInChI=1S/CH4/h1H4"]
+    entries = read(write(tmp_path / "a.xyz", "\n".join([*frame, *frame])))
+    assert [entry.error for entry in entries] == ["", ""]
+    assert entries[1].molecule is not None
+    np.testing.assert_array_equal(entries[1].molecule.positions[1], [0.6, -8.7796e-6, 1.0])
+
+
+def test_utf_16_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz").write_bytes("\n".join(["5", "", *METHANE_ROWS, ""]).encode("utf-16"))
+    assert [entry.error for entry in read(tmp_path / "a.xyz")] == [""]
+
+
+@pytest.mark.parametrize(
+    ("items", "error"),
+    [
+        ({"positions": "2 5 7"}, ""),  # of another program
+        ({"positions": " ".join(["0"] * 15), "reject_reason": ""}, "its positions contradict those of its atoms"),
+        ({"positions": "0 0", "reject_reason": ""}, "a coordinate"),
+    ],
+)
+def test_positions_apart_never_override_the_atoms(tmp_path: Path, items: dict[str, str], error: str) -> None:
+    write_sdf(REALS[:1], tmp_path / "a.sdf")
+    block = (tmp_path / "a.sdf").read_text().partition("M  END\n")[0]
+    data = "".join(f">  <{name}>\n{value}\n\n" for name, value in items.items())
+    (entry,) = read(write(tmp_path / "b.sdf", block + "M  END\n" + data + "$$$$\n"))
+    assert entry.error.startswith(error)
+    assert bool(entry.error) == bool(error)

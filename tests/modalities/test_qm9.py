@@ -565,7 +565,12 @@ def test_without_package_and_network_the_error_says_what_to_install(tmp_path: Pa
 def test_pyg_and_qm9pack_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     z, pos = torch.tensor([6, 1]), torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.1]])
     dataset = [Data(z=z, pos=pos + i, smiles="C", idx=i) for i in range(MIN_MOLECULES)]
-    monkeypatch.setattr("torch_geometric.datasets.QM9", lambda root: dataset)
+
+    def pyg_data(root: str, force_reload: bool = False) -> list[Data]:
+        assert force_reload, "PyG unpickles the processed files that it finds, which may be a stranger's"
+        return dataset
+
+    monkeypatch.setattr("torch_geometric.datasets.QM9", pyg_data)
     table = QM9DataModule(str(tmp_path), source="pyg").table()
     assert table.molecule_id.tolist() == [1, 2, 3, 4, 5, 6, 7]  # PyG counts from 0, QM9 from 1
     assert torch.equal(table.pos[2:4], pos + 1)

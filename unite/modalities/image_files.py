@@ -2,18 +2,21 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from unite.errors import UserError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # those of the suffixes
+_ORIENTATION = 0x0112  # the EXIF tag
 
 SmallImages = Literal["refuse", "enlarge"]
 
@@ -70,7 +73,7 @@ def list_images(folder: Path, class_names: Sequence[str] | None = None) -> Image
     for name in found:
         files = sorted(
             Path(parent, file)
-            for parent, _, files in os.walk(folder / name, followlinks=True)
+            for parent, files in _walk(folder / name)
             for file in files
             if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
         )
@@ -81,6 +84,13 @@ def list_images(folder: Path, class_names: Sequence[str] | None = None) -> Image
         paths += files
         labels += [names.index(name)] * len(files)
     return ImageFolder(names, paths, labels)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Folders and the files in them, at any depth, without hidden ones such as Jupyter's copies."""
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield parent, files
 
 
 def _some(names: Sequence[str]) -> str:
@@ -99,15 +109,32 @@ def open_image(source: Path | bytes, channels: int, name: str | None = None) -> 
         UserError: It is damaged, truncated, or no image.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        # Only these formats: Pillow would hand EPS to Ghostscript, which runs programs.
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=_FORMATS) as image:
             image.load()
+            if image.getexif().get(_ORIENTATION, 1) != 1:
+                ImageOps.exif_transpose(image, in_place=True)  # as people see it
             mode = "L" if channels == 1 else "RGB"
+            if image.mode == "F":
+                return _from_floats(np.asarray(image)).convert(mode)
             if image.mode.startswith("I;16"):  # Pillow would clip the values at 255, not scale them
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert(mode)
             return image.convert(mode)
     except Exception as error:  # what a damaged file makes the decoders raise is not limited to a few classes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read image {name or source!s}: {reason}; replace or remove it") from error
+
+
+def _from_floats(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Image.Image:
+    """A gray image of floats in [0, 1] with 8 bits; Pillow would clip them at 255, not scale them.
+
+    Raises:
+        ValueError: The values lie outside, so that their scale is not known.
+    """
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+        raise ValueError("its pixels are floats outside of [0, 1], whose scale is not known")
+    return Image.fromarray((values * 255).round().astype(np.uint8))
 
 
 def center_crop(image: Image.Image, size: int, small: SmallImages = "refuse", name: str = "image") -> Image.Image:

@@ -98,6 +98,18 @@ class FeatureStatistics:
                 f"{path} has statistics of {mean.numel()} features, but the network gives {num_features}; "
                 "use statistics made with the same network"
             )
+        if not (mean.isfinite().all() and covariance.isfinite().all()):
+            raise UserError(f"{path} has a mean or covariance that is not finite; make it anew")
+        scale = float(covariance.diagonal().abs().max())
+        if (
+            float((covariance - covariance.T).abs().max()) > 1e-3 * scale
+            or float(covariance.diagonal().min()) < -1e-6 * scale
+        ):
+            raise UserError(
+                f"{path} has a sigma that is no covariance: not symmetric, or a negative variance; make it anew"
+            )
+        if features is not None and not features.isfinite().all():
+            raise UserError(f"{path} has features that are not finite; make it anew")
         if features is not None and features.shape[1:] != (num_features,):
             raise UserError(f"{path} has features of shape {tuple(features.shape)}; make it anew")
         return cls(mean, covariance, features)

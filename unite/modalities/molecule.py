@@ -310,7 +310,9 @@ class MoleculeAdapter(ModalityAdapter):
         if self.positions:
             positions = centre(padded(self._positions(samples, check).float(), places, mask), mask)
             if rotate:
-                positions = positions @ random_rotations(len(sizes), device=positions.device)
+                # Under autocast the product would round coordinates to bfloat16, about 0.01 Å.
+                with full_precision(positions.device):
+                    positions = positions @ random_rotations(len(sizes), device=positions.device)
         else:
             positions = torch.zeros(*mask.shape, 3, device=mask.device)
         graph = self._graph(samples, places, mask, check) if self.bonds else None

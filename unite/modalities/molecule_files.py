@@ -19,9 +19,9 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from unite.modalities.molecule_graph import MolecularGraph, assemble
 from unite.modalities.molecule_graph_files import FLAT_REMARK, draw_graph, graph_mol_block, graph_properties
 from unite.modalities.molecule_perception import Molecule, Perception, molecule_key, perceive, perceive_all, short_pairs
+from unite.modalities.molecule_reading import MAX_SDF_COORDINATE
 from unite.output_folder import replacing
 
-_MAX_SDF_COORDINATE: Final = 9999.0  # Å; larger ones do not fit the columns of an SDF
 _CELL: Final = (260, 240)  # width and height in pixels, legend included
 _LEGEND_HEIGHT: Final = 40
 _LEGEND_LETTERS: Final = 36  # per line
@@ -196,7 +196,7 @@ def _properties(found: Perception) -> dict[str, str]:
 
 def _fits_sdf(molecule: Molecule) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     """Which coordinates an SDF can hold, shape (A, 3)."""
-    return np.asarray(np.abs(molecule.positions) <= _MAX_SDF_COORDINATE)  # NaN compares as False
+    return np.asarray(np.abs(molecule.positions) <= MAX_SDF_COORDINATE)  # NaN compares as False
 
 
 def _set_positions(mol: Chem.Mol, molecule: Molecule) -> None:

@@ -154,24 +154,27 @@ class MoleculeGenerationMetrics(Metric):
         return metrics
 
 
-def score_molecules(molecules: Sequence[Molecule | Chem.Mol], train_keys: Tensor | None = None) -> dict[str, float]:
+def score_molecules(
+    molecules: Sequence[Molecule | Chem.Mol | None], train_keys: Tensor | None = None
+) -> dict[str, float]:
     """The metrics of :class:`MoleculeGenerationMetrics` for molecules of any origin.
 
     Args:
         molecules: Molecules as generated, or RDKit molecules with a conformer, of which only elements and positions
-            are used: hydrogens must be atoms. Pass failures as well; fractions are of all that are passed.
+            are used: hydrogens must be atoms. Pass failures as well, None among them,
+            as RDKit's readers give it for what they cannot read; fractions are of all that are passed.
         train_keys: Keys of the training molecules, see :class:`MoleculeGenerationMetrics`; None leaves novelty out.
 
     Raises:
         UserError: An RDKit molecule has no conformer, or a drawing in its place.
     """
     metric = MoleculeGenerationMetrics(train_keys)
-    metric.update([_as_molecule(item) if isinstance(item, Chem.Mol) else item for item in molecules])
+    metric.update([item if isinstance(item, Molecule) else _as_molecule(item) for item in molecules])
     return {name: float(value) for name, value in metric.compute().items()}
 
 
-def _as_molecule(mol: Chem.Mol) -> Molecule:
-    if not mol.GetNumAtoms():
+def _as_molecule(mol: Chem.Mol | None) -> Molecule:
+    if mol is None or not mol.GetNumAtoms():
         return Molecule(np.empty(0, dtype=np.int64), np.empty((0, 3)))
     if not mol.GetNumConformers():
         raise UserError("an RDKit molecule has no conformer; bonds are not read, so positions are needed")

@@ -275,6 +275,8 @@ def molecule_key(mol: Chem.Mol) -> str:
         The key by which uniqueness and novelty count molecules.
     """
     flat = Chem.Mol(mol)
+    for atom in flat.GetAtoms():
+        atom.SetAtomMapNum(0)  # a label of somebody's, which RDKit would write into the SMILES
     Chem.RemoveStereochemistry(flat)  # first: RemoveHs keeps hydrogens that mark the sides of a double bond
     return str(Chem.MolToSmiles(Chem.RemoveHs(flat), isomericSmiles=False))
 

@@ -17,8 +17,15 @@ from rdkit import Chem
 
 from unite.errors import UserError
 from unite.modalities.molecule_perception import Molecule
+from unite.text import open_text
 
 Format = Literal["sdf", "xyz"]
+_Positions = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+MAX_SDF_COORDINATE: Final = 9999.0  # Å; larger ones do not fit the columns of an SDF
+
+#: A symbol or number of an element and the beginning of a coordinate.
+_ATOM_LINE: Final = r"\s*[A-Za-z0-9]{1,3}\s+[-+]?[0-9]*\.?[0-9]+\S*\s+[-+]?\S*[0-9]\S*\s+[-+]?\S*[0-9]"
 
 SUFFIXES: Final[dict[str, Format]] = {".sdf": "sdf", ".sd": "sdf", ".mol": "sdf", ".xyz": "xyz", ".extxyz": "xyz"}
 
@@ -94,7 +101,7 @@ def read_records(files: Sequence[Path]) -> Iterator[Record]:
     for file in files:
         format_ = SUFFIXES[file.suffix.lower()]
         try:
-            with file.open(encoding="utf-8", errors="replace") as lines:
+            with open_text(file, errors="replace") as lines:
                 cut = _cut_sdf(lines) if format_ == "sdf" else _cut_xyz(lines)
                 for number, record in enumerate(cut, start=1):
                     yield Record(str(file), number, format_, record)
@@ -115,7 +122,18 @@ def _cut_sdf(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _cut_xyz(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Frames by their numbers of atoms; what lies between, or breaks off, is a record that cannot be read."""
+    """Frames by their numbers of atoms; one that breaks off, or has lost its number, cannot be read.
+
+    Other text behind a frame is no molecule: the files of QM9 have frequencies, SMILES and InChI behind the atoms.
+    """
+    is_first = True
+    for record in _cut_frames(lines):
+        if is_first or _as_count(record[0]) is not None or any(re.match(_ATOM_LINE, line) for line in record):
+            yield record
+        is_first = False
+
+
+def _cut_frames(lines: Iterable[str]) -> Iterator[list[str]]:
     record: list[str] = []
     missing = 0  # lines of the frame that are still to come
     for line in lines:
@@ -165,8 +183,8 @@ def _parse_sdf(lines: list[str]) -> Entry:
     rows = _v3000_atoms(lines) if "V3000" in lines[3] else _v2000_atoms(lines)
     symbols = [row[0] for row in rows]
     positions = _as_positions([row[1:] for row in rows])
-    if (apart := _property(lines, "positions")) is not None:
-        positions = _as_positions([apart[start : start + 3] for start in range(0, len(apart), 3)])
+    if _is_ours(lines) and (apart := _property(lines, "positions")) is not None:
+        positions = _kept_apart(apart, positions)
     counts = counted_hydrogens(lines)
     if counts is not None:
         symbols, positions = symbols[: len(counts)], positions[: len(counts)]
@@ -179,8 +197,23 @@ def counted_hydrogens(lines: list[str]) -> list[str] | None:
 
     None for other files, which may mean something else by that name.
     """
-    is_ours = any(_property(lines, name) is not None for name in ("reject_reason", "reject_reason_bonds"))
-    return _property(lines, "num_hydrogens") if is_ours else None
+    return _property(lines, "num_hydrogens") if _is_ours(lines) else None
+
+
+def _is_ours(lines: list[str]) -> bool:
+    """Whether `write_sdf` wrote the record: other programs have data items called positions, too."""
+    return any(_property(lines, name) is not None for name in ("reject_reason", "reject_reason_bonds"))
+
+
+def _kept_apart(words: list[str], positions: _Positions) -> _Positions:
+    """Positions as they were generated, of which the atoms of the record have those that an SDF can hold, and zeros."""
+    apart = _as_positions([words[start : start + 3] for start in range(0, len(words), 3)])
+    if apart.shape != positions.shape:
+        raise _UnreadableError("its positions do not fit its atoms")
+    fits = np.abs(apart) <= MAX_SDF_COORDINATE  # NaN compares as False
+    if not np.allclose(np.where(fits, apart, 0.0), positions, rtol=0, atol=1e-3):
+        raise _UnreadableError("its positions contradict those of its atoms")
+    return apart
 
 
 def _v2000_atoms(lines: list[str]) -> list[list[str]]:
@@ -257,16 +290,22 @@ def _columns(comment: str) -> tuple[int, int, int | None]:
     return species, places["pos"], places.get("num_hydrogens")
 
 
-def _as_positions(rows: list[list[str]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _as_positions(rows: list[list[str]]) -> _Positions:
     try:
-        return np.array([[float(word) for word in row] for row in rows], dtype=np.float64).reshape(-1, 3)
+        return np.array([[_as_number(word) for word in row] for row in rows], dtype=np.float64).reshape(-1, 3)
     except ValueError as error:
         raise _UnreadableError(f"a coordinate is no number ({error})") from error
 
 
-def _as_entry(
-    symbols: list[str], positions: np.ndarray[tuple[int, ...], np.dtype[np.float64]], counts: list[str] | None
-) -> Entry:
+def _as_number(word: str) -> float:
+    """A number, also with the exponents of Fortran (0.1D+01) and of QM9's own files (-8.7*^-6)."""
+    try:
+        return float(word)
+    except ValueError:
+        return float(re.sub(r"\*\^|(?<=[0-9.])[dD](?=[-+0-9])", "e", word))
+
+
+def _as_entry(symbols: list[str], positions: _Positions, counts: list[str] | None) -> Entry:
     table = _atomic_numbers()
     numbers = [table.get(symbol.capitalize(), 0) for symbol in symbols]
     hydrogens = None if counts is None else [_as_count(count) for count in counts]

@@ -221,9 +221,11 @@ class MoleculeScores:
     Attributes:
         rejects: The rejected records: file, record, reason, detail.
         unknown_elements: Molecules rejected for an element, by its symbol.
+        num_with_hydrogens: Records that have hydrogens, as atoms or counted.
     """
 
     num_records: int = 0
+    num_with_hydrogens: int = 0
     rejects: list[dict[str, Any]] = field(default_factory=list)
     unknown_elements: Counter[str] = field(default_factory=Counter)
     _counts: Counter[str] = field(default_factory=Counter)
@@ -255,6 +257,7 @@ class MoleculeScores:
             self._reasons[judged.reason] += 1
             reject = {"file": judged.file, "record": judged.number, "reason": judged.reason}
             self.rejects.append(reject | ({"detail": judged.detail} if judged.detail else {}))
+        self.num_with_hydrogens += judged.is_united or judged.symbols["H"] > 0
         if judged.reason == "unknown_element":
             self.unknown_elements.update(judged.detail.split(", "))
         if judged.written is not None:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import importlib.util
 import logging
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from unite.errors import UserError
 from unite.folders import require_writable
 from unite.output_folder import write_whole
+from unite.text import open_text
 
 Split = Literal["train", "val", "test"]
 
@@ -254,14 +256,14 @@ def read_csv_files(paths: list[Path]) -> Iterator[RawMolecule]:
     num_rows = sum(count_lines(path) - 1 for path in paths)
     with tqdm(total=num_rows, desc="reading molecules", unit="mol", smoothing=0.1) as bar:
         for path in paths:
-            with path.open(newline="", encoding="utf8") as file:
+            with open_text(path, newline="") as file:
                 reader = csv.reader(file)
                 header = next(reader, [])
                 columns = ["Index", "SMILES", "Elements", "XYZ_Ang"]
                 if missing := [name for name in columns if name not in header]:
                     raise UserError(f"{path} has no column {', '.join(missing)}; qm9pack files have {columns}")
                 wanted = [header.index(name) for name in columns]
-                for row in reader:
+                for row in filter(None, reader):  # a blank line is an empty list
                     try:
                         yield parse_row(*(row[column] for column in wanted))
                     except (ValueError, IndexError) as error:
@@ -275,12 +277,14 @@ def parse_row(molecule_id: str, smiles: str, elements: str, positions: str) -> R
     Raises:
         ValueError: If a field cannot be read or their lengths differ.
     """
-    atomic_numbers = [atomic_number(symbol) for symbol in elements.strip("[]").replace("'", "").split(",")]
+    atomic_numbers = [atomic_number(symbol) for symbol in re.sub(r"[][\s'\"]", "", elements).split(",")]
     # Five rows of QM9 hold numbers like "0.", which JSON refuses and float() reads.
     values = [float(value) for value in positions.replace("[", "").replace("]", "").split(",")]
     if len(values) != 3 * len(atomic_numbers):
         raise ValueError(f"{len(atomic_numbers)} elements but {len(values)} coordinates in molecule {molecule_id}")
-    return RawMolecule(int(molecule_id), smiles, atomic_numbers, values)
+    if not 0 <= (number := int(molecule_id)) < 2**63:
+        raise ValueError(f"the Index {molecule_id} is not from 0 to 2^63 - 1")
+    return RawMolecule(number, smiles, atomic_numbers, values)
 
 
 @cache
@@ -330,7 +334,8 @@ def read_pyg(folder: Path) -> Iterator[RawMolecule]:
     from torch_geometric.datasets import QM9  # slow to import, and only this source needs it
 
     try:
-        dataset = QM9(str(folder))
+        # Its files are made anew from the raw ones: those that are there may be a stranger's, and PyG unpickles them.
+        dataset = QM9(str(folder), force_reload=True)
     except (OSError, zipfile.BadZipFile) as error:  # URLError is a kind of OSError
         raise UserError(f"cannot download QM9 for PyG ({error}); qm9pack has the same data, {INSTALL_HINT}") from error
     for data in tqdm(dataset, desc="reading molecules", unit="mol"):
