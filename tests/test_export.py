@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from tests.conftest import TESTS, RunCli
 from unite import UniteModule, UserError, score_molecules
 from unite.callbacks import WeightAveraging
-from unite.export import export_checkpoint, push_to_hub, require_known_classes
+from unite.export import export_checkpoint, push_to_hub
 from unite.generative_encoder import GenerativeEncoder
+from unite.known_classes import require_known_classes
 from unite.modalities.image import ImageAdapter
 from unite.trainer import UniteTrainer
 
@@ -241,7 +242,7 @@ OURS = "unite.generative_encoder.GenerativeEncoder"
         (set_model(encoder={"class_path": "unite.module.UniteModule", "init_args": {}}), "is no GenerativeEncoder"),
         (set_model(encoder={"class_path": "unite.gone.Encoder", "init_args": {}}), "unite 0.1.0 does not have"),
         (set_model(time={"class_path": "subprocess.Popen", "init_args": {"args": "true"}}), "is no Configurable"),
-        (set_model(flow_stepz=3), "makes no model: .*flow_stepz"),
+        (set_model(flow_stepz=3), "setting 'flow_stepz', which UniteModule does not have"),
         (set_model(flow_steps=0), "flow_steps is 0"),
         (set_width, "checkpoint of another model: encoder.* is of shape"),
     ],
@@ -257,7 +258,7 @@ def test_damaged_and_dangerous_folders_are_refused_in_one_line(
 
 
 def test_a_class_among_the_arguments_is_looked_at_as_well() -> None:
-    nested = {"part": [{"class_path": "subprocess.Popen", "init_args": {"args": "true"}}]}
+    nested = {"size": [{"class_path": "subprocess.Popen", "init_args": {"args": "true"}}]}
     encoder = {"class_path": OURS, "init_args": nested}
     adapter = {"class_path": "unite.modalities.image.ImageAdapter", "init_args": {}}
     with pytest.raises(UserError, match=r"subprocess\.Popen, which is no Configurable"):

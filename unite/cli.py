@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from unite import __version__
 from unite.errors import TrainingError, UserError
+from unite.known_classes import trusting
 from unite.messages import coloured, quiet
 
 
@@ -58,6 +59,7 @@ common options (all of a command: unite COMMAND --help):
   --quiet             no progress bars and no notes; results, warnings and errors stay
   --model.flow_steps 1 --data.init_args.batch_size 64 ...
                       any key of the config files, overridden
+  --trust             let a run folder name classes that are not unite's and pipe: commands, which run code
   --debug             show the stack trace of a mistake
 
 A run lies in trainer.default_root_dir (default runs/CONFIG): config.yaml, last.ckpt, the best checkpoints,
@@ -75,8 +77,8 @@ def main(args: list[str] | None = None) -> int:
         Exit code: 0 done, 1 failed, 2 wrong input (one line on stderr says what), 130 interrupted.
     """
     args = list(sys.argv[1:] if args is None else args)
-    is_debug, is_quiet = "--debug" in args, "--quiet" in args
-    args = [arg for arg in args if arg not in ("--debug", "--quiet")]
+    is_debug, is_quiet, is_trusting = ("--debug" in args, "--quiet" in args, "--trust" in args)
+    args = [arg for arg in args if arg not in ("--debug", "--quiet", "--trust")]
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="", file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
@@ -84,7 +86,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"unite {__version__}")
         return 0
     try:
-        with quiet(is_quiet):
+        with quiet(is_quiet), trusting(is_trusting):
             run_command(args)
             sys.stdout.flush()
     except UserError as error:

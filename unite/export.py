@@ -16,7 +16,6 @@ import importlib
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from unite import __version__
 from unite.errors import UserError
 from unite.folders import leaving_no_empty_folders, require_writable
+from unite.known_classes import require_known_classes
 from unite.messages import one_line, shown
 from unite.options import OptionParser
 
@@ -238,66 +238,6 @@ def read_exported(folder: Path) -> dict[str, Any]:
         "class_names": class_names,
         "global_step": config.get("global_step", 0),
     }
-
-
-def require_known_classes(settings: Mapping[str, Any], path: Path) -> None:
-    """Refuse settings that name anything but an encoder and adapters, of this package or imported by the user.
-
-    A class_path is an instruction to import a module, and importing runs it. A file from elsewhere may therefore
-    name modules of this package, and those the user has imported on purpose.
-
-    Raises:
-        UserError: There is another name.
-    """
-    from unite.generative_encoder import GenerativeEncoder
-    from unite.modalities.base import ModalityAdapter
-
-    adapters = settings["adapters"]
-    if not isinstance(adapters, dict) or not adapters:
-        raise UserError(f"{path} is damaged: its 'adapters' must be settings by modality")
-    _require_class(settings["encoder"], GenerativeEncoder, path)
-    for adapter in adapters.values():
-        _require_class(adapter, ModalityAdapter, path)
-    rest = [value for name, value in settings.items() if name not in ("encoder", "adapters")]
-    rest += [part["init_args"] for part in (settings["encoder"], *adapters.values())]
-    _require_known_values(rest, path)
-
-
-def _require_known_values(value: Any, path: Path) -> None:
-    """The same for classes among the arguments."""
-    from unite.configurable import Configurable
-
-    if isinstance(value, dict):
-        if "class_path" in value:
-            _require_class(value, Configurable, path)
-        for item in value.values():
-            _require_known_values(item, path)
-    elif isinstance(value, list):
-        for item in value:
-            _require_known_values(item, path)
-
-
-def _require_class(value: Any, base: type, path: Path) -> None:
-    keys = {"class_path": str, "init_args": dict}
-    if not isinstance(value, dict) or {key: type(item) for key, item in value.items()} != keys:
-        raise UserError(f"{path} is damaged: a {base.__name__} must be given by class_path and init_args")
-    class_path: str = value["class_path"]
-    module_name, _, name = class_path.rpartition(".")
-    if module_name.partition(".")[0] == "unite":
-        try:
-            module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise UserError(f"{path} names {class_path}, which unite {__version__} does not have") from error
-    elif module_name in sys.modules:
-        module = sys.modules[module_name]
-    else:
-        raise UserError(
-            f"{path} names {class_path}, which is not part of unite: if you trust it, import {module_name or 'it'} "
-            "first (on the command line: give a --config of your own that names it)"
-        )
-    found = getattr(module, name, None)
-    if not isinstance(found, type) or not issubclass(found, base):
-        raise UserError(f"{path} names {class_path}, which is no {base.__name__}")
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = False, api: Any = None) -> str:

@@ -18,9 +18,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from unite.checkpointing import LAST_CHECKPOINT
 from unite.errors import UserError
-from unite.export import SETTINGS_FILE, is_exported, require_known_classes
+from unite.export import SETTINGS_FILE, is_exported
 from unite.folders import leaving_no_empty_folders, require_writable
 from unite.guards import explained_memory_errors
+from unite.known_classes import require_known_classes, require_known_config
 from unite.messages import info, is_quiet, one_line, shown, silence_noise
 from unite.module import UniteModule
 from unite.options import trainer_options
@@ -239,8 +240,10 @@ class UniteCLI(LightningCLI):
         """The options in the order of precedence, beginning with config files."""
         configs = list(options.config)
         if self.ckpt_path and not configs:
-            if self.exported:
-                require_known_classes(self.checkpoint["hyper_parameters"], self.exported / SETTINGS_FILE)
+            source = self.exported / SETTINGS_FILE if self.exported else self.ckpt_path
+            require_known_classes(self.checkpoint["hyper_parameters"], source)
+            if self.run_config:
+                require_known_config(self.run_config)
             hparams = {k: v for k, v in self.checkpoint["hyper_parameters"].items() if not k.startswith("_")}
             configs = [str(self.run_config or json.dumps({"model": hparams}))]
         args = [f"--config={config}" for config in configs]

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import instantiate_module
 
 from unite.errors import UserError
 from unite.export import is_exported
+from unite.known_classes import require_known_classes, require_known_config
 from unite.messages import one_line, shown
 from unite.module import UniteModule
 from unite.run_folder import find_checkpoint, find_run_config, read_checkpoint, require_writable
@@ -53,6 +54,7 @@ def load_run(options: argparse.Namespace, data_options: list[str]) -> Run:
     if path is None:
         raise UserError("--ckpt_path is missing: name a checkpoint, or a run folder with one")
     checkpoint = read_checkpoint(path)
+    require_known_classes(checkpoint["hyper_parameters"], path)
     step = int(checkpoint.get("global_step", 0))
     del checkpoint
     datamodule = _datamodule(path, options.config, data_options)
@@ -80,7 +82,10 @@ def _device(name: str) -> torch.device:
 def _datamodule(checkpoint: Path, configs: list[Path], options: list[str]) -> LightningDataModule:
     """The datamodule of the config files, or of the run's own config.yaml, with options laid over."""
     data: dict[str, Any] = {}
-    run_config = find_run_config(checkpoint)
+    # What lies within an exported folder is not of the run that it was exported from.
+    run_config = None if is_exported(checkpoint) else find_run_config(checkpoint)
+    if run_config and not configs:
+        require_known_config(run_config)
     for config in configs or ([run_config] if run_config else []):
         try:
             content = yaml.safe_load(config.read_text())

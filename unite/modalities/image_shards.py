@@ -7,6 +7,7 @@ shard that is truncated or missing is noticed instead of quietly making the data
 
 import json
 import random
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -79,9 +80,15 @@ class Manifest:
             values["splits"] = {
                 split: [Shard(**shard) for shard in shards] for split, shards in values["splits"].items()
             }
-            return cls(**{**values, "skipped": tuple(values["skipped"])})
+            manifest = cls(**{**values, "skipped": tuple(values["skipped"])})
+            shard_names = [str(shard.name) for shards in manifest.splits.values() for shard in shards]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{name} is damaged, or no manifest of this version; make the shards anew") from error
+        for shard_name in shard_names:
+            # It becomes part of a path, a URL, or, with `pipe:`, of a command.
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", shard_name):
+                raise UserError(f"{name} names a shard {shard_name!r}; names are of letters, digits, _, . and -")
+        return manifest
 
 
 def locate(root: str, name: str) -> str:
