@@ -610,3 +610,29 @@ def test_config_takes_a_step(run_cli: RunCli, config: Path, precision: str, tmp_
     ]
     result = run_cli("fit", "--config", config, "--config", tmp_path / "tiny.yaml", *sizes)
     assert result.code == 0, result.err
+
+
+def test_a_key_that_occurs_twice_is_refused(run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "o.yaml").write_text("model:\n  flow_steps: 1\nmodel:\n  noise_probability: 0.5\n")
+    result = run_cli("fit", "--config", tmp_path / "o.yaml")
+    assert result.code == 2
+    assert "o.yaml" in result.err
+    assert "'model' occurs twice" in result.err
+
+
+@pytest.mark.parametrize(
+    "content", ["# Größe\ntrainer: {max_steps: 1}\n".encode("latin-1"), b"trainer:\n\tmax_steps: 1\n"]
+)
+def test_a_config_that_cannot_be_read_is_named(run_cli: RunCli, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "o.yaml").write_bytes(content)
+    result = run_cli("fit", "--config", CONFIGS[0], "--config", tmp_path / "o.yaml")
+    assert result.code == 2
+    assert "o.yaml" in result.err.splitlines()[-1]
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = run_cli("sample", "--ckpt_path=~/missing")
+    assert f"{tmp_path}/missing" in result.err

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from unite.run_folder import (
     read_checkpoint,
     require_same_model,
 )
+from unite.text import open_text
 from unite.trainer import UniteTrainer
 
 COMMON_OPTIONS = """Common options: --config FILE (several are merged, later ones win); --ckpt_path PATH, a checkpoint,
@@ -219,6 +221,10 @@ class UniteCLI(LightningCLI):
                 super()._run_subcommand(subcommand)
         except MisconfigurationException as error:
             raise UserError(one_line(error)) from error
+        except (ValueError, RuntimeError) as error:
+            if not _is_raised_by_lightning(error):
+                raise
+            raise UserError(one_line(error)) from error
 
     def before_fit(self) -> None:
         """Say where the run goes."""
@@ -358,13 +364,21 @@ def run(args: list[str]) -> None:
     UniteCLI(args)
 
 
+def _is_raised_by_lightning(error: Exception) -> bool:
+    """Whether an error is of a check of Lightning's own, such as that of EarlyStopping's monitor."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("lightning.")
+
+
 def _require_configs(configs: list[str]) -> None:
-    """Refuse the name of a file that is not there; settings themselves, as JSON, are no name.
+    """Refuse the name of a file that is not there or holds no settings; settings themselves, as JSON, are no name.
 
     Raises:
-        UserError: There is no such file.
+        UserError: There is no such file, it is not text or yaml, or has a key twice, of which one would be dropped.
     """
     for config in configs:
+        if os.path.isfile(config):
+            _require_yaml(Path(config))
         if config.endswith((".yaml", ".yml", ".json")) and not os.path.exists(config):
             folder, name = os.path.split(config)
             there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
@@ -373,6 +387,28 @@ def _require_configs(configs: list[str]) -> None:
             )
             hint = f"; did you mean {os.path.join(folder, close[0])}?" if close else ""
             raise UserError(f"--config {config} does not exist{hint}")
+
+
+def _require_yaml(path: Path) -> None:
+    try:
+        with open_text(path) as file:
+            _UniqueKeyLoader(file).get_single_data()
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} cannot be read: {one_line(error)}") from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's loader, which takes the last of several equal keys without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                message = f"the key {key.value!r} occurs twice, at first further up; put both blocks together"
+                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _default_root(configs: list[str]) -> Path:
@@ -407,4 +443,9 @@ def _early_options(args: list[str]) -> argparse.Namespace:
     except argparse.ArgumentError as error:
         raise UserError(one_line(error)) from error
     options.others = options_others
+    options.config = [os.path.expanduser(config) for config in options.config]
+    # The shell leaves ~ alone in --option=~/folder.
+    for name in ("ckpt_path", "root"):
+        if (value := getattr(options, name)) is not None:
+            setattr(options, name, os.path.expanduser(value))
     return options

@@ -155,7 +155,7 @@ def find_checkpoint(path: str | None) -> Path | None:
     """
     if path is None:
         return None
-    found = Path(path)
+    found = Path(path).expanduser()
     if found.is_dir():
         is_shared = (found / SETTINGS_FILE).is_file() and not (found / LAST_CHECKPOINT).is_file()
         found = found / (WEIGHTS_FILE if is_shared else LAST_CHECKPOINT)
