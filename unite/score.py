@@ -125,7 +125,7 @@ def _output_path(options: argparse.Namespace) -> Path:
     """The folder asked for, or one named after what is scored, beside it."""
     path: Path = options.path
     name = path.resolve().name if path.is_dir() else f"{path.stem}_{path.suffix[1:]}"
-    folder: Path = options.output or path.resolve().parent / f"{name}_scores"
+    folder: Path = options.output or (path.resolve() if path.is_dir() else path.absolute()).parent / f"{name}_scores"
     return folder
 
 

@@ -848,3 +848,10 @@ def test_hidden_folders_are_left_out(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
     assert list_images(tmp_path).paths == [tmp_path / "cat/a.png", tmp_path / "cat/deep/a.png"]
+
+
+def test_paths_may_have_any_letters(tmp_path: Path) -> None:
+    write_folder(tmp_path / "Bilder_ü", {"train": 2, "val": 2})
+    datamodule = ImageFolderDataModule(str(tmp_path / "Bilder_ü"), image_size=8, batch_size=2, small_images="enlarge")
+    datamodule.setup("fit")
+    assert next(iter(datamodule.train_dataloader()))["image"]["images"].shape[0] == 2

@@ -4,6 +4,7 @@ Every step is ``{"image": {"images": (B, C, H, W) float32 in [0, 1], "labels": (
 a folder, see :class:`unite.modalities.image_shards.WebDatasetDataModule`.
 """
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from multiprocessing.pool import ThreadPool
@@ -105,14 +106,14 @@ class ImagesOnDisk(ImageRows):
     def __init__(self, folder: ImageFolder, size: int, channels: int, small: SmallImages) -> None:
         super().__init__(torch.tensor(folder.labels))
         # One array: a list of a million strings would be copied into every worker by counting references.
-        self.paths = np.array([str(path) for path in folder.paths], dtype=np.bytes_)
+        self.paths = np.array([os.fsencode(path) for path in folder.paths], dtype=np.bytes_)
         self.size = size
         self.channels = channels
         self.small = small
 
     def load(self, row: int) -> Tensor:
         """Pixels of one image."""
-        return load_pixels(Path(self.paths[row].decode()), self.size, self.channels, self.small)
+        return load_pixels(Path(os.fsdecode(self.paths[row])), self.size, self.channels, self.small)
 
     def pixels(self, rows: Tensor) -> Tensor:
         """Pixels of the images of some rows."""
