@@ -285,7 +285,10 @@ def test_quiet_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     for is_asked in (False, True):
         with quiet(is_asked):
             assert ablate.call("align", "--seeds", "1") == 0
-    assert [command[3:] for command in made] == [["align", "--seeds", "1"], ["align", "--seeds", "1", "--quiet"]]
+    assert [command[3:] for command in made] == [
+        ["align", "--seeds", "1", "--trust"],
+        ["align", "--seeds", "1", "--trust", "--quiet"],
+    ]
 
 
 def test_quiet_leaves_the_table(run_cli: RunCli, tmp_path: Path, overlays: dict[str, Path], calls: list[str]) -> None:

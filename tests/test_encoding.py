@@ -256,7 +256,7 @@ def limited(*args: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("command", ["predict", "reconstruct"])
 def test_commands_succeed_as_typed_and_refuse_to_do_it_twice(toy_run: Path, tmp_path: Path, command: str) -> None:
-    typed = (command, "--ckpt_path", toy_run, "--output", tmp_path / "out", "--quiet")
+    typed = (command, "--ckpt_path", toy_run, "--trust", "--output", tmp_path / "out", "--quiet")
     process = shell(*typed)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -304,7 +304,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
 @pytest.mark.parametrize("command", ["predict", "reconstruct"])
 def test_a_full_disk_is_told_in_one_line(toy_run: Path, tmp_path: Path, command: str) -> None:
-    result = limited(command, "--ckpt_path", toy_run, "--output", tmp_path / "out", "--quiet")
+    result = limited(command, "--ckpt_path", toy_run, "--trust", "--output", tmp_path / "out", "--quiet")
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("unite: failed: [Errno 27] File too large")
@@ -317,7 +317,7 @@ def test_a_full_disk_is_told_in_one_line(toy_run: Path, tmp_path: Path, command:
 def test_ctrl_c_in_a_shell_says_what_comes_of_it(toy_run: Path, tmp_path: Path, command: str, words: str) -> None:
     number = "1000000"
     options = ("--num_samples", number) if command == "reconstruct" else ()
-    typed = ("--ckpt_path", toy_run, "--output", tmp_path / "out", "--data.init_args.num_curves", number)
+    typed = ("--ckpt_path", toy_run, "--trust", "--output", tmp_path / "out", "--data.init_args.num_curves", number)
     process = shell(command, *typed, *options, "--trainer.enable_progress_bar", "true")
     assert process.stderr is not None
     said = ""

@@ -46,7 +46,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
 def sample(run_cli: RunCli, run: Path, output: Path, *options: str) -> Any:
     # The ancestral solver draws noise in each step, so that a generator in the wrong state would show.
     common = ("--num_samples", "10", "--batch_size", "3", "--num_steps", "4", "--solver", "ancestral")
-    return run_cli("sample", "--ckpt_path", run, "--output", output, *common, *options)
+    return run_cli("sample", "--trust", "--ckpt_path", run, "--output", output, *common, *options)
 
 
 def test_interrupted_sampling_continues_to_the_same_samples(
@@ -152,7 +152,7 @@ def test_film_strip_is_drawn_on_request(run_cli: RunCli, toy_run: Path, tmp_path
 def test_ctrl_c_in_a_shell_keeps_what_is_done(toy_run: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     options = ("--num_samples", "100000", "--batch_size", "10", "--output", output)
-    process = shell("sample", "--ckpt_path", toy_run, *options)
+    process = shell("sample", "--trust", "--ckpt_path", toy_run, *options)
     deadline = time.monotonic() + 60
     while len(list(output.glob("parts/guidance_1/*.safetensors"))) < 3:
         assert process.poll() is None
@@ -170,7 +170,18 @@ def test_a_full_disk_is_told_in_one_line(toy_run: Path, tmp_path: Path) -> None:
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); "
     code = limited + "import sys; from unite.cli import main; sys.exit(main())"
     result = subprocess.run(
-        [sys.executable, "-P", "-c", code, "sample", "--ckpt_path", str(toy_run), "--output", str(tmp_path / "out")],
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            code,
+            "sample",
+            "--trust",
+            "--ckpt_path",
+            str(toy_run),
+            "--output",
+            str(tmp_path / "out"),
+        ],
         cwd=TOY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -56,7 +56,7 @@ PLACES = ("encoder", "adapter", "optimizer", "optimizer as a string", "unknown k
 
 @pytest.mark.parametrize("name", ["trap.Thing", "nested.trap.Thing"])
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("command", [("sample",), ("align", "--data", "unite.modalities.image.DigitsDataModule")])
+@pytest.mark.parametrize("command", [("sample",), ("align", "--data", "unite.modalities.image_data.DigitsDataModule")])
 def test_a_checkpoint_imports_nothing(run_cli: RunCli, trap: Path, place: str, name: str, command: Any) -> None:
     write_checkpoint(with_class(place, name))
     result = run_cli(*command, "--ckpt_path", "last.ckpt", "--output", "out")
@@ -65,7 +65,7 @@ def test_a_checkpoint_imports_nothing(run_cli: RunCli, trap: Path, place: str, n
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    data = {"class_path": "unite.modalities.image.DigitsDataModule", "init_args": {"root": "x"}}
+    data = {"class_path": "unite.modalities.image_data.DigitsDataModule", "init_args": {"root": "x"}}
     return {"model": MODEL, "data": data, "trainer": {"max_steps": 1}, **changes}
 
 

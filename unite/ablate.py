@@ -285,7 +285,8 @@ def _ends_with_validation(folder: Path) -> bool:
 def call(*args: str) -> int:
     """Run a command of ``unite`` in a process of its own; Ctrl-C and termination reach it once, and it ends first."""
     quiet = ["--quiet"] if is_quiet() else []
-    process = subprocess.Popen([sys.executable, "-m", "unite", *args, *quiet], process_group=0)
+    trust = ["--trust"] if args[0] in ("fit", "align") else []  # run folders of its own, of configs that the user named
+    process = subprocess.Popen([sys.executable, "-m", "unite", *args, *trust, *quiet], process_group=0)
 
     def forward(signum: int, frame: FrameType | None) -> None:
         process.send_signal(signum)

@@ -80,6 +80,11 @@ def check_figure(path: Path) -> None:
 def test_align_in_a_shell(toy_run: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [*UNITE, "align", "--ckpt_path", str(toy_run), *QUICK, "--output", str(tmp_path / "out")]
+    refused = subprocess.run(command, cwd=TOY, env=environment, capture_output=True, text=True, timeout=180)
+    assert refused.returncode == 2
+    assert "curves.Curve" in refused.stderr
+    assert "--trust" in refused.stderr
+    command += ["--trust"]
     done = subprocess.run(command, cwd=TOY, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"align.json", *ALIGN_FIGURES}

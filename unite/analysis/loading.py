@@ -54,10 +54,10 @@ def load_run(options: argparse.Namespace, data_options: list[str]) -> Run:
     if path is None:
         raise UserError("--ckpt_path is missing: name a checkpoint, or a run folder with one")
     checkpoint = read_checkpoint(path)
-    require_known_classes(checkpoint["hyper_parameters"], path)
     step = int(checkpoint.get("global_step", 0))
+    datamodule = _datamodule(path, options.config, data_options)  # imports what a --config of the user's names
+    require_known_classes(checkpoint["hyper_parameters"], path)
     del checkpoint
-    datamodule = _datamodule(path, options.config, data_options)
     config = find_run_config(path)
     if is_exported(path):
         module = UniteModule.from_pretrained(path.parent)
