@@ -284,6 +284,23 @@ def test_a_full_disk_ends_the_run_in_one_line_with_a_checkpoint_that_loads(tmp_p
     assert read_checkpoint(folder / "last.ckpt")["global_step"] == step
 
 
+def test_a_flipped_bit_is_refused_or_changes_nothing(whole: Path, tmp_path: Path) -> None:
+    content = (whole / "last.ckpt").read_bytes()
+    weights = read_checkpoint(whole / "last.ckpt")["state_dict"]
+    num_refused = 0
+    for place in range(100, len(content), len(content) // 24):
+        damaged = bytearray(content)
+        damaged[place] ^= 4
+        (tmp_path / "last.ckpt").write_bytes(damaged)
+        try:
+            found = read_checkpoint(tmp_path / "last.ckpt")["state_dict"]
+        except UserError:
+            num_refused += 1
+        else:  # between the files within the zip
+            assert all(torch.equal(found[name], value) for name, value in weights.items())
+    assert num_refused > 12
+
+
 def test_a_truncated_checkpoint_is_refused_and_the_newest_whole_one_offered(
     run_cli: RunCli, whole: Path, tmp_path: Path
 ) -> None:

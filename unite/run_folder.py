@@ -6,6 +6,7 @@ import math
 import os
 import time
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _load(path: Path) -> Any:
+    with zipfile.ZipFile(path) as file:  # torch.load does not look at the checksums that torch.save writes
+        if (damaged := file.testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} does not match")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
