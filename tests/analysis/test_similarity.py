@@ -16,6 +16,7 @@ from unite.analysis.similarity import (
     StreamingCKA,
     cka_matrix,
     cknna,
+    cknna_huh,
     covariance_spectrum,
     linear_cka,
     mean_cosine,
@@ -174,3 +175,38 @@ def test_spectrum_and_effective_dimension_of_known_rows() -> None:
     assert dimension(stretched) == pytest.approx(2)
     torch.testing.assert_close(covariance_spectrum(stretched), torch.tensor([4.0, 1, 1]).double() * 8 / 7)
     assert math.isnan(dimension(torch.ones(5, 2)))
+
+
+def slow_cknna_huh(x: Tensor, y: Tensor, num_neighbours: int) -> float:
+    """By single pairs: HSIC of Song et al. 2012, equation 5, of kernels with zeros outside of the common neighbours."""
+    num = len(x)
+
+    def nearest(kernel: list[list[float]], i: int) -> set[int]:
+        others = [j for j in range(num) if j != i]
+        return set(sorted(others, key=lambda j: kernel[i][j], reverse=True)[:num_neighbours])
+
+    kernels = []
+    for side in (x, y):
+        unit = [row / row.norm() for row in side.double()]
+        kernels.append([[float(first @ second) for second in unit] for first in unit])
+
+    def align(k: list[list[float]], m: list[list[float]]) -> float:
+        near = [nearest(k, i) & nearest(m, i) for i in range(num)]
+        k = [[k[i][j] if j in near[i] else 0.0 for j in range(num)] for i in range(num)]
+        m = [[m[i][j] if j in near[i] else 0.0 for j in range(num)] for i in range(num)]
+        trace = sum(k[i][j] * m[j][i] for i in range(num) for j in range(num))
+        product = sum(k[i][j] * m[j][h] for i in range(num) for j in range(num) for h in range(num))
+        total = sum(map(sum, k)) * sum(map(sum, m)) / ((num - 1) * (num - 2))
+        return (trace + total - 2 * product / (num - 2)) / (num * (num - 3))
+
+    first, second = kernels
+    return align(first, second) / math.sqrt(align(first, first) * align(second, second))
+
+
+@pytest.mark.parametrize("num_neighbours", [2, 5])
+def test_cknna_of_the_code_of_huh_et_al(num_neighbours: int) -> None:
+    x, y = rows(12, 4, 0), rows(12, 3, 1)
+    y = y + x[:, :3]
+    assert cknna_huh(x, y, num_neighbours) == pytest.approx(slow_cknna_huh(x, y, num_neighbours), rel=1e-10)
+    assert cknna_huh(x, 3 * x, num_neighbours) == pytest.approx(1, abs=1e-8)
+    assert abs(cknna_huh(x, y, num_neighbours) - cknna(x, y, num_neighbours)) > 1e-3

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from unite.analysis.activations import MODULATION_PARTS, Activations, recorded
 from unite.analysis.loading import fresh_module, scrambled_module
-from unite.analysis.similarity import MIN_ROWS, StreamingCKA, cka_matrix, cknna, mean_cosine
+from unite.analysis.similarity import MIN_ROWS, StreamingCKA, cka_matrix, cknna, cknna_huh, mean_cosine
 from unite.errors import UserError
 from unite.flow import path_sample
 from unite.generative_encoder import Tokens
@@ -35,6 +35,7 @@ MEASURES = {
     "cka": "linear CKA, unbiased, raw rows",
     "cka_biased": "linear CKA, biased, raw rows",
     "cknna_within": "CKNNA, mean of each register taken out",
+    "cknna_huh": "CKNNA as the code of Huh et al. computes it, raw rows",
     "cosine": "mean cosine, raw rows",
     "cosine_within": "mean cosine, mean of each register taken out",
 }
@@ -341,6 +342,7 @@ def _compare(
     # Spread over the whole set, not its first samples only: rows of one sample lie next to one another.
     chosen = torch.linspace(0, len(x) - 1, min(settings.cknna_rows, len(x))).round().long()
     near = [rows[chosen].to(device) for rows in (x_within, y_within)]
+    raw_rows = [rows[chosen].to(device) for rows in (x, y)]
     # What centring leaves of a layer that is alike in all samples is rounding.
     is_constant = any(float(w.norm()) < 1e-5 * float(r.norm()) for w, r in ((x_within, x), (y_within, y)))
     is_constant = is_constant or min(float(rows.abs().max()) for rows in near) == 0
@@ -349,6 +351,7 @@ def _compare(
         "cka": raw.compute(),
         "cka_biased": raw.compute(unbiased=False),
         "cknna_within": math.nan if is_constant else cknna(near[0], near[1], settings.num_neighbours),
+        "cknna_huh": cknna_huh(raw_rows[0], raw_rows[1], settings.num_neighbours),
         "cosine": mean_cosine(x, y),
         "cosine_within": mean_cosine(x_within, y_within),
     }

@@ -125,8 +125,8 @@ def cknna(x: Tensor, y: Tensor, num_neighbours: int = 10) -> float:
 
     Align(K, L) is the sum of K_ij L_ij over the pairs in which j is among the k nearest of i by both kernels, and CKNNA
     is Align(K, L) / sqrt(Align(K, K) Align(L, L)) (Huh et al. 2024, arXiv:2405.07987, appendix). Near means a large
-    inner product. Their code sums by an unbiased HSIC of the masked kernels instead of the plain sum of their formula,
-    which is what this is. Needs all rows at once: memory n x n.
+    inner product. This is the formula of their paper; :func:`cknna_huh` is what their code computes.
+    Needs all rows at once: memory n x n.
 
     Args:
         x: Rows, shape (n, D).
@@ -139,23 +139,65 @@ def cknna(x: Tensor, y: Tensor, num_neighbours: int = 10) -> float:
     Raises:
         UserError: There are not more rows than neighbours.
     """
-    if not 1 <= num_neighbours < len(x):
-        raise UserError(
-            f"{num_neighbours} neighbours of {len(x)} rows: there must be more rows, and at least 1 neighbour"
-        )
-    kernels, near = [], []
-    for rows in (x, y):
-        centred = rows.double() - rows.double().mean(0)
-        kernel = (centred @ centred.T).fill_diagonal_(-math.inf)  # a row is no neighbour of its own
-        chosen = torch.zeros_like(kernel, dtype=torch.bool)
-        chosen.scatter_(1, kernel.topk(num_neighbours, dim=1).indices, value=True)
-        kernels.append(kernel.fill_diagonal_(0))
-        near.append(chosen)
+    kernels = [_kernel(rows.double() - rows.double().mean(0)) for rows in (x, y)]
+    near = [_nearest(kernel, num_neighbours) for kernel in kernels]
 
     def align(first: int, second: int) -> float:
         return float((kernels[first] * kernels[second])[near[first] & near[second]].sum())
 
     return _ratio(align(0, 1), align(0, 0), align(1, 1))
+
+
+def cknna_huh(x: Tensor, y: Tensor, num_neighbours: int = 10) -> float:
+    """CKNNA as the code of Huh et al. computes it, for comparison with figures of others.
+
+    It differs from their formula, :func:`cknna`, in two ways: kernels are inner products of rows of length 1, not of
+    centred rows, and Align(K, L) is the unbiased HSIC (Song et al. 2012, equation 5) of the kernels with zeros
+    outside of the common neighbours.
+
+    Args:
+        x: Rows, shape (n, D); at least 4.
+        y: Rows, shape (n, E).
+        num_neighbours: Neighbours k of a row.
+
+    Returns:
+        A number, 1 for equal sides; NaN where HSIC of a side with itself is not positive.
+
+    Raises:
+        UserError: There are not more rows than neighbours.
+    """
+    kernels = [_kernel(F.normalize(rows.double(), dim=1)) for rows in (x, y)]
+    near = [_nearest(kernel, num_neighbours) for kernel in kernels]
+
+    def align(first: int, second: int) -> float:
+        both = near[first] & near[second]
+        return _hsic_of_kernels(kernels[first] * both, kernels[second] * both)
+
+    return _ratio(align(0, 1), align(0, 0), align(1, 1))
+
+
+def _kernel(rows: Tensor) -> Tensor:
+    """Inner products (n, n) of rows (n, D), zero on the diagonal: a row is no neighbour of its own."""
+    kernel: Tensor = rows @ rows.T
+    return kernel.fill_diagonal_(0)
+
+
+def _nearest(kernel: Tensor, num_neighbours: int) -> Tensor:
+    """Which columns (n, n) are among the nearest of each row, itself left out."""
+    if not 1 <= num_neighbours < len(kernel):
+        raise UserError(
+            f"{num_neighbours} neighbours of {len(kernel)} rows: there must be more rows, and at least 1 neighbour"
+        )
+    places = kernel.clone().fill_diagonal_(-math.inf).topk(num_neighbours, dim=1).indices
+    return torch.zeros_like(kernel, dtype=torch.bool).scatter_(1, places, value=True)
+
+
+def _hsic_of_kernels(first: Tensor, second: Tensor) -> float:
+    """Unbiased HSIC of kernels (n, n) with zero diagonals, which need not be symmetric."""
+    num = len(first)
+    between = first.sum() * second.sum() / ((num - 1) * (num - 2))
+    mixed = 2 * (first.sum(0) @ second.sum(1)) / (num - 2)
+    return float(((first * second.T).sum() + between - mixed) / (num * (num - 3)))
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> float:
