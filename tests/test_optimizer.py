@@ -160,6 +160,7 @@ def test_wrong_settings_are_refused() -> None:
 def test_lr_grows_with_the_batch_if_asked_for() -> None:
     settings = OptimizerSettings(lr=1e-4, lr_reference_batch=384)
     assert settings.scaled(1024).lr == pytest.approx(1e-4 * 1024 / 384)
+    assert settings.scaled(32).lr == 1e-4, "small batches do not lower the rate"
     assert settings.scaled(1024).scaled(9) == settings.scaled(1024)
     assert OptimizerSettings(lr=1e-4).scaled(1024).lr == 1e-4
     with pytest.raises(UserError, match="lr_reference_batch is 0; it must be at least 1, or null"):
@@ -183,4 +184,4 @@ def test_fit_prints_which_parameter_goes_where(run_cli: RunCli, tmp_path: Path) 
     assert rows["encoder.latent_in"] == "1 tensors 128 1 tensors 32"
     assert rows["adapters.curve.head"] == "1 tensors 128 1 tensors 16"
     assert rows["encoder.final_out"] == "- 2 tensors 132"
-    assert "learning rate 0.0004 = 0.0001 x 16 samples per step / 4" in out
+    assert "learning rate 0.0004 = 0.0001 x max(1, 16 samples per step / 4)" in out

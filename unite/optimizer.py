@@ -84,7 +84,8 @@ class OptimizerSettings:
     Attributes:
         lr: Peak learning rate of both halves.
         lr_reference_batch: Samples in a step (of all processes and accumulated batches together) that ``lr`` is meant
-            for; the rate is ``lr * samples / lr_reference_batch`` (released code: 384). None takes ``lr`` as it is.
+            for; the rate is ``lr * max(1, samples / lr_reference_batch)``, as in the released code, where it is 384:
+            smaller steps do not lower the rate. None takes ``lr`` as it is.
         muon: Orthogonalise the updates of matrices (Muon); otherwise AdamW for everything.
         betas: Decay rates of AdamW.
         momentum: Momentum of Muon.
@@ -134,7 +135,7 @@ class OptimizerSettings:
         """The settings with the rate for steps of so many samples, and no more scaling to do."""
         if self.lr_reference_batch is None:
             return self
-        return replace(self, lr=self.lr * samples / self.lr_reference_batch, lr_reference_batch=None)
+        return replace(self, lr=self.lr * max(1.0, samples / self.lr_reference_batch), lr_reference_batch=None)
 
 
 def samples_per_step(trainer: Trainer) -> int:

@@ -27,5 +27,5 @@ class OptimizerSummary(ModelSummary):
         line = f"learning rate {pl_module.scaled_optimizer_settings().lr:.4g}"
         if settings.lr_reference_batch is not None:
             samples = samples_per_step(trainer)
-            line += f" = {settings.lr:g} x {samples} samples per step / {settings.lr_reference_batch}"
+            line += f" = {settings.lr:g} x max(1, {samples} samples per step / {settings.lr_reference_batch})"
         print(line)

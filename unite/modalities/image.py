@@ -79,7 +79,8 @@ class ImageAdapter(ModalityAdapter):
             activations; the encoder has a switch of its own.
         embedding_width: Width of a linear layer between latents and decoder; None for no such layer.
         condition_dropout: Share of training images whose class is hidden, for guidance.
-        perceptual_weight: Weight of LPIPS beside L1; 0 for L1 alone.
+        perceptual_weight: Weight of LPIPS beside L1; 0 for L1 alone. LPIPS sees images in [-1, 1], as it was made for;
+            the released code gives it [0, 1], which makes the term 3.3 times smaller: 0.3 here is its strength.
         vgg16_weights: Weight file of VGG16 for LPIPS (``vgg16-397923af.pth`` of torchvision). None takes the
             environment variable ``UNITE_VGG16_WEIGHTS``; without either, training runs on L1 and says so.
         inception_weights: Weight file of the Inception of FID (torch-fidelity's
