@@ -46,7 +46,9 @@ def _parser() -> OptionParser:
         allow_abbrev=False,
     )
     molecules.add_argument("path", metavar="PATH", type=Path, help="SDF, MOL or XYZ file, or a folder with such files")
-    molecules.add_argument("--format", choices=("sdf", "xyz"), help="files to take from a folder that has both")
+    molecules.add_argument(
+        "--format", choices=("sdf", "xyz"), help="files to take from a folder that has both, and what .txt files are"
+    )
     molecules.add_argument(
         "--bonds",
         default="perceived",
@@ -147,7 +149,9 @@ def _score_molecules(options: argparse.Namespace) -> None:
         raise UserError(f"--num_workers is {options.num_workers}; it must be at least 1")
     files = find_files(options.path, options.format)
     as_written = options.bonds == "as_written"
-    if as_written and (other := next((file for file in files if SUFFIXES[file.suffix.lower()] != "sdf"), None)):
+    if as_written and (
+        other := next((file for file in files if SUFFIXES.get(file.suffix.lower(), options.format) != "sdf"), None)
+    ):
         raise UserError(f"--bonds as_written: {other} has no bonds; leave the option out, or give SDF files")
     for route in options.routes:
         require_route(route)
@@ -156,7 +160,9 @@ def _score_molecules(options: argparse.Namespace) -> None:
     novelty = "left out as asked" if options.no_novelty else "left out: no molecule is valid"
     train_keys = loading = None
     with (
-        closing(judge_all(read_records(files), as_written, options.num_workers or num_cpus())) as judged,
+        closing(
+            judge_all(read_records(files, options.format), as_written, options.num_workers or num_cpus())
+        ) as judged,
         ThreadPoolExecutor(1) as thread,
     ):
         for found in tqdm(judged, desc="score", unit="mol", leave=False, disable=is_quiet() or None):
@@ -178,7 +184,7 @@ def _score_molecules(options: argparse.Namespace) -> None:
         )
     values = scores.metrics(train_keys)
     if options.routes:
-        entries = map(parse, read_records(files))
+        entries = map(parse, read_records(files, options.format))
         values |= route_metrics(options.routes, [None if file_reason(item) else item.molecule for item in entries])
     rejects = {
         "num_rejected": len(scores.rejects),

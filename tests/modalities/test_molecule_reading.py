@@ -207,3 +207,14 @@ def test_positions_apart_never_override_the_atoms(tmp_path: Path, items: dict[st
     (entry,) = read(write(tmp_path / "b.sdf", block + "M  END\n" + data + "$$$$\n"))
     assert entry.error.startswith(error)
     assert bool(entry.error) == bool(error)
+
+
+def test_text_files_are_of_the_format_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "molecule_000.txt", "\n".join(["5", "", *METHANE_ROWS]))
+    with pytest.raises(UserError, match="has no molecule files"):
+        find_files(tmp_path)
+    with pytest.raises(UserError, match="--format xyz"):
+        find_files(tmp_path / "molecule_000.txt")
+    files = find_files(tmp_path, "xyz")
+    assert files == find_files(files[0], "xyz") == [tmp_path / "molecule_000.txt"]
+    assert [parse(record).error for record in read_records(files, "xyz")] == [""]

@@ -68,38 +68,51 @@ def find_files(path: Path, only: Format | None = None) -> list[Path]:
 
     Args:
         path: A file or a folder.
-        only: Take files of this format from a folder.
+        only: Take files of this format from a folder, those that end in .txt among them, as EDM's samples do.
 
     Raises:
         UserError: There is none, the file's format is unknown, or the folder has files of both formats.
     """
     known = ", ".join(SUFFIXES)
     if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise UserError(f"{path} is no molecule file by its name; the ending must be one of {known}")
+        if _format_of(path, only) is None:
+            raise UserError(
+                f"{path} is no molecule file by its name; the ending must be one of {known}, "
+                "or .txt with --format xyz or --format sdf"
+            )
         return [path]
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    formats = {SUFFIXES[file.suffix.lower()] for file in files}
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    formats = {_format_of(file, None) for file in files} - {None}
     if only is None and len(formats) > 1:
         raise UserError(
             f"{path} has SDF and XYZ files, which may hold the same molecules: choose with --format sdf or --format xyz"
         )
-    chosen = [file for file in files if only in (None, SUFFIXES[file.suffix.lower()])]
+    chosen = [file for file in files if (found := _format_of(file, only)) is not None and only in (None, found)]
     if not chosen:
         raise UserError(f"{path} has no molecule files ({known})")
     return chosen
 
 
-def read_records(files: Sequence[Path]) -> Iterator[Record]:
+def _format_of(path: Path, only: Format | None) -> Format | None:
+    """The format that the ending of a file tells, or None; of .txt the one asked for."""
+    return only if path.suffix.lower() == ".txt" else SUFFIXES.get(path.suffix.lower())
+
+
+def read_records(files: Sequence[Path], only: Format | None = None) -> Iterator[Record]:
     """The records of files, one after another; a file is never held in memory as a whole.
+
+    Args:
+        files: Files that :func:`find_files` gave.
+        only: As it was for :func:`find_files`.
 
     Raises:
         UserError: A file cannot be opened.
     """
     for file in files:
-        format_ = SUFFIXES[file.suffix.lower()]
+        format_ = _format_of(file, only)
+        assert format_ is not None
         try:
             with open_text(file, errors="replace") as lines:
                 cut = _cut_sdf(lines) if format_ == "sdf" else _cut_xyz(lines)
