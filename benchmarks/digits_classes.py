@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from sklearn.svm import SVC
 
-from unite.modalities.image_data import DigitsDataModule, Split
+from unite.modalities.image.data import Split
+from unite.modalities.image.digits import DigitsDataModule
 from unite.module import UniteModule
 
 SCALES = (1.0, 2.0)

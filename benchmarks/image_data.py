@@ -19,12 +19,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unite.modalities.image_data import ImageFolderDataModule
-from unite.modalities.image_files import list_images
-from unite.modalities.image_metrics import FeatureStatistics, frechet_distance
-from unite.modalities.image_shards import WebDatasetDataModule
-from unite.modalities.inception import InceptionV3
-from unite.modalities.shard_writer import ShardSettings, write_shards
+from unite.modalities.image.files import list_images
+from unite.modalities.image.folders import ImageFolderDataModule
+from unite.modalities.image.inception import InceptionV3
+from unite.modalities.image.shards.datamodule import WebDatasetDataModule
+from unite.modalities.image.shards.writing import ShardSettings, write_shards
+from unite.modalities.image.statistics import FeatureStatistics, frechet_distance
 
 BATCH_SIZE = 128
 REPEATS = 3

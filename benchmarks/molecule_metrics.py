@@ -21,8 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unite.modalities.molecule_metrics import MoleculeGenerationMetrics, MoleculeReconstructionMetrics
-from unite.modalities.molecule_perception import ELEMENTS, FloatArray, Molecule, unite_hydrogens
+from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
+from unite.modalities.molecule.metrics.reconstruction import MoleculeReconstructionMetrics
+from unite.modalities.molecule.perception.distances import unite_hydrogens
+from unite.modalities.molecule.perception.elements import ELEMENTS, FloatArray
+from unite.modalities.molecule.perception.molecule import Molecule
 
 TARGET_RATE = 1000.0  # molecules/s
 MAX_CHAINS = 200  # each costs RDKit its full allowance of iterations

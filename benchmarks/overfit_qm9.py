@@ -14,14 +14,15 @@ from typing import get_args
 import torch
 from lightning.pytorch import seed_everything
 
-from unite.callbacks import WeightAveraging
+from unite.callbacks.averaging import WeightAveraging
+from unite.engine.optimizer import OptimizerSettings
 from unite.flow import Solver, TimeDistribution
-from unite.generative_encoder import GenerativeEncoder
-from unite.modalities.molecule import MoleculeAdapter
-from unite.modalities.molecule_metrics import MoleculeGenerationMetrics, MoleculeReconstructionMetrics
-from unite.modalities.qm9 import QM9DataModule
+from unite.modalities.molecule.adapter import MoleculeAdapter
+from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
+from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
+from unite.modalities.molecule.metrics.reconstruction import MoleculeReconstructionMetrics
 from unite.module import UniteModule
-from unite.optimizer import OptimizerSettings
+from unite.nn.generative_encoder import GenerativeEncoder
 from unite.trainer import UniteTrainer
 
 

@@ -25,6 +25,9 @@ from lightning.pytorch.cli import instantiate_module
 from safetensors.torch import load_file
 from torch import Tensor
 
+from unite.commands.import_official import Imported, from_official_names, to_official_names
+from unite.commands.official_names import official_name_table
+from unite.engine.optimizer import MuonAdamW, OptimizerSettings, TwoStageDecay, parameter_groups, warmup_cosine
 from unite.flow import (
     Solver,
     TimeDistribution,
@@ -33,12 +36,10 @@ from unite.flow import (
     path_sample,
     shift_time,
 )
-from unite.generative_encoder import GenerativeEncoder, Tokens
 from unite.modalities.base import Template
-from unite.modalities.image import ImageAdapter
+from unite.modalities.image.adapter import ImageAdapter
 from unite.module import UniteModule
-from unite.official import Imported, from_official_names, official_name_table, to_official_names
-from unite.optimizer import MuonAdamW, OptimizerSettings, TwoStageDecay, parameter_groups, warmup_cosine
+from unite.nn.generative_encoder import GenerativeEncoder, Tokens
 
 EXACT = 2e-5
 """Largest absolute deviation of a single pass through a network."""

@@ -14,7 +14,7 @@ import torch
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from unite.modalities.qm9 import QM9DataModule
+from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
 
 BATCH_SIZE = 256
 REPEATS = 3

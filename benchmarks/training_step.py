@@ -26,14 +26,14 @@ from measure import in_fresh_process, peak_memory_gib, report, seconds
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from unite.callbacks import WeightAveraging
-from unite.generative_encoder import GenerativeEncoder
-from unite.modalities.image import ImageAdapter
-from unite.modalities.molecule import MoleculeAdapter
-from unite.modalities.molecule_batches import GatheredMolecules
-from unite.modalities.qm9_cache import RawMolecule, build_table
+from unite.callbacks.averaging import WeightAveraging
+from unite.engine.optimizer import MuonAdamW, OptimizerSettings
+from unite.modalities.image.adapter import ImageAdapter
+from unite.modalities.molecule.adapter import MoleculeAdapter
+from unite.modalities.molecule.batches import GatheredMolecules
+from unite.modalities.molecule.data.qm9.table import RawMolecule, build_table
 from unite.module import UniteModule
-from unite.optimizer import MuonAdamW, OptimizerSettings
+from unite.nn.generative_encoder import GenerativeEncoder
 from unite.trainer import UniteTrainer
 
 VARIANTS: dict[str, dict[str, Any]] = {

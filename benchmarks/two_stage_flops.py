@@ -12,8 +12,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import instantiate_module
 
+from unite.callbacks.two_stage import training_flops
 from unite.module import UniteModule
-from unite.two_stage import training_flops
 
 
 def main() -> None:

@@ -24,12 +24,12 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 import unite
 from unite.cli import COMMANDS
+from unite.engine.optimizer import OptimizerSettings, TwoStageDecay
 from unite.errors import UserError
 from unite.flow import TimeDistribution
-from unite.generative_encoder import GenerativeEncoder
 from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
-from unite.optimizer import OptimizerSettings, TwoStageDecay
+from unite.nn.generative_encoder import GenerativeEncoder
 from unite.trainer import UniteTrainer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -96,7 +96,7 @@ def _commands(_: str) -> str:
 def _command(name: str) -> str:
     """Heading, one sentence with the example of ``unite --help``, and the options."""
     summary, _, example = COMMANDS[name].summary.partition(": unite ")
-    method = getattr(UniteTrainer, name, None) if COMMANDS[name].module == "unite.lightning_cli" else None
+    method = getattr(UniteTrainer, name, None) if COMMANDS[name].module == "unite.commands.lightning_cli" else None
     parts = [f"## {name}", _paragraph(method) if method else f"{summary[0].upper()}{summary[1:]}."]
     if method and not example:
         example = f"{name} --ckpt_path runs/qm9_small"

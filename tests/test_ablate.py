@@ -14,12 +14,13 @@ from lightning.pytorch.cli import instantiate_module
 
 from tests.conftest import TESTS, RunCli
 from tests.test_cli import TOY, shell, steps, tiny
-from unite import ablate, run_folder
-from unite.ablate import make_trials
 from unite.cli import main
-from unite.messages import quiet
+from unite.commands import ablate
+from unite.commands.ablate import make_trials
+from unite.console import quiet
 from unite.module import UniteModule
-from unite.run_folder import read_checkpoint
+from unite.runs import folder as run_folder
+from unite.runs.folder import read_checkpoint
 
 CONFIGS = TESTS.parent / "configs"
 OVERLAYS = sorted((CONFIGS / "ablations").glob("*.yaml"))

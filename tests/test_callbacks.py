@@ -14,11 +14,12 @@ from torch import Tensor
 
 from tests.test_module import make_module, make_trainer
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
-from unite.callbacks import GenerationMetrics, WeightAveraging
+from unite.callbacks.averaging import WeightAveraging
+from unite.callbacks.forecast import Forecast
+from unite.callbacks.generation_metrics import GenerationMetrics
+from unite.engine.optimizer import OptimizerSettings
 from unite.errors import UserError
 from unite.module import UniteModule
-from unite.optimizer import OptimizerSettings
-from unite.run_folder import Forecast
 
 FAST = OptimizerSettings(lr=1e-2, warmup_steps=1)
 

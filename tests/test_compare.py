@@ -13,17 +13,9 @@ from PIL import Image
 
 from tests.conftest import RunCli
 from tests.test_cli import TOY
+from unite.analysis.comparison import MISSING, RunSummary, comparison, draw_comparison, headlines, markdown_table
 from unite.cli import main
-from unite.compare import (
-    MISSING,
-    RunSummary,
-    comparison,
-    draw_comparison,
-    headlines,
-    markdown_table,
-    read_run,
-    training_seconds,
-)
+from unite.commands.compare import read_run, training_seconds
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from unite.generative_encoder import GenerativeEncoder
-from unite.modalities.image import ImageAdapter
+from unite.modalities.image.adapter import ImageAdapter
 from unite.module import UniteModule
+from unite.nn.generative_encoder import GenerativeEncoder
 
 
 def make_module(compile: bool, chunk: int | None = None) -> UniteModule:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from unite.decoder import DecoderBlock
 from unite.modalities.base import ModalityAdapter
-from unite.modalities.image import ImageAdapter
-from unite.modalities.molecule import MoleculeAdapter
+from unite.modalities.image.adapter import ImageAdapter
+from unite.modalities.molecule.adapter import MoleculeAdapter
+from unite.nn.decoder import DecoderBlock
 
 
 def images(checkpointing: bool) -> tuple[ModalityAdapter, Any]:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from tests.conftest import TESTS
 from tests.test_module import curves, make_module, make_trainer
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
-from unite.deferred import DeferredLoss
+from unite.engine.deferred import DeferredLoss
+from unite.engine.optimizer import OptimizerSettings
 from unite.errors import UserError
 from unite.flow_pass import FlowPass
-from unite.generative_encoder import GenerativeEncoder
 from unite.module import UniteModule
-from unite.optimizer import OptimizerSettings
+from unite.nn.generative_encoder import GenerativeEncoder
 
 # With eps far above the gradients AdamW is linear in them: rounding errors are not blown up to whole steps.
 LINEAR = OptimizerSettings(lr=10.0, muon=False, eps=1.0, warmup_steps=0)

@@ -18,9 +18,9 @@ from torch import Tensor
 from tests.conftest import TESTS
 from tests.processes import run_forked
 from tests.test_module import make_module
+from unite.engine.sharding import ShardedStrategy, shard
 from unite.errors import UserError
 from unite.module import UniteModule
-from unite.sharding import ShardedStrategy, shard
 
 CONFIG = """
 model:
@@ -101,7 +101,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         fit("one-two", "ddp")
         fit("two-one", "ddp", "SIGTERM train 1 0")
         fit("two-one")
-        patch.setattr("unite.module.shard", shard_unlike_weights)
+        patch.setattr("unite.engine.training.shard", shard_unlike_weights)
         fit("halves", "fsdp2", options=("--model.encoder.init_args.gradient_checkpointing", "true"))
         fit("one-halves", misfortune="SIGTERM train 6 0")
         fit("one-halves", "fsdp2")

@@ -12,8 +12,8 @@ import torch
 from tests.conftest import TESTS
 from unite import GenerativeEncoder, UniteModule, UniteTrainer
 from unite.cli import COMMANDS
-from unite.modalities import qm9_cache
-from unite.modalities.molecule import MoleculeAdapter
+from unite.modalities.molecule.adapter import MoleculeAdapter
+from unite.modalities.molecule.data.qm9 import table as qm9_cache
 
 REPOSITORY = TESTS.parent
 # An exported model has a card of its own, which is no page.

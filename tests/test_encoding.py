@@ -21,7 +21,10 @@ from tests.processes import run_forked
 from tests.test_cli import REPOSITORY, TOY, _in_toy_folder, shell, toy_run  # noqa: F401
 from tests.toy_modality.curves import CurveDataModule
 from unite import UniteModule, UserError
-from unite.encoding import (
+from unite.modalities.combined import CombinedDataModule
+from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
+from unite.outputs.folder import OutputFolder
+from unite.outputs.latents import (
     LatentFiles,
     Split,
     encode,
@@ -30,16 +33,13 @@ from unite.encoding import (
     write_latents,
     write_reconstructions,
 )
-from unite.modalities.combined import CombinedDataModule
-from unite.modalities.qm9 import QM9DataModule
-from unite.output_folder import OutputFolder
 
 CURVES = 64  # of a split of CurveDataModule
 
 
 @pytest.fixture
 def model(toy_run: Path) -> UniteModule:
-    return UniteModule.load_from_checkpoint(toy_run / "last.ckpt", map_location="cpu")
+    return UniteModule.load_from_checkpoint(toy_run / "last.ckpt", map_location="cpu", trust=True)
 
 
 def no_autocast() -> torch.autocast:
@@ -229,7 +229,7 @@ def test_a_folder_half_written_is_written_again_by_the_same_command(
 
     command = ("reconstruct", "--ckpt_path", toy_run, "--num_samples", "4", "--output", tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("unite.encoding.draw_table", interrupted)
+        patch.setattr("unite.outputs.latents.draw_table", interrupted)
         stopped = run_cli(*command)
     assert stopped.code == 130
     assert "interrupted; the same command starts over" in stopped.err

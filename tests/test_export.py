@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 
 from tests.conftest import TESTS, RunCli
 from unite import UniteModule, UserError, score_molecules
-from unite.callbacks import WeightAveraging
-from unite.export import export_checkpoint, push_to_hub
-from unite.generative_encoder import GenerativeEncoder
-from unite.known_classes import require_known_classes
-from unite.modalities.image import ImageAdapter
+from unite.callbacks.averaging import WeightAveraging
+from unite.commands.export import export_checkpoint
+from unite.modalities.image.adapter import ImageAdapter
+from unite.nn.generative_encoder import GenerativeEncoder
+from unite.runs.exported import push_to_hub
+from unite.runs.known_classes import require_known_classes
 from unite.trainer import UniteTrainer
 
 TOY = TESTS / "toy_modality"
@@ -180,7 +181,7 @@ def test_exported_weights_of_ones_own_modality_are_evaluated_with_a_config(
 def test_checkpoints_of_the_command_line_and_of_python_load_without_pickled_code(
     module: UniteModule, toy_run: Path, tmp_path: Path
 ) -> None:
-    from_cli = UniteModule.load_from_checkpoint(toy_run / "last.ckpt", weights_only=True)
+    from_cli = UniteModule.load_from_checkpoint(toy_run / "last.ckpt", weights_only=True, trust=True)
     assert from_cli.flow_steps == 2
     trainer = UniteTrainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, callbacks=[WeightAveraging()])
     trainer.strategy.connect(module)
@@ -216,7 +217,7 @@ def set_width(folder: Path) -> None:
     change(folder, lambda config: config["model"]["encoder"]["init_args"].update(width=24))
 
 
-OURS = "unite.generative_encoder.GenerativeEncoder"
+OURS = "unite.nn.GenerativeEncoder"
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_a_class_among_the_arguments_is_looked_at_as_well() -> None:
     encoder = {"class_path": OURS, "init_args": nested}
     adapter = {"class_path": "unite.modalities.image.ImageAdapter", "init_args": {}}
     with pytest.raises(UserError, match=r"subprocess\.Popen, which is no Configurable"):
-        require_known_classes({"encoder": encoder, "adapters": {"image": adapter}}, Path("config.json"))
+        require_known_classes({"encoder": encoder, "adapters": {"image": adapter}}, Path("config.json"), UniteModule)
 
 
 def test_a_command_imports_nothing_that_a_shared_folder_names(run_cli: RunCli, shared: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image, ImageChops
 from tests.conftest import RunCli
 from tests.test_cli import REPOSITORY, TOY, _in_toy_folder, shell, toy_run  # noqa: F401
 from unite import UniteModule
-from unite.generation import FILM_FRAMES, SampleSettings, draw_film_strip
+from unite.outputs.samples import FILM_FRAMES, SampleSettings, draw_film_strip
 
 Interrupt = Callable[[int], list[int]]
 
@@ -126,7 +126,7 @@ def test_labels_are_written_with_the_samples(run_cli: RunCli, toy_run: Path, tmp
 
 
 def test_film_strip_ends_with_the_finished_sample(toy_run: Path) -> None:
-    model = UniteModule.load_from_checkpoint(toy_run / "last.ckpt", map_location="cpu")
+    model = UniteModule.load_from_checkpoint(toy_run / "last.ckpt", map_location="cpu", trust=True)
     for num_steps, num_columns in ((4, 5), (40, FILM_FRAMES)):
         settings = SampleSettings("curve", 9, [1], num_steps, "heun", 1.0, (0.1, 1.0), 1.0, 5, seed=3)
         strip = draw_film_strip(model, settings, guidance_scale=1.0, num_rows=2)

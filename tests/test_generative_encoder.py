@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unite.blocks import RotaryAngles
+from unite.commands.official_names import ENCODER_BLOCK_NAMES, ENCODER_NAMES
 from unite.errors import UserError
-from unite.generative_encoder import SIZES, GenerativeEncoder, Tokens
-from unite.official import ENCODER_BLOCK_NAMES, ENCODER_NAMES
+from unite.nn.blocks import RotaryAngles
+from unite.nn.generative_encoder import SIZES, GenerativeEncoder, Tokens
 
 NUM_REGISTERS = 256
 

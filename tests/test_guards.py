@@ -10,9 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tests.conftest import TESTS, RunCli
 from tests.test_module import make_module
 from tests.toy_modality.curves import CurveDataModule
+from unite.callbacks.non_finite import NonFiniteGuard, _sent_to_cpu
+from unite.commands.memory_errors import explained_memory_errors, is_out_of_memory
+from unite.engine.optimizer import OptimizerSettings
 from unite.errors import TrainingError
-from unite.guards import NonFiniteGuard, _sent_to_cpu, explained_memory_errors, is_out_of_memory
-from unite.optimizer import OptimizerSettings
 from unite.trainer import UniteTrainer
 
 TOY = TESTS / "toy_modality" / "curves.yaml"

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.data import Batch
 
-from unite.generative_encoder import GenerativeEncoder
+from unite.engine.optimizer import MuonAdamW
 from unite.modalities.base import ModalityAdapter
-from unite.modalities.image import ImageAdapter
-from unite.modalities.molecule import MoleculeAdapter
-from unite.modalities.molecule_batches import GatheredMolecules, known_largest
-from unite.modalities.qm9 import QM9DataModule
+from unite.modalities.image.adapter import ImageAdapter
+from unite.modalities.molecule.adapter import MoleculeAdapter
+from unite.modalities.molecule.batches import GatheredMolecules, known_largest
+from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
 from unite.module import UniteModule
-from unite.optimizer import MuonAdamW
+from unite.nn.generative_encoder import GenerativeEncoder
 
 TINY_CSV = str(Path(__file__).parent / "data" / "qm9_tiny.csv")
 aten = torch.ops.aten

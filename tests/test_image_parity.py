@@ -19,13 +19,13 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from tests import official_reference as official
+from unite.commands.import_official import from_official_names, read_official, to_official_names, write_checkpoint
+from unite.engine.optimizer import MuonAdamW, OptimizerSettings, TwoStageDecay, parameter_groups, warmup_cosine
 from unite.flow import Solver, TimeDistribution, flow_loss, guided_prediction, integrate, path_sample
-from unite.generative_encoder import GenerativeEncoder, Tokens
 from unite.modalities.base import Template
-from unite.modalities.image import ImageAdapter
+from unite.modalities.image.adapter import ImageAdapter
 from unite.module import UniteModule
-from unite.official import from_official_names, read_official, to_official_names, write_checkpoint
-from unite.optimizer import MuonAdamW, OptimizerSettings, TwoStageDecay, parameter_groups, warmup_cosine
+from unite.nn.generative_encoder import GenerativeEncoder, Tokens
 
 NUM_CLASSES, NUM_PATCHES, CHANNELS, FLOW_STEPS, BATCH = 5, 16, 6, 3, 2
 SETTINGS = official.Settings(heads=2, decoder_heads=3, context_start=1, flow_weight=0.7)

@@ -10,10 +10,10 @@ import yaml
 
 from tests.conftest import RunCli
 from unite.errors import UserError
-from unite.known_classes import require_known_config, trusting
-from unite.modalities.image_shards import Manifest
+from unite.modalities.image.shards.reading import Manifest
+from unite.runs.known_classes import require_known_config, trusting
 
-OURS = {"class_path": "unite.generative_encoder.GenerativeEncoder", "init_args": {"size": "XS", "depth": 1}}
+OURS = {"class_path": "unite.nn.GenerativeEncoder", "init_args": {"size": "XS", "depth": 1}}
 IMAGES = {"class_path": "unite.modalities.image.ImageAdapter", "init_args": {"image_size": 8, "patch_size": 4}}
 MODEL = {"encoder": OURS, "adapters": {"image": IMAGES}}
 
@@ -56,7 +56,7 @@ PLACES = ("encoder", "adapter", "optimizer", "optimizer as a string", "unknown k
 
 @pytest.mark.parametrize("name", ["trap.Thing", "nested.trap.Thing"])
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("command", [("sample",), ("align", "--data", "unite.modalities.image_data.DigitsDataModule")])
+@pytest.mark.parametrize("command", [("sample",), ("align", "--data", "unite.modalities.image.DigitsDataModule")])
 def test_a_checkpoint_imports_nothing(run_cli: RunCli, trap: Path, place: str, name: str, command: Any) -> None:
     write_checkpoint(with_class(place, name))
     result = run_cli(*command, "--ckpt_path", "last.ckpt", "--output", "out")
@@ -65,7 +65,7 @@ def test_a_checkpoint_imports_nothing(run_cli: RunCli, trap: Path, place: str, n
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    data = {"class_path": "unite.modalities.image_data.DigitsDataModule", "init_args": {"root": "x"}}
+    data = {"class_path": "unite.modalities.image.DigitsDataModule", "init_args": {"root": "x"}}
     return {"model": MODEL, "data": data, "trainer": {"max_steps": 1}, **changes}
 
 

@@ -16,10 +16,10 @@ from torchmetrics import MeanMetric
 
 from tests.conftest import TESTS, RunCli
 from unite.cli import main
+from unite.commands.options import OptionParser, torch_device, trainer_options
+from unite.console import coloured, info, quiet, silence_noise
 from unite.errors import UserError
-from unite.folders import leaving_no_empty_folders, require_writable
-from unite.messages import coloured, info, quiet, silence_noise
-from unite.options import OptionParser, torch_device, trainer_options
+from unite.files import leaving_no_empty_folders, require_writable
 
 TOY = TESTS / "toy_modality"
 UNITE = [sys.executable, "-m", "unite"]
@@ -160,11 +160,19 @@ def test_errors_are_red_on_a_terminal(variables: dict[str, str]) -> None:
     ("option", "value", "meant"),
     [
         ("--data", "curves.CurveDataModul", "curves.CurveDataModule"),
-        ("--data", "unite.modalities.qm9.QM9Datamodule", "unite.modalities.qm9.QM9DataModule"),
-        ("--data", "unite.modalities.qm8.QM9DataModule", "unite.modalities.qm9.QM9DataModule"),
-        ("--data", "QM9DataModul", "unite.modalities.qm9.QM9DataModule"),
+        (
+            "--data",
+            "unite.modalities.molecule.QM9Datamodule",
+            "unite.modalities.molecule.QM9DataModule",
+        ),
+        ("--data", "unite.modalities.qm8.QM9DataModule", "unite.modalities.molecule.QM9DataModule"),
+        ("--data", "QM9DataModul", "unite.modalities.molecule.QM9DataModule"),
         ("--model.adapters.curve", "curves.CurveAdaptr", "curves.CurveAdapter"),
-        ("--trainer.callbacks+", "unite.callbacks.WeightAveragin", "unite.callbacks.WeightAveraging"),
+        (
+            "--trainer.callbacks+",
+            "unite.callbacks.WeightAveragin",
+            "unite.callbacks.WeightAveraging",
+        ),
         ("--trainer.callbacks+", "lightning.pytorch.callbacks.Timr", "lightning.pytorch.callbacks.Timer"),
         ("--data", "no.such.Data", None),
     ],

@@ -11,12 +11,12 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
+from unite.engine.optimizer import OptimizerSettings
 from unite.errors import UserError
 from unite.flow import TimeDistribution
-from unite.generative_encoder import GenerativeEncoder, Tokens
 from unite.modalities.base import Template
 from unite.module import UniteModule
-from unite.optimizer import OptimizerSettings
+from unite.nn.generative_encoder import GenerativeEncoder, Tokens
 
 
 def make_module(**settings: Any) -> UniteModule:

@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import TESTS, RunCli
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite import GenerativeEncoder, OptimizerSettings, UniteModule, UniteTrainer
-from unite.callbacks import GenerationMetrics
-from unite.monitor import LossProgressBar
+from unite.callbacks.generation_metrics import GenerationMetrics
+from unite.callbacks.monitor import LossProgressBar
 
 
 def fit(folder: Path, **settings: Any) -> EventAccumulator:
@@ -75,7 +75,7 @@ def test_tensorboard_shows_what_is_promised(run_cli: RunCli, tmp_path: Path, tin
         f"""
         model: {{encoder.init_args: {{depth: 1, width: 16, num_heads: 2}}}}
         data:
-          class_path: unite.modalities.qm9.QM9DataModule
+          class_path: unite.modalities.molecule.QM9DataModule
           init_args: {{csv_files: [{tiny_csv}], root: {tmp_path / "data"}, batch_size: 8, num_val: null}}
         trainer:
           max_steps: 4

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from tests import official_reference as official
 from tests.conftest import TESTS, RunCli
+from unite.commands.import_official import from_official_names, to_official_names, vgg16_of
+from unite.commands.official_names import official_name_table
 from unite.errors import UserError
-from unite.generative_encoder import GenerativeEncoder
 from unite.modalities.base import Template
-from unite.modalities.image import ImageAdapter
+from unite.modalities.image.adapter import ImageAdapter
 from unite.module import UniteModule
-from unite.official import from_official_names, official_name_table, to_official_names, vgg16_of
+from unite.nn.generative_encoder import GenerativeEncoder
 
 LAYOUT = official.shapes(
     depth=2,

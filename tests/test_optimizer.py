@@ -12,8 +12,7 @@ from torch import nn
 from tests.conftest import TESTS, RunCli
 from tests.test_module import make_module, make_trainer
 from tests.toy_modality.curves import CurveDataModule
-from unite.errors import UserError
-from unite.optimizer import (
+from unite.engine.optimizer import (
     MuonAdamW,
     OptimizerSettings,
     TwoStageDecay,
@@ -21,6 +20,7 @@ from unite.optimizer import (
     parameter_groups,
     warmup_cosine,
 )
+from unite.errors import UserError
 
 SETTINGS = OptimizerSettings(lr=0.02, weight_decay=0.1)
 

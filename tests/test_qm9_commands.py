@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import RunCli
 from unite import UniteModule
-from unite.modalities.molecule_perception import Molecule
+from unite.modalities.molecule.perception.molecule import Molecule
 
 REPOSITORY = Path(__file__).parents[1]
 FAST = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"]
@@ -21,7 +21,7 @@ def write_overlay(folder: Path, csv: Path) -> Path:
     """A second config with 64 molecules and few samples, as one would write to try things out."""
     text = f"""
 data:
-  class_path: unite.modalities.qm9.QM9DataModule
+  class_path: unite.modalities.molecule.QM9DataModule
   init_args: {{root: {folder / "data"}, csv_files: [{csv}], batch_size: 8, num_val: 5}}
 trainer:
   accelerator: cpu

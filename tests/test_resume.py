@@ -24,11 +24,13 @@ from tests.test_callbacks import FAST, fit
 from tests.test_module import make_module, make_trainer
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite import UniteModule
-from unite.callbacks import WeightAveraging
-from unite.checkpointing import AtomicCheckpointIO, LastCheckpoint, _requeue
+from unite.callbacks.averaging import WeightAveraging
+from unite.callbacks.last_checkpoint import LastCheckpoint, _requeue
+from unite.engine.optimizer import OptimizerSettings
 from unite.errors import UserError
-from unite.optimizer import OptimizerSettings
-from unite.run_folder import RunCSVLogger, find_last_checkpoint, read_checkpoint
+from unite.runs.checkpoint_io import AtomicCheckpointIO
+from unite.runs.folder import find_last_checkpoint, read_checkpoint
+from unite.runs.logs import RunCSVLogger
 
 # Validation comes once between the batches of an accumulation (batch 4) and once behind an optimizer step (batch 9).
 EXACT = """
@@ -49,7 +51,7 @@ trainer:
       init_args: {num_samples: 4, num_steps: 2, num_drawn: 0, every_n_validations: 2}
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {monitor: val/curve/points, filename: best}
-    - {class_path: unite.checkpointing.LastCheckpoint, init_args: {every_n_train_steps: 4}}
+    - {class_path: unite.callbacks.last_checkpoint.LastCheckpoint, init_args: {every_n_train_steps: 4}}
 """
 NUM_BATCHES = 24
 
@@ -178,7 +180,7 @@ def test_slow_steps_are_saved_by_time_and_continue_to_the_bit(
     exact_fit: Fit, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count(0.0, 60.0)
-    monkeypatch.setattr("unite.checkpointing.monotonic", lambda: next(clock))
+    monkeypatch.setattr("unite.callbacks.last_checkpoint.monotonic", lambda: next(clock))
     folder = tmp_path / "run"
     # Time is up in batch 2, within an accumulation, whose end is the step of batch 3.
     assert exact_fit(folder, *EVERY_THREE, misfortune="SIGKILL train 4 0") == [-signal.SIGKILL]
@@ -197,7 +199,7 @@ def test_of_several_processes_the_clock_of_the_first_decides(
         def clock(hasty: int = hasty) -> float:
             return next(minutes) if os.environ["RANK"] == str(hasty) else 0.0
 
-        monkeypatch.setattr("unite.checkpointing.monotonic", clock)
+        monkeypatch.setattr("unite.callbacks.last_checkpoint.monotonic", clock)
         folder = tmp_path / f"run{hasty}"
         codes = exact_fit(folder, *EVERY_THREE, misfortune="SIGKILL train 4 0", world_size=2)
         assert codes[0] == -signal.SIGKILL

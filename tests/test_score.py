@@ -20,16 +20,16 @@ from tests.conftest import RunCli
 from tests.modalities.graphs import Hydrogens, graph_of
 from tests.modalities.qm9_rows import tiny_molecules
 from tests.test_cli import REPOSITORY, UNITE
-from unite.modalities.features import FeatureNetwork
-from unite.modalities.image_metrics import measure_features
-from unite.modalities.image_scores import ImageFiles, score_images
-from unite.modalities.molecule_files import write_sdf, write_xyz
-from unite.modalities.molecule_graph import MolecularGraph
-from unite.modalities.molecule_metrics import MoleculeGenerationMetrics
-from unite.modalities.molecule_perception import Molecule
-from unite.modalities.molecule_reading import read_records
-from unite.modalities.molecule_scores import MAX_ATOMS, RECORDS_AT_ONCE, judge_all
-from unite.modalities.qm9_cache import load_or_build, read_csv_files
+from unite.modalities.image.features import FeatureNetwork
+from unite.modalities.image.metrics import measure_features
+from unite.modalities.image.scores import ImageFiles, score_images
+from unite.modalities.molecule.data.qm9.table import load_or_build, read_csv_files
+from unite.modalities.molecule.files.reading import read_records
+from unite.modalities.molecule.files.writing import write_sdf, write_xyz
+from unite.modalities.molecule.graph import MolecularGraph
+from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
+from unite.modalities.molecule.metrics.scores import MAX_ATOMS, RECORDS_AT_ONCE, judge_all
+from unite.modalities.molecule.perception.molecule import Molecule
 
 REALS = [real for real, _ in tiny_molecules()]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from unite.errors import UserError
-from unite.text import open_text
+from unite.files import open_text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from tests.test_module import curves, make_module, make_trainer
 from tests.toy_modality.curves import CurveDataModule
-from unite.callbacks import WeightAveraging
+from unite.callbacks.averaging import WeightAveraging
+from unite.callbacks.two_stage import TrainingFlops, TwoStageTraining, training_flops
+from unite.engine.optimizer import OptimizerSettings, TwoStageDecay, rate_factor
+from unite.engine.sharding import ShardedStrategy
 from unite.errors import UserError
 from unite.module import UniteModule
-from unite.optimizer import OptimizerSettings, TwoStageDecay, rate_factor
-from unite.sharding import ShardedStrategy
-from unite.two_stage import TrainingFlops, TwoStageTraining, training_flops
 
 FAST = OptimizerSettings(lr=1e-2, warmup_steps=1)
 SWITCH = 4

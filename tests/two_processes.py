@@ -16,9 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
-from unite.generative_encoder import GenerativeEncoder
+from unite.engine.optimizer import OptimizerSettings
 from unite.module import UniteModule
-from unite.optimizer import OptimizerSettings
+from unite.nn.generative_encoder import GenerativeEncoder
 
 SETTINGS = OptimizerSettings(lr=0.1, muon=False, eps=1.0, warmup_steps=0)
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unite.configurable import Configurable
+    from unite.engine.optimizer import OptimizerSettings
     from unite.errors import UserError
     from unite.flow import TimeDistribution
-    from unite.generative_encoder import GenerativeEncoder, Tokens
     from unite.modalities.base import ModalityAdapter, Template
-    from unite.modalities.molecule_graph import data_from_mol, mol_from_data
-    from unite.modalities.molecule_metrics import score_molecules
+    from unite.modalities.molecule.graph import data_from_mol, mol_from_data
+    from unite.modalities.molecule.metrics.generation import score_molecules
     from unite.module import UniteModule
-    from unite.optimizer import OptimizerSettings
+    from unite.nn.generative_encoder import GenerativeEncoder, Tokens
     from unite.trainer import UniteTrainer
 
 __version__ = "0.1.0"
@@ -39,18 +39,18 @@ __all__ = [
 
 _HOMES = {
     "Configurable": "unite.configurable",
-    "GenerativeEncoder": "unite.generative_encoder",
+    "GenerativeEncoder": "unite.nn.generative_encoder",
     "ModalityAdapter": "unite.modalities.base",
-    "OptimizerSettings": "unite.optimizer",
+    "OptimizerSettings": "unite.engine.optimizer",
     "Template": "unite.modalities.base",
     "TimeDistribution": "unite.flow",
-    "Tokens": "unite.generative_encoder",
+    "Tokens": "unite.nn.generative_encoder",
     "UniteModule": "unite.module",
     "UniteTrainer": "unite.trainer",
     "UserError": "unite.errors",
-    "data_from_mol": "unite.modalities.molecule_graph",
-    "mol_from_data": "unite.modalities.molecule_graph",
-    "score_molecules": "unite.modalities.molecule_metrics",
+    "data_from_mol": "unite.modalities.molecule.graph",
+    "mol_from_data": "unite.modalities.molecule.graph",
+    "score_molecules": "unite.modalities.molecule.metrics.generation",
 }
 
 

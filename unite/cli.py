@@ -8,9 +8,9 @@ import traceback
 from typing import NamedTuple
 
 from unite import __version__
+from unite.console import coloured, quiet
 from unite.errors import TrainingError, UserError
-from unite.known_classes import trusting
-from unite.messages import coloured, quiet
+from unite.runs.known_classes import trusting
 
 
 class Command(NamedTuple):
@@ -21,24 +21,32 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "fit": Command("unite.lightning_cli", "train: unite fit --config configs/qm9_small.yaml"),
-    "validate": Command("unite.lightning_cli", "metrics of a checkpoint on the validation split"),
-    "test": Command("unite.lightning_cli", "metrics of a checkpoint on the test split"),
-    "sample": Command("unite.lightning_cli", "generate: unite sample --ckpt_path runs/qm9_small --num_samples 100"),
-    "reconstruct": Command("unite.lightning_cli", "inputs beside their reconstructions: pictures, files, metrics"),
-    "predict": Command("unite.lightning_cli", "latents of a data split as safetensors: --split train|val|test"),
-    "score": Command("unite.score", "metrics of any files: unite score molecules FILE.sdf, unite score images DIR"),
-    "ablate": Command("unite.ablate", "train a list of variants of a config: unite ablate --overlays ..."),
-    "compare": Command("unite.compare", "runs side by side: unite compare RUN RUN ..."),
+    "fit": Command("unite.commands.lightning_cli", "train: unite fit --config configs/qm9_small.yaml"),
+    "validate": Command("unite.commands.lightning_cli", "metrics of a checkpoint on the validation split"),
+    "test": Command("unite.commands.lightning_cli", "metrics of a checkpoint on the test split"),
+    "sample": Command(
+        "unite.commands.lightning_cli", "generate: unite sample --ckpt_path runs/qm9_small --num_samples 100"
+    ),
+    "reconstruct": Command(
+        "unite.commands.lightning_cli", "inputs beside their reconstructions: pictures, files, metrics"
+    ),
+    "predict": Command(
+        "unite.commands.lightning_cli", "latents of a data split as safetensors: --split train|val|test"
+    ),
+    "score": Command(
+        "unite.commands.score", "metrics of any files: unite score molecules FILE.sdf, unite score images DIR"
+    ),
+    "ablate": Command("unite.commands.ablate", "train a list of variants of a config: unite ablate --overlays ..."),
+    "compare": Command("unite.commands.compare", "runs side by side: unite compare RUN RUN ..."),
     "align": Command(
-        "unite.analysis.command", "do the two passes agree? CKA and more by layer: unite align --ckpt_path RUN"
+        "unite.commands.analysis", "do the two passes agree? CKA and more by layer: unite align --ckpt_path RUN"
     ),
-    "latents": Command("unite.analysis.command", "probes, neighbours, interpolations: unite latents --ckpt_path RUN"),
-    "prepare": Command("unite.prepare", "caches, shards, statistics: unite prepare images SRC OUT"),
+    "latents": Command("unite.commands.analysis", "probes, neighbours, interpolations: unite latents --ckpt_path RUN"),
+    "prepare": Command("unite.commands.prepare", "caches, shards, statistics: unite prepare images SRC OUT"),
     "import-official": Command(
-        "unite.official", "the authors' checkpoint as ours: unite import-official UNITE-B.pt OUT"
+        "unite.commands.import_official", "the authors' checkpoint as ours: unite import-official UNITE-B.pt OUT"
     ),
-    "export": Command("unite.export", "a folder to share: unite export runs/qm9_small DIR"),
+    "export": Command("unite.commands.export", "a folder to share: unite export runs/qm9_small DIR"),
 }
 
 HELP = f"""usage: unite COMMAND [options]

@@ -7,6 +7,7 @@ values, and :func:`as_config` writes them as the same ``class_path`` / ``init_ar
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
@@ -41,6 +42,13 @@ def check_choices(owner: str, types: Mapping[str, Any], values: Mapping[str, Any
             raise UserError(f"{owner}.{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
 
 
+def class_path(cls: type) -> str:
+    """Where a yaml finds a class: in its package, if that exports it, so that files can be moved within."""
+    package = cls.__module__.rpartition(".")[0]
+    home = package if getattr(sys.modules.get(package), cls.__name__, None) is cls else cls.__module__
+    return f"{home}.{cls.__qualname__}"
+
+
 def as_config(value: Any) -> Any:
     """Plain dictionaries, lists, numbers and strings that describe ``value``.
 
@@ -48,8 +56,7 @@ def as_config(value: Any) -> Any:
         TypeError: ``value`` is an object that no yaml could describe.
     """
     if isinstance(value, Configurable):
-        path = f"{type(value).__module__}.{type(value).__qualname__}"
-        return {"class_path": path, "init_args": arguments_as_config(value)}
+        return {"class_path": class_path(type(value)), "init_args": arguments_as_config(value)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: as_config(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -4,20 +4,28 @@
 Letters: B samples, K latents, C latent channels, D width, S flow steps.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from unite.deferred import DeferredLoss
-from unite.flow import flow_loss, path_sample
-from unite.generative_encoder import Tokens
+from unite.engine.deferred import DeferredLoss
+from unite.flow import TimeDistribution, flow_loss, path_sample
 from unite.modalities.base import ModalityAdapter, Template
+from unite.nn.generative_encoder import GenerativeEncoder, Tokens
 
-if TYPE_CHECKING:
-    from unite.module import UniteModule
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """How the second pass is trained; the arguments of the same names of :class:`~unite.module.UniteModule`."""
+
+    flow_steps: int
+    flow_chunk: int | None
+    flow_loss: Literal["velocity", "data"]
+    stop_gradient: bool
+    time: TimeDistribution
 
 
 class FlowPass:
@@ -27,24 +35,33 @@ class FlowPass:
     rounding.
 
     With ``flow_chunk``, make this before the latents: autograd goes backwards, so the chunks are then computed when
-    the reconstruction is differentiated and freed; see :mod:`unite.deferred`.
+    the reconstruction is differentiated and freed; see :mod:`unite.engine.deferred`.
 
     Args:
-        module: The module.
+        denoiser: The network.
         adapter: Adapter of the modality.
         template: Template of the samples.
         registers: Registers of the samples, values (B, K, D) or (1, K, D).
+        settings: How it is trained.
     """
 
-    def __init__(self, module: "UniteModule", adapter: ModalityAdapter, template: Template, registers: Tokens) -> None:
-        self.module = module
+    def __init__(
+        self,
+        denoiser: GenerativeEncoder,
+        adapter: ModalityAdapter,
+        template: Template,
+        registers: Tokens,
+        settings: FlowSettings,
+    ) -> None:
+        self.denoiser = denoiser
+        self.settings = settings
         self.registers = registers
         self.condition = adapter.null_condition()  # (1, D)
         if template.condition is not None and adapter.num_classes:  # (S * B, D), copy by copy; dropped anew in each
-            self.condition = torch.cat([adapter.condition(template) for _ in range(module.flow_steps)])
-        self.is_deferred = module.flow_chunk is not None and module.training and torch.is_grad_enabled()
+            self.condition = torch.cat([adapter.condition(template) for _ in range(settings.flow_steps)])
+        self.is_deferred = settings.flow_chunk is not None and denoiser.training and torch.is_grad_enabled()
         self.deferred: DeferredLoss | None = None
-        if self.is_deferred and module.stop_gradient:
+        if self.is_deferred and settings.stop_gradient:
             self.deferred = self._defer(self.condition, registers.values)
 
     def loss(self, latents: Tensor) -> Tensor:
@@ -53,32 +70,32 @@ class FlowPass:
         Args:
             latents: Clean latents, shape (B, K, C).
         """
-        module = self.module
-        clean = latents.detach() if module.stop_gradient else latents
-        batch, steps = len(clean), module.flow_steps
+        settings = self.settings
+        clean = latents.detach() if settings.stop_gradient else latents
+        batch, steps = len(clean), settings.flow_steps
         noise = torch.randn_like(clean.repeat(steps, 1, 1))  # (S * B, K, C), copy by copy
-        timesteps = module.time.sample(len(noise), noise.device)
+        timesteps = settings.time.sample(len(noise), noise.device)
 
         def error(first: int, last: int, condition: Tensor, registers: Tensor, clean: Tensor = clean) -> Tensor:
             """Of the copies from ``first`` to before ``last``."""
             rows = slice(first * batch, last * batch)
             path = path_sample(clean.repeat(last - first, 1, 1), noise[rows], timesteps[rows])
             slots = _repeat_registers(replace(self.registers, values=registers), last - first)
-            prediction = module.denoiser.denoise(
+            prediction = self.denoiser.denoise(
                 path.noisy_latents, path.timesteps, condition if len(condition) == 1 else condition[rows], slots
             )
-            return (last - first) * flow_loss(prediction, path, slots.mask, module.flow_loss_kind)
+            return (last - first) * flow_loss(prediction, path, slots.mask, settings.flow_loss)
 
         if not self.is_deferred:
             return error(0, steps, self.condition, self.registers.values)
         if self.deferred is None:  # the flow loss goes on into the latents
             self.deferred = self._defer(self.condition, self.registers.values, latents)
-        chunk = module.flow_chunk or steps
+        chunk = settings.flow_chunk or steps
         self.deferred.parts = [partial(error, i, min(i + chunk, steps)) for i in range(0, steps, chunk)]
         return self.deferred.scalar
 
     def _defer(self, *inputs: Tensor) -> DeferredLoss:
-        return DeferredLoss(inputs, list(self.module.denoiser.parameters()))
+        return DeferredLoss(inputs, list(self.denoiser.parameters()))
 
 
 def _repeat_registers(registers: Tokens, repeats: int) -> Tokens:

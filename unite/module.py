@@ -3,47 +3,49 @@
 One network, the Generative Encoder, runs twice per step: once to tokenize the data, once to denoise its own latents
 (arXiv:2603.22283, section 3). Letters: B samples, K latents, C latent channels, S flow steps.
 
-Read on in :mod:`unite.flow_pass`, the second of the two passes; :mod:`unite.generative_encoder`, the network;
+Read on in :mod:`unite.flow_pass`, the second of the two passes; :mod:`unite.nn.generative_encoder`, the network;
 :mod:`unite.flow`, times, losses and solvers; :mod:`unite.modalities.base`, what a modality adds. Seeds and exact
-continuation are in :mod:`unite.seeding`.
+continuation are in :mod:`unite.engine.seeding`.
 """
 
 import copy
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from unite.blocks import Block
 from unite.configurable import Configurable, arguments_as_config
-from unite.decoder import DecoderBlock
+from unite.console import info
+from unite.engine.optimizer import OptimizerSettings, parameter_groups
+from unite.engine.sharding import require_supported, whole_weights
+from unite.engine.step_terms import StepTerms
+from unite.engine.training import TrainingEngine
 from unite.errors import UserError
-from unite.export import load_pretrained
 from unite.flow import Solver, TimeDistribution, guided_prediction, integrate, reconstruction_noise
-from unite.flow_pass import FlowPass
-from unite.generative_encoder import GenerativeEncoder, Tokens
-from unite.messages import info
+from unite.flow_pass import FlowPass, FlowSettings
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
-from unite.optimizer import MuonAdamW, OptimizerSettings, parameter_groups, samples_per_step, warmup_cosine
-from unite.seeding import ReproducibleModule
-from unite.sharding import ShardedStrategy, require_supported, shard, whole_weights
-from unite.step_terms import SampleMean, StepTerms
-
-if TYPE_CHECKING:
-    from unite.generation import KeptLatents
+from unite.nn.generative_encoder import GenerativeEncoder, Tokens
+from unite.runs.exported import load_pretrained
+from unite.runs.folder import as_of_today, read_checkpoint
+from unite.runs.known_classes import require_known_classes, trusting
 
 
-class UniteModule(Configurable, ReproducibleModule):
+class LatentStore(Protocol):
+    """Where :meth:`UniteModule.generate` keeps the latents of finished batches."""
+
+    def load(self, number: int, generator: torch.Generator) -> Tensor | None:
+        """Latents (B, K, C) of a batch, or None; ``generator`` is left as the batch left it."""
+
+    def save(self, number: int, latents: Tensor, generator: torch.Generator) -> None:
+        """Keep the latents (B, K, C) of a batch."""
+
+
+class UniteModule(Configurable, TrainingEngine):
     """Trains tokenizer, generator and decoder together, for one or several modalities.
 
     With several, one encoder serves all of them in each step, and everything else is each adapter's own. The *modality
@@ -91,7 +93,7 @@ class UniteModule(Configurable, ReproducibleModule):
         compile: bool = False,
         modality_weights: dict[str, float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer)
         # The method.
         self.time = time
         self.stop_gradient = stop_gradient
@@ -102,11 +104,10 @@ class UniteModule(Configurable, ReproducibleModule):
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
         self.modality_weights = modality_weights or {}
-        self.optimizer_settings = optimizer
-        # What a training step computes; unite.two_stage trains one after the other.
+        # What a training step computes; unite.callbacks.two_stage trains one after the other.
         self.trains_tokenizer = True
         self.trains_denoiser = True
-        self._check_settings(adapters)
+        _require_settings(self, adapters)
         # Plain values only, so that checkpoints load with weights_only=True and without arguments.
         self.save_hyperparameters(
             {**arguments_as_config(self), "_instantiator": "lightning.pytorch.cli.instantiate_module"}
@@ -121,29 +122,6 @@ class UniteModule(Configurable, ReproducibleModule):
         self.is_compiled = compile
         if compile:
             self.compile_blocks()
-
-        # The state of a run.
-        self.step_terms: dict[str, StepTerms] = {}  # of the last training step, by modality
-        self.num_trained = 0  # samples that training steps of this process have seen
-        self._means: dict[str, SampleMean] = {}  # of loss terms over an evaluation
-
-    def _check_settings(self, adapters: Collection[str]) -> None:
-        if not adapters:
-            raise UserError("model.adapters is empty; name at least one modality")
-        for name in self.modality_weights:
-            if name not in adapters:
-                raise UserError(f"model.modality_weights names {name!r}, but the modalities are {', '.join(adapters)}")
-        weights = {f"modality_weights.{name}": weight for name, weight in self.modality_weights.items()}
-        for name, value in {**weights, "flow_weight": self.flow_weight}.items():
-            if value < 0:
-                raise UserError(f"model.{name} is {value}; it must be 0 or more")
-        for name in ("noise_probability", "noise_min_time"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"model.{name} is {getattr(self, name)}; it must lie in [0, 1]")
-        if self.flow_steps < 1:
-            raise UserError(f"model.flow_steps is {self.flow_steps}; it must be at least 1")
-        if self.flow_chunk is not None and self.flow_chunk < 1:
-            raise UserError(f"model.flow_chunk is {self.flow_chunk}; it must be at least 1, or null for all flow steps")
 
     @property
     def denoiser(self) -> GenerativeEncoder:
@@ -161,7 +139,9 @@ class UniteModule(Configurable, ReproducibleModule):
             prepared = adapter.prepare(samples)
             template = adapter.template(prepared)
             registers = adapter.registers(template)  # values (B or 1, K, D), mask (B, K)
-            flow_pass = FlowPass(self, adapter, template, registers)  # made first: its backward pass comes last
+            flow_pass = FlowPass(
+                self.denoiser, adapter, template, registers, self.flow_settings
+            )  # made first: its backward pass comes last
 
             terms = {}
             with torch.set_grad_enabled(self.trains_tokenizer):
@@ -180,9 +160,14 @@ class UniteModule(Configurable, ReproducibleModule):
             self.log_step()  # else the flow loss is known only after the backward pass
         return loss
 
+    @property
+    def flow_settings(self) -> FlowSettings:
+        """How the second pass is trained."""
+        return FlowSettings(self.flow_steps, self.flow_chunk, self.flow_loss_kind, self.stop_gradient, self.time)
+
     def flow_loss(self, adapter: ModalityAdapter, latents: Tensor, template: Template, registers: Tokens) -> Tensor:
         """Denoising error of S independently noised copies of the latents (B, K, C), summed over the copies."""
-        return FlowPass(self, adapter, template, registers).loss(latents)
+        return FlowPass(self.denoiser, adapter, template, registers, self.flow_settings).loss(latents)
 
     def _term_weights(self, modality: str, terms: Iterable[str]) -> dict[str, float]:
         """Weight of each term in the loss."""
@@ -205,7 +190,7 @@ class UniteModule(Configurable, ReproducibleModule):
         batch_size: int = 500,
         seed: int | None = None,
         show_progress: bool = False,
-        kept: "KeptLatents | None" = None,
+        kept: LatentStore | None = None,
     ) -> list[Any]:
         """Generate finished objects from noise: draw a template, solve the ODE, decode.
 
@@ -316,6 +301,25 @@ class UniteModule(Configurable, ReproducibleModule):
     # ------------------------------------------------------------------ use
 
     @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: bool = False, **kwargs: Any) -> Self:
+        """As Lightning's, but nothing is imported on the word of the file, and class paths of old files still load.
+
+        Args:
+            checkpoint_path: A file.
+            args: As of Lightning's method.
+            trust: Import whatever classes the file names.
+            kwargs: As of Lightning's method.
+
+        Raises:
+            UserError: It is damaged, no checkpoint of this package, or names classes that are not imported.
+        """
+        path = Path(checkpoint_path)
+        checkpoint = read_checkpoint(path)
+        with trusting(trust):
+            require_known_classes(checkpoint["hyper_parameters"], path, cls)
+        return super().load_from_checkpoint(as_of_today(path, checkpoint), *args, **kwargs)
+
+    @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Self:
         """The model of a folder that ``unite export`` wrote, or of ``owner/name`` on the Hugging Face Hub.
 
@@ -327,7 +331,7 @@ class UniteModule(Configurable, ReproducibleModule):
             The module in evaluation mode, on the CPU.
 
         Raises:
-            UserError: It is not there, damaged, or made by other versions or classes; see :mod:`unite.export`.
+            UserError: It is not there, damaged, or made by other versions or classes; see :mod:`unite.runs.exported`.
         """
         return load_pretrained(cls, source, revision)
 
@@ -408,29 +412,6 @@ class UniteModule(Configurable, ReproducibleModule):
         if self.flow_chunk is not None:
             self.log_step()
 
-    def log_step(self) -> None:
-        """Log the terms of the running step, and their weighted sum as ``train/loss``.
-
-        Not with ``prog_bar=True``: Lightning would read the value in each step, and so wait for the accelerator.
-        :class:`unite.monitor.LossProgressBar` shows it.
-        """
-        for modality, (terms, _, batch_size) in self.step_terms.items():
-            self.num_trained += batch_size
-            self.log_terms("train", modality, terms, batch_size)
-        loss = sum(terms.loss for terms in self.step_terms.values())
-        self.log("train/loss", loss)
-
-    def log_terms(self, stage: str, modality: str, terms: dict[str, Tensor], batch_size: int) -> None:
-        """Log unweighted loss terms as ``stage/modality/term``; those of an evaluation as the mean over all samples."""
-        for name, term in terms.items():
-            key = f"{stage}/{modality}/{name}"
-            if stage == "train":
-                self.log(key, term.detach(), batch_size=batch_size)
-            else:
-                mean = self._means.setdefault(key, SampleMean()).to(self.device)
-                mean.update(term.detach(), batch_size)
-                self.log(key, mean, metric_attribute=key)
-
     # ------------------------------------------------------------------ a run
 
     def setup(self, stage: str) -> None:
@@ -443,27 +424,12 @@ class UniteModule(Configurable, ReproducibleModule):
         super().setup(stage)
         if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
             raise UserError(f"--trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
-        require_supported(self, self.trainer)
+        require_supported(self, self.flow_chunk, self.trainer)
         if self.is_compiled and self.trainer.is_global_zero:
             info("compiling encoder and decoder: the first steps take minutes")
         if stage == "fit":
             for name, adapter in self.adapters.items():
                 adapter.fit_statistics(datamodule_of(self.trainer.datamodule, name))  # type: ignore[attr-defined]
-
-    def configure_model(self) -> None:
-        """Divide the weights among the processes if the strategy does that; see :mod:`unite.sharding`."""
-        strategy = None if self._trainer is None else self._trainer.strategy  # load_from_checkpoint has no trainer
-        if isinstance(strategy, ShardedStrategy):
-            shard(self, strategy)
-
-    def compile_blocks(self) -> None:
-        """Compile each block in place. All blocks of a kind share what is compiled, so it takes no longer for more.
-
-        Sizes are left open: batches of molecules differ in length, and the two passes in the number of tokens.
-        """
-        for part in self.modules():
-            if isinstance(part, Block | DecoderBlock):
-                part.compile(dynamic=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names of classes travel in checkpoints."""
@@ -482,48 +448,28 @@ class UniteModule(Configurable, ReproducibleModule):
         parts: list[GenerativeEncoder | ModalityAdapter] = [self.encoder, self.denoiser, *self.adapters.values()]
         return parameter_groups(self, parts, self.optimizer_settings.muon)
 
-    def scaled_optimizer_settings(self) -> OptimizerSettings:
-        """The optimizer's settings with the learning rate for this run's steps."""
-        settings = self.optimizer_settings
-        return settings if settings.lr_reference_batch is None else settings.scaled(samples_per_step(self.trainer))
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Muon and AdamW in one optimizer; the schedule counts optimizer steps."""
-        settings = self.scaled_optimizer_settings()
-        optimizer = MuonAdamW(self.parameter_groups(), settings)
-        total_steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total_steps):
-            raise UserError("the learning rate falls until the end of training: set trainer.max_steps or max_epochs")
-        scheduler = warmup_cosine(optimizer, settings, int(total_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_train_start(self) -> None:
-        """Let a continued run take rates and constants from its own settings, where they differ from the checkpoint's.
-
-        Only now has Lightning restored optimizer and schedule, rates included.
-        """
-        if self.trainer.ckpt_path:
-            optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
-            if isinstance(optimizer, MuonAdamW) and isinstance(scheduler, LambdaLR):
-                restored = scheduler.base_lrs[0]
-                optimizer.use_settings(scheduler)
-                if scheduler.base_lrs[0] != restored and self.trainer.is_global_zero:
-                    info(f"learning rate {scheduler.base_lrs[0]:.4g} from here on, in place of {restored:.4g}")
-
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        """Free the gradients after the step: the next forward pass has no use for them."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        optimizer.zero_grad()
-
 
 def _fresh_copy(encoder: GenerativeEncoder) -> GenerativeEncoder:
     """An encoder of the same sizes with weights of its own."""
     separate = copy.deepcopy(encoder)
     separate.reset_parameters()
     return separate
+
+
+def _require_settings(module: UniteModule, adapters: Collection[str]) -> None:
+    if not adapters:
+        raise UserError("model.adapters is empty; name at least one modality")
+    for name in module.modality_weights:
+        if name not in adapters:
+            raise UserError(f"model.modality_weights names {name!r}, but the modalities are {', '.join(adapters)}")
+    weights = {f"modality_weights.{name}": weight for name, weight in module.modality_weights.items()}
+    for name, value in {**weights, "flow_weight": module.flow_weight}.items():
+        if value < 0:
+            raise UserError(f"model.{name} is {value}; it must be 0 or more")
+    for name in ("noise_probability", "noise_min_time"):
+        if not 0 <= getattr(module, name) <= 1:
+            raise UserError(f"model.{name} is {getattr(module, name)}; it must lie in [0, 1]")
+    if module.flow_steps < 1:
+        raise UserError(f"model.flow_steps is {module.flow_steps}; it must be at least 1")
+    if module.flow_chunk is not None and module.flow_chunk < 1:
+        raise UserError(f"model.flow_chunk is {module.flow_chunk}; it must be at least 1, or null for all flow steps")

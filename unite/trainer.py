@@ -18,25 +18,22 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from unite.checkpointing import LAST_CHECKPOINT, AtomicCheckpointIO, LastCheckpoint
-from unite.encoding import LatentFiles, Split, limit_batches, write_latents, write_reconstructions
+from unite.callbacks.forecast import Forecast
+from unite.callbacks.last_checkpoint import LastCheckpoint
+from unite.callbacks.monitor import LossProgressBar, TrainingMonitor
+from unite.callbacks.non_finite import NonFiniteGuard
+from unite.callbacks.summary import OptimizerSummary
+from unite.console import as_table, info, shown
 from unite.errors import UserError
 from unite.flow import Solver
-from unite.generation import SampleSettings, fingerprint, write_samples
-from unite.guards import NonFiniteGuard
-from unite.messages import as_table, info, shown
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
-from unite.monitor import LossProgressBar, TrainingMonitor
-from unite.output_folder import OutputFolder, folder_name
-from unite.run_folder import (
-    ContinuedLogs,
-    Forecast,
-    RunCSVLogger,
-    RunTensorBoardLogger,
-    write_metrics,
-)
-from unite.summary import OptimizerSummary
+from unite.outputs.folder import OutputFolder, folder_name
+from unite.outputs.latents import LatentFiles, Split, limit_batches, write_latents, write_reconstructions
+from unite.outputs.samples import SampleSettings, fingerprint, write_samples
+from unite.runs.checkpoint_io import LAST_CHECKPOINT, AtomicCheckpointIO
+from unite.runs.folder import write_metrics
+from unite.runs.logs import ContinuedLogs, RunCSVLogger, RunTensorBoardLogger
 
 
 class UniteTrainer(Trainer):
@@ -50,7 +47,7 @@ class UniteTrainer(Trainer):
         enable_checkpointing: False to write no checkpoints.
         enable_model_summary: False to print no table of the model's parts and of its optimizer.
         non_finite: What to do about a loss or a gradient that is infinite or not a number: ``stop``, ``skip`` the step,
-            or ``ignore`` it; see :class:`unite.guards.NonFiniteGuard`.
+            or ``ignore`` it; see :class:`unite.callbacks.non_finite.NonFiniteGuard`.
         enable_autolog_hparams: Also log the settings to the loggers; config.yaml has them all.
         kwargs: Everything else that Lightning's trainer takes. Without a ``CheckpointIO`` among the ``plugins``,
             checkpoints are written atomically.
@@ -317,8 +314,8 @@ class UniteTrainer(Trainer):
     ) -> None:
         """Write the latents of a split as safetensors: the tokenizer as a feature extractor.
 
-        What the files hold, and how to read them, says :class:`unite.encoding.LatentFiles`. Interrupted, the same
-        command continues.
+        What the files hold, and how to read them, says :class:`unite.outputs.latents.LatentFiles`. Interrupted, the
+        same command continues.
 
         Args:
             model: The model.

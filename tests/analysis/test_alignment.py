@@ -28,8 +28,8 @@ from unite.analysis.alignment import (
 from unite.analysis.loading import fresh_module, scrambled_module
 from unite.errors import UserError
 from unite.flow import path_sample
-from unite.generative_encoder import GenerativeEncoder, Tokens
 from unite.module import UniteModule
+from unite.nn.generative_encoder import GenerativeEncoder, Tokens
 from unite.trainer import UniteTrainer
 
 SETTINGS = AlignmentSettings(num_samples=12, times=(0.3, 0.9), num_seeds=2, num_neighbours=3)

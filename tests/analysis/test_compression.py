@@ -14,8 +14,8 @@ from unite.analysis.compression import (
     measure_compression,
     part_of,
 )
-from unite.generative_encoder import GenerativeEncoder
 from unite.module import UniteModule
+from unite.nn.generative_encoder import GenerativeEncoder
 
 
 def tiny_module(weight_sharing: bool = True) -> UniteModule:

@@ -31,7 +31,7 @@ from unite.analysis.probes import (
     regression_probe,
 )
 from unite.errors import UserError
-from unite.modalities.qm9 import QM9DataModule
+from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
 from unite.module import UniteModule
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unite.modalities.molecule_perception import Molecule
+from unite.modalities.molecule.perception.molecule import Molecule
 
 NUM_MOLECULES = 130_831
 TINY = Path(__file__).parent.parent / "data" / "qm9_tiny.csv"

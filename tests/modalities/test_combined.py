@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests.conftest import TESTS, RunCli
 from tests.test_module import curves, make_trainer
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
-from unite.callbacks import GenerationMetrics
+from unite.callbacks.generation_metrics import GenerationMetrics
 from unite.errors import UserError
-from unite.generative_encoder import GenerativeEncoder
 from unite.modalities.combined import CombinedDataModule, SideBySideLoader, datamodule_of
-from unite.modalities.image_data import DigitsDataModule
-from unite.modalities.qm9 import QM9DataModule
+from unite.modalities.image.digits import DigitsDataModule
+from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
 from unite.module import UniteModule
-from unite.run_folder import read_checkpoint
+from unite.nn.generative_encoder import GenerativeEncoder
+from unite.runs.folder import read_checkpoint
 
 CONFIG = TESTS.parent / "configs" / "joint.yaml"
 
@@ -185,7 +185,7 @@ def write_overlay(folder: Path) -> Path:
             callback["init_args"] |= {"num_samples": 4, "num_steps": 2, "num_drawn": 4}
     trainer = {"callbacks": settings["trainer"]["callbacks"], "accelerator": "cpu", "enable_progress_bar": False}
     path = folder / "tiny.yaml"
-    encoder = {"class_path": "unite.generative_encoder.GenerativeEncoder", "init_args": {"depth": 2}}
+    encoder = {"class_path": "unite.nn.GenerativeEncoder", "init_args": {"depth": 2}}
     model = {"encoder": encoder}
     path.write_text(yaml.safe_dump({"model": model, "data": settings["data"], "trainer": trainer}))
     return path

@@ -14,14 +14,14 @@ from torch_geometric.data import Batch
 
 from tests.modalities.tiny_images import TinyImages
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
-from unite.callbacks import WeightAveraging
-from unite.generative_encoder import GenerativeEncoder
+from unite.callbacks.averaging import WeightAveraging
 from unite.modalities.base import ModalityAdapter
-from unite.modalities.image import ImageAdapter
-from unite.modalities.molecule import MoleculeAdapter
-from unite.modalities.molecule_graph import MolecularGraph
-from unite.modalities.qm9 import QM9DataModule
+from unite.modalities.image.adapter import ImageAdapter
+from unite.modalities.molecule.adapter import MoleculeAdapter
+from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
+from unite.modalities.molecule.graph import MolecularGraph
 from unite.module import UniteModule
+from unite.nn.generative_encoder import GenerativeEncoder
 
 TINY_CSV = str(Path(__file__).parents[1] / "data" / "qm9_tiny.csv")
 

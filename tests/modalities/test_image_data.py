@@ -27,25 +27,14 @@ from torch import Tensor
 from tests.conftest import TESTS, RunCli
 from tests.modalities.image_samples import CLASSES, picture, write_folder
 from unite.errors import UserError
-from unite.modalities import shard_writer
-from unite.modalities.image_data import (
-    DIGITS_SPLIT,
-    DigitsDataModule,
-    ImageDataModule,
-    ImageFolderDataModule,
-    ImagesInMemory,
-)
-from unite.modalities.image_files import center_crop, list_images, load_pixels, open_image
-from unite.modalities.image_shards import (
-    MANIFEST,
-    Manifest,
-    Shard,
-    ShardStream,
-    StreamSettings,
-    WebDatasetDataModule,
-    locate,
-)
-from unite.modalities.shard_writer import ShardSettings, write_shards
+from unite.modalities.image.data import ImageDataModule, ImagesInMemory
+from unite.modalities.image.digits import DIGITS_SPLIT, DigitsDataModule
+from unite.modalities.image.files import center_crop, list_images, load_pixels, open_image
+from unite.modalities.image.folders import ImageFolderDataModule
+from unite.modalities.image.shards import writing as shard_writer
+from unite.modalities.image.shards.datamodule import ShardStream, StreamSettings, WebDatasetDataModule
+from unite.modalities.image.shards.reading import MANIFEST, Manifest, Shard, locate
+from unite.modalities.image.shards.writing import ShardSettings, write_shards
 
 MakeData = Callable[..., ImageDataModule]
 
@@ -298,7 +287,7 @@ def stream_of_numbers(
         begin = starts[int(shard.name)]
         return iter(SimpleNamespace(label=begin + place) for place in range(shard.num_samples))
 
-    patch.setattr("unite.modalities.image_shards.read_shard", read)
+    patch.setattr("unite.modalities.image.shards.datamodule.read_shard", read)
     patch.setattr(ShardStream, "_pixels", lambda self, sample, is_mirrored: torch.zeros(1, 1, 1, dtype=torch.uint8))
     settings = StreamSettings(batch_size, shuffle, True, 0, 4, 1, 1, "refuse", num_replicas, rank)
     return ShardStream("", [Shard(str(i), count, 0) for i, count in enumerate(counts)], counts, 10**9, settings)
@@ -312,7 +301,7 @@ def batches_of_workers(
     queues = []
     for worker in range(num_workers):
         info = SimpleNamespace(num_workers=num_workers, id=worker)
-        patch.setattr("unite.modalities.image_shards.get_worker_info", lambda info=info: info)
+        patch.setattr("unite.modalities.image.shards.datamodule.get_worker_info", lambda info=info: info)
         queues.append([batch["image"]["labels"].tolist() for batch in stream])
     result = []
     while any(queues):
@@ -806,7 +795,7 @@ def test_wrong_prepare_is_told_in_one_line(
 
 
 def test_prepare_qm9_builds_the_cache(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unite.modalities import qm9_cache
+    from unite.modalities.molecule.data.qm9 import table as qm9_cache
 
     csv = TESTS / "data" / "qm9_tiny.csv"
     monkeypatch.setattr(qm9_cache, "find_qm9pack", lambda: [csv])

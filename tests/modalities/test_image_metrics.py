@@ -22,26 +22,19 @@ from torchmetrics.image.kid import poly_mmd
 
 from tests.conftest import RunCli
 from tests.modalities.image_samples import write_folder
+from unite.console import quiet
 from unite.errors import UserError
-from unite.messages import quiet
-from unite.modalities import digit_features, image_metrics
-from unite.modalities.features import FeatureNetwork
-from unite.modalities.image_data import DigitsDataModule, ImageDataModule, ImageFolderDataModule, ImagesInMemory
-from unite.modalities.image_metrics import (
-    FeatureStatistics,
-    ImageGenerationMetrics,
-    ImageReconstructionMetrics,
-    _part_of,
-    feature_network,
-    frechet_distance,
-    image_generation_metrics,
-    kernel_distance,
-    precision_and_recall,
-    psnr,
-    ssim,
-)
-from unite.modalities.image_shards import WebDatasetDataModule
-from unite.modalities.inception import InceptionV3, load_inception, resize_like_tensorflow
+from unite.modalities.image import digit_features
+from unite.modalities.image import metrics as image_metrics
+from unite.modalities.image.data import ImageDataModule, ImagesInMemory
+from unite.modalities.image.digits import DigitsDataModule
+from unite.modalities.image.features import FeatureNetwork
+from unite.modalities.image.folders import ImageFolderDataModule
+from unite.modalities.image.inception import InceptionV3, load_inception, resize_like_tensorflow
+from unite.modalities.image.metrics import ImageGenerationMetrics, _part_of, feature_network, image_generation_metrics
+from unite.modalities.image.reconstruction import ImageReconstructionMetrics, psnr, ssim
+from unite.modalities.image.shards.datamodule import WebDatasetDataModule
+from unite.modalities.image.statistics import FeatureStatistics, frechet_distance, kernel_distance, precision_and_recall
 
 Images = list[np.ndarray]
 
@@ -249,7 +242,7 @@ def test_chunks_do_not_change_the_distances(monkeypatch: pytest.MonkeyPatch) -> 
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(50, 6, generator=generator), torch.randn(40, 6, generator=generator)
     expected = [kernel_distance(first, second), *precision_and_recall(first, second)]
-    monkeypatch.setattr(image_metrics, "CHUNK", 7)
+    monkeypatch.setattr("unite.modalities.image.statistics.CHUNK", 7)
     torch.testing.assert_close([kernel_distance(first, second), *precision_and_recall(first, second)], expected)
 
 
@@ -584,7 +577,7 @@ def test_prepare_reference_writes_what_metrics_read(
     class Small(PixelFeatures):
         name = ""
 
-    monkeypatch.setattr("unite.modalities.inception.load_inception", lambda path: Small())
+    monkeypatch.setattr("unite.modalities.image.inception.load_inception", lambda path: Small())
     source = write_folder(tmp_path / "in", {"train": 4, "val": 3})
     file = tmp_path / "val.npz"
     result = run_cli("prepare", "reference", source, file, "--image_size", "16", "--split", "val", "--num_kept", "5")

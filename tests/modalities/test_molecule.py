@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch_geometric.data import Batch, Data
 
 from unite.errors import UserError
-from unite.generative_encoder import GenerativeEncoder
 from unite.modalities.base import Template
-from unite.modalities.molecule import (
+from unite.modalities.molecule.adapter import (
     MoleculeAdapter,
     MoleculePrediction,
     PreparedMolecules,
@@ -19,9 +18,10 @@ from unite.modalities.molecule import (
     pair_distances,
     random_rotations,
 )
-from unite.modalities.molecule_bonds import pairs_to_matrix
-from unite.modalities.qm9 import QM9DataModule
+from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
+from unite.modalities.molecule.layers import pairs_to_matrix
 from unite.module import UniteModule
+from unite.nn.generative_encoder import GenerativeEncoder
 
 WATER = Data(z=torch.tensor([8, 1, 1]), pos=torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.8, 0.7], [0.0, -0.8, 0.7]]))
 METHANOL = Data(

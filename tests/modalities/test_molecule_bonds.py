@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch_geometric.data import Batch
 
 from tests.modalities.graphs import graph_of, graphs, perceived, perfect
-from unite.generative_encoder import GenerativeEncoder
 from unite.modalities.base import Template
-from unite.modalities.molecule import MoleculeAdapter, MoleculePrediction
-from unite.modalities.molecule_bonds import (
+from unite.modalities.molecule.adapter import MoleculeAdapter, MoleculePrediction
+from unite.modalities.molecule.graph import MolecularGraph, data_from_graph, data_from_mol, is_one_piece
+from unite.modalities.molecule.layers import (
     GraphConvolution,
     GraphPrediction,
     PairHead,
@@ -23,8 +23,8 @@ from unite.modalities.molecule_bonds import (
     pair_mask,
     pairs_to_matrix,
 )
-from unite.modalities.molecule_graph import MolecularGraph, data_from_graph, data_from_mol, is_one_piece
 from unite.module import UniteModule
+from unite.nn.generative_encoder import GenerativeEncoder
 
 
 def edges_of(graph: MolecularGraph) -> tuple[torch.Tensor, torch.Tensor]:

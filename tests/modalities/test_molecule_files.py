@@ -7,9 +7,12 @@ import pytest
 from rdkit import Chem, rdBase
 
 from tests.modalities.qm9_rows import tiny_molecules
-from unite.modalities import molecule_files
-from unite.modalities.molecule_files import draw_grid, write_sdf, write_xyz
-from unite.modalities.molecule_perception import Molecule, molecule_key, perceive, unite_hydrogens
+from unite.modalities.molecule.files import writing as molecule_files
+from unite.modalities.molecule.files.drawing import draw_grid
+from unite.modalities.molecule.files.writing import write_sdf, write_xyz
+from unite.modalities.molecule.perception.distances import unite_hydrogens
+from unite.modalities.molecule.perception.molecule import Molecule, molecule_key
+from unite.modalities.molecule.perception.perceive import perceive
 
 REALS = [real for real, _ in tiny_molecules()]
 METHANE = Molecule(np.array([6]), np.zeros((1, 3)), np.array([4]))

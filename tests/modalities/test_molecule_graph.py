@@ -22,8 +22,8 @@ from tests.modalities.graphs import (
     relabelled,
 )
 from unite.errors import UserError
-from unite.modalities.molecule import MoleculeAdapter
-from unite.modalities.molecule_graph import (
+from unite.modalities.molecule.adapter import MoleculeAdapter
+from unite.modalities.molecule.graph import (
     GRAPH_REJECT_REASONS,
     MolecularGraph,
     assemble,
@@ -34,7 +34,7 @@ from unite.modalities.molecule_graph import (
     is_one_piece,
     mol_from_data,
 )
-from unite.modalities.molecule_perception import molecule_key
+from unite.modalities.molecule.perception.molecule import molecule_key
 
 
 def graph_adapter(hydrogens: Hydrogens) -> MoleculeAdapter:

@@ -10,10 +10,12 @@ from rdkit import Chem
 from tests.modalities.graphs import HARD_SMILES, graph_of, perceived
 from tests.modalities.qm9_rows import tiny_molecules
 from tests.modalities.test_molecule_graph import REJECTED
-from unite.modalities.molecule import MoleculeAdapter
-from unite.modalities.molecule_files import draw_grid, write_sdf
-from unite.modalities.molecule_graph import MolecularGraph, graph_from_mol
-from unite.modalities.molecule_perception import Molecule, molecule_key, unite_hydrogens
+from unite.modalities.molecule.adapter import MoleculeAdapter
+from unite.modalities.molecule.files.drawing import draw_grid
+from unite.modalities.molecule.files.writing import write_sdf
+from unite.modalities.molecule.graph import MolecularGraph, graph_from_mol
+from unite.modalities.molecule.perception.distances import unite_hydrogens
+from unite.modalities.molecule.perception.molecule import Molecule, molecule_key
 
 
 def read(path: Path, sanitize: bool = True) -> list[Chem.Mol]:

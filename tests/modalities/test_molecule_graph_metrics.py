@@ -12,10 +12,11 @@ from rdkit.Chem import rdDistGeom
 
 from tests.modalities.graphs import graph_of, graphs, perceived, relabelled
 from tests.modalities.qm9_rows import tiny_molecules
-from unite.modalities.molecule_graph import BOND_TYPES, GRAPH_REJECT_REASONS, MolecularGraph, graph_from_mol
-from unite.modalities.molecule_graph_metrics import GraphGenerationMetrics, GraphReconstructionMetrics, TwoViews
-from unite.modalities.molecule_metrics import MoleculeGenerationMetrics
-from unite.modalities.molecule_perception import Molecule, hash_key, molecule_key, unite_hydrogens
+from unite.modalities.molecule.graph import BOND_TYPES, GRAPH_REJECT_REASONS, MolecularGraph, graph_from_mol
+from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
+from unite.modalities.molecule.metrics.graphs import GraphGenerationMetrics, GraphReconstructionMetrics, TwoViews
+from unite.modalities.molecule.perception.distances import unite_hydrogens
+from unite.modalities.molecule.perception.molecule import Molecule, hash_key, molecule_key
 
 RADICAL = replace(graph_of("C"), num_hydrogens=np.array([3]))
 

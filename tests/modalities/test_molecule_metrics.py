@@ -15,20 +15,11 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from tests.modalities.qm9_rows import random_molecules, tiny_molecules
-from unite.modalities.molecule_metrics import (
-    MoleculeGenerationMetrics,
-    MoleculeReconstructionMetrics,
-    kabsch_rmsd,
-    score_molecules,
-)
-from unite.modalities.molecule_perception import (
-    REJECT_REASONS,
-    Molecule,
-    hash_key,
-    molecule_key,
-    perceive_all,
-    unite_hydrogens,
-)
+from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics, score_molecules
+from unite.modalities.molecule.metrics.reconstruction import MoleculeReconstructionMetrics, kabsch_rmsd
+from unite.modalities.molecule.perception.distances import unite_hydrogens
+from unite.modalities.molecule.perception.molecule import REJECT_REASONS, Molecule, hash_key, molecule_key
+from unite.modalities.molecule.perception.perceive import perceive_all
 
 
 def lone(atomic_number: int, num_hydrogens: int) -> Molecule:

@@ -10,19 +10,12 @@ from rdkit import Chem, rdBase
 from rdkit.Chem import rdDetermineBonds
 
 from tests.modalities.qm9_rows import random_molecules, tiny_molecules
-from unite.modalities import molecule_perception
-from unite.modalities.molecule_perception import (
-    ELEMENTS,
-    REJECT_REASONS,
-    Molecule,
-    edm_stability,
-    hash_key,
-    molecule_key,
-    perceive,
-    perceive_all,
-    short_pairs,
-    unite_hydrogens,
-)
+from unite.modalities.molecule.perception import bond_orders, elements
+from unite.modalities.molecule.perception.distances import short_pairs, unite_hydrogens
+from unite.modalities.molecule.perception.elements import ELEMENTS
+from unite.modalities.molecule.perception.molecule import REJECT_REASONS, Molecule, hash_key, molecule_key
+from unite.modalities.molecule.perception.perceive import perceive, perceive_all
+from unite.modalities.molecule.perception.stability import edm_stability
 
 EDM_LENGTHS = {  # pm, written out once more so that a typo in the package's table shows
     1: {"HH": 74, "HC": 109, "HN": 101, "HO": 96, "HF": 92, "CC": 154, "CN": 147, "CO": 143, "CF": 135}
@@ -358,7 +351,7 @@ def test_edm_table_is_free_of_typing_errors() -> None:
         name = "".join(sorted("HCNOF"[element] for element in sorted((first, second))))
         lengths = {"".join(sorted(pair)): length for pair, length in EDM_LENGTHS[order].items()}
         expected = (lengths[name] + EDM_MARGINS[order]) / 100 if name in lengths else 0.0
-        assert molecule_perception._EDM_CUTOFFS[order - 1, first, second] == pytest.approx(expected)
+        assert elements._EDM_CUTOFFS[order - 1, first, second] == pytest.approx(expected)
 
 
 def test_edm_counts_hydrogens_of_united_atoms() -> None:
@@ -423,11 +416,11 @@ def test_rdkit_without_a_cap_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         """Bond orders without a limit."""
 
     monkeypatch.setattr(rdDetermineBonds, "DetermineBondOrders", uncapped)
-    molecule_perception._require_capped_bond_orders.cache_clear()
+    bond_orders._require_capped_bond_orders.cache_clear()
     with pytest.raises(RuntimeError, match="pip install -U rdkit"):
         perceive(methane())
     monkeypatch.undo()
-    molecule_perception._require_capped_bond_orders.cache_clear()
+    bond_orders._require_capped_bond_orders.cache_clear()
     assert key(methane()) == "C"
 
 

@@ -10,9 +10,10 @@ from rdkit.Chem import rdDepictor
 from tests.modalities.graphs import perceived
 from tests.modalities.qm9_rows import tiny_molecules
 from unite.errors import UserError
-from unite.modalities.molecule_files import write_sdf, write_xyz
-from unite.modalities.molecule_perception import Molecule, unite_hydrogens
-from unite.modalities.molecule_reading import Entry, Record, find_files, parse, read_records
+from unite.modalities.molecule.files.reading import Entry, Record, find_files, parse, read_records
+from unite.modalities.molecule.files.writing import write_sdf, write_xyz
+from unite.modalities.molecule.perception.distances import unite_hydrogens
+from unite.modalities.molecule.perception.molecule import Molecule
 
 REALS = [real for real, _ in tiny_molecules()][:8]
 UNITED = [unite_hydrogens(real) for real in REALS]

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unite.errors import UserError
-from unite.modalities.image import ImageAdapter
-from unite.modalities.perceptual import (
+from unite.modalities.image.adapter import ImageAdapter
+from unite.modalities.image.perceptual import (
     BLOCK_CHANNELS,
     WEIGHTS_VARIABLE,
     PerceptualDistance,

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from unite.errors import UserError
-from unite.modalities import qm9_cache, qm9_keys
-from unite.modalities.molecule_batches import BUCKET_STEPS, GatheredMolecules, MoleculeBatchSampler, known_largest
-from unite.modalities.molecule_perception import Molecule, hash_key
-from unite.modalities.qm9 import Hydrogens, QM9DataModule
-from unite.modalities.qm9_cache import MIN_MOLECULES, MoleculeTable, RawMolecule, build_table
+from unite.modalities.molecule.batches import BUCKET_STEPS, GatheredMolecules, MoleculeBatchSampler, known_largest
+from unite.modalities.molecule.data.qm9 import keys as qm9_keys
+from unite.modalities.molecule.data.qm9 import table as qm9_cache
+from unite.modalities.molecule.data.qm9.datamodule import Hydrogens, QM9DataModule
+from unite.modalities.molecule.data.qm9.table import MIN_MOLECULES, MoleculeTable, RawMolecule, build_table
+from unite.modalities.molecule.perception.molecule import Molecule, hash_key
 
 TINY_CSV = Path(__file__).parents[1] / "data" / "qm9_tiny.csv"
 HEADER = "Index,SMILES,Elements,XYZ_Ang\n"

@@ -14,12 +14,14 @@ from torch_geometric.data import Batch, Data
 from tests.conftest import RunCli
 from tests.modalities.qm9_rows import tiny_molecules
 from unite.errors import UserError
-from unite.modalities import perception_chunks, qm9_bonds
-from unite.modalities.molecule_batches import GatheredMolecules
-from unite.modalities.molecule_graph import assemble, data_from_graph, graph_from_data, graph_from_mol
-from unite.modalities.molecule_perception import hash_key, molecule_key, perceive
-from unite.modalities.qm9 import Hydrogens, QM9DataModule
-from unite.modalities.qm9_bonds import load_or_perceive, perceive_chunk
+from unite.modalities.molecule.batches import GatheredMolecules
+from unite.modalities.molecule.data.qm9 import bonds as qm9_bonds
+from unite.modalities.molecule.data.qm9 import chunks as perception_chunks
+from unite.modalities.molecule.data.qm9.bonds import load_or_perceive, perceive_chunk
+from unite.modalities.molecule.data.qm9.datamodule import Hydrogens, QM9DataModule
+from unite.modalities.molecule.graph import assemble, data_from_graph, graph_from_data, graph_from_mol
+from unite.modalities.molecule.perception.molecule import hash_key, molecule_key
+from unite.modalities.molecule.perception.perceive import perceive
 
 TINY_CSV = Path(__file__).parents[1] / "data" / "qm9_tiny.csv"
 # Rows of zwitterions in the tiny file whose charges perception places elsewhere than the data set's SMILES does.
@@ -217,7 +219,7 @@ def test_molecules_without_bonds_are_left_out_counted_and_named(
 def test_prepare_command_perceives_bonds_when_asked(
     run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unite.modalities.qm9_cache.find_qm9pack", lambda: [TINY_CSV])
+    monkeypatch.setattr("unite.modalities.molecule.data.qm9.table.find_qm9pack", lambda: [TINY_CSV])
     command = ["prepare", "qm9", "--root", tmp_path]
     assert run_cli(*command).code == 0
     assert not list(tmp_path.glob("bonds-*"))
@@ -227,7 +229,7 @@ def test_prepare_command_perceives_bonds_when_asked(
 
 
 def test_prepare_that_fails_leaves_no_folder(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unite.modalities.qm9_cache.find_qm9pack", list)
+    monkeypatch.setattr("unite.modalities.molecule.data.qm9.table.find_qm9pack", list)
     result = run_cli("prepare", "qm9", "--root", tmp_path / "data" / "qm9", "--source", "qm9pack")
     assert result.code == 2
     assert "qm9pack, which is missing" in result.err

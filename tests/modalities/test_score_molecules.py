@@ -8,8 +8,8 @@ from rdkit.Geometry import Point3D
 
 from tests.modalities.qm9_rows import tiny_molecules
 from unite import UserError, score_molecules
-from unite.modalities.molecule_metrics import MoleculeGenerationMetrics
-from unite.modalities.molecule_perception import Molecule
+from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
+from unite.modalities.molecule.perception.molecule import Molecule
 
 
 def as_rdkit(molecule: Molecule) -> Chem.Mol:

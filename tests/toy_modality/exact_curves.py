@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
-from unite.callbacks import WeightAveraging
+from unite.callbacks.averaging import WeightAveraging
+from unite.engine.sharding import local
 from unite.modalities.batches import BatchSampler, ResumableDataLoader
 from unite.module import UniteModule
-from unite.sharding import local
 
 
 class NoisyCurveAdapter(CurveAdapter):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unite.generative_encoder import GenerativeEncoder
+from unite.nn.generative_encoder import GenerativeEncoder
 
 MODULATION_PARTS = (
     "attention shift",

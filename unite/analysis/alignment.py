@@ -26,9 +26,9 @@ from unite.analysis.loading import fresh_module, scrambled_module
 from unite.analysis.similarity import MIN_ROWS, StreamingCKA, cka_matrix, cknna, cknna_huh, mean_cosine
 from unite.errors import UserError
 from unite.flow import path_sample
-from unite.generative_encoder import Tokens
 from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
+from unite.nn.generative_encoder import Tokens
 
 MEASURES = {
     "cka_within": "linear CKA, unbiased, mean of each register taken out",

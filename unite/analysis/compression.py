@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from unite.analysis.loading import fresh_module
-from unite.generative_encoder import GenerativeEncoder
 from unite.module import UniteModule
+from unite.nn.generative_encoder import GenerativeEncoder
 
 BIN_WIDTH = 2.0**-15
 PARTS = {

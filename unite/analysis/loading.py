@@ -14,12 +14,13 @@ import yaml
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import instantiate_module
 
+from unite.console import one_line, shown
 from unite.errors import UserError
-from unite.export import is_exported
-from unite.known_classes import require_known_classes, require_known_config
-from unite.messages import one_line, shown
 from unite.module import UniteModule
-from unite.run_folder import find_checkpoint, find_run_config, read_checkpoint, require_writable
+from unite.moved import moved
+from unite.runs.exported import is_exported
+from unite.runs.folder import find_checkpoint, find_run_config, read_checkpoint, require_writable
+from unite.runs.known_classes import require_known_classes, require_known_config
 
 STAGES = {"train": "fit", "val": "validate", "test": "test"}
 """What Lightning calls the use of each split."""
@@ -56,7 +57,7 @@ def load_run(options: argparse.Namespace, data_options: list[str]) -> Run:
     checkpoint = read_checkpoint(path)
     step = int(checkpoint.get("global_step", 0))
     datamodule = _datamodule(path, options.config, data_options)  # imports what a --config of the user's names
-    require_known_classes(checkpoint["hyper_parameters"], path)
+    require_known_classes(checkpoint["hyper_parameters"], path, UniteModule)
     del checkpoint
     config = find_run_config(path)
     if is_exported(path):
@@ -88,7 +89,7 @@ def _datamodule(checkpoint: Path, configs: list[Path], options: list[str]) -> Li
         require_known_config(run_config)
     for config in configs or ([run_config] if run_config else []):
         try:
-            content = yaml.safe_load(config.read_text())
+            content = moved(yaml.safe_load(config.read_text()))
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"--config {config} cannot be read: {one_line(error)}") from error
         if isinstance(content, dict):

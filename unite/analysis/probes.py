@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unite.errors import UserError
-from unite.modalities.qm9 import QM9DataModule
-from unite.modalities.qm9_cache import find_qm9pack
+from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
+from unite.modalities.molecule.data.qm9.table import find_qm9pack
 
 PROPERTIES = {
     "HOMO_LUMO_gap_au": ("gap", "eV", 27.211386),

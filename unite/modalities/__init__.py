@@ -1,1 +1,1 @@
-"""One file per modality; each is found through the ``class_path`` of a yaml, so nothing is listed here."""
+"""One package or file per modality, each with what only that kind of data knows; none imports another."""

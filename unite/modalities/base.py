@@ -22,7 +22,7 @@ from torchmetrics import Metric
 
 from unite.configurable import Configurable
 from unite.errors import UserError
-from unite.generative_encoder import Tokens
+from unite.nn.generative_encoder import Tokens
 
 
 @dataclass(frozen=True)

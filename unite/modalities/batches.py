@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
+from unite.engine.seeding import mixed_generator
 from unite.errors import UserError
-from unite.seeding import mixed_generator
 
 
 class FixedBatches(Dataset[Any]):

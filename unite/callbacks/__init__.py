@@ -1,0 +1,23 @@
+"""Lightning callbacks, one per file; a yaml names those below."""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from unite.callbacks.averaging import WeightAveraging as WeightAveraging
+    from unite.callbacks.generation_metrics import GenerationMetrics as GenerationMetrics
+    from unite.callbacks.last_checkpoint import LastCheckpoint as LastCheckpoint
+    from unite.callbacks.non_finite import NonFiniteGuard as NonFiniteGuard
+    from unite.callbacks.two_stage import TwoStageTraining as TwoStageTraining
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "averaging": ["WeightAveraging"],
+        "generation_metrics": ["GenerationMetrics"],
+        "two_stage": ["TwoStageTraining"],
+        "last_checkpoint": ["LastCheckpoint"],
+        "non_finite": ["NonFiniteGuard"],
+    },
+)

@@ -1,0 +1,31 @@
+"""What a run prints of its model before it starts."""
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary
+
+from unite.engine.optimizer import parameter_table, samples_per_step
+from unite.module import UniteModule
+
+
+class OptimizerSummary(ModelSummary):
+    """Lightning's summary of the model, then which parameters Muon and AdamW take, and at which learning rate.
+
+    Args:
+        max_depth: Levels of submodules in Lightning's summary; -1 for all.
+    """
+
+    def __init__(self, max_depth: int = 1) -> None:
+        super().__init__(max_depth)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print."""
+        super().on_fit_start(trainer, pl_module)
+        if not isinstance(pl_module, UniteModule) or not trainer.is_global_zero:
+            return
+        print(parameter_table(pl_module, pl_module.parameter_groups()))
+        settings = pl_module.optimizer_settings
+        line = f"learning rate {pl_module.scaled_optimizer_settings().lr:.4g}"
+        if settings.lr_reference_batch is not None:
+            samples = samples_per_step(trainer)
+            line += f" = {settings.lr:g} x max(1, {samples} samples per step / {settings.lr_reference_batch})"
+        print(line)

@@ -1,0 +1,242 @@
+"""``unite compare RUN RUN ...``: runs side by side, of whatever modality, from what they left in their folders.
+
+Nothing is computed again: metrics come from metrics.csv (the last validation) and metrics.json (``unite test``),
+parameters and steps from last.ckpt, training time from the TensorBoard events, alignment and compression from the
+align.json of ``unite align``. What a run does not have is a dash, never a zero.
+"""
+
+import argparse
+import csv
+import importlib.util
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from unite.analysis.comparison import RunSummary, comparison, draw_comparison, markdown_table
+from unite.errors import UserError
+from unite.files import leaving_no_empty_folders, require_writable, write_json
+
+TABLE_FILE = "compare.md"
+VALUES_FILE = "compare.json"
+FIGURE_FILE = "compare.png"
+
+
+def run(args: list[str]) -> None:
+    """Compare the runs that the arguments name; writes compare.md, compare.json and compare.png.
+
+    Args:
+        args: ``compare``, run folders, and options.
+
+    Raises:
+        UserError: A run is missing or damaged, or the output has a comparison of other runs.
+    """
+    options = _parser().parse_args(args[1:])
+    folders = [_run_folder(path) for path in options.runs]
+    names = _short_names(folders)
+    _claim(options.output, folders, options.overwrite)
+    with leaving_no_empty_folders(options.output):
+        require_writable(options.output)
+        runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    tables = comparison(runs)
+    text = "\n\n".join(f"{title}\n\n{markdown_table(rows)}" for title, rows in tables.items()) + "\n"
+    print(text)
+    from unite.console import shown
+
+    written = [options.output / name for name in (TABLE_FILE, VALUES_FILE)]
+    written[0].write_text(f"# {', '.join(names)}\n\n{text}")
+    values = [
+        {"folder": path, **asdict(summary)}
+        for path, summary in zip(_relative(folders, options.output), runs, strict=True)
+    ]
+    write_json(written[1], values)
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no figure: it takes matplotlib, which is not installed (pip install matplotlib)", file=sys.stderr)
+    else:
+        written.append(options.output / FIGURE_FILE)
+        draw_comparison(runs, written[-1])
+    for path in written:
+        print(f"wrote {shown(path)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UserError(f"compare: {message}; see unite compare --help")
+
+    parser = Parser(
+        prog="unite compare",
+        description="Runs side by side: reconstruction, generation, alignment, compression, parameters, steps, time.",
+        epilog="Alignment and compression are shown for runs on which `unite align` was run, in RUN/align or, with "
+        "--output, in another folder of the run: one for each modality.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders, or checkpoints in them")
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, default=Path("runs/compare"), help="where to write (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a comparison of other runs there")
+    return parser
+
+
+def _claim(output: Path, folders: Sequence[Path], overwrite: bool) -> None:
+    """Let a comparison of the same runs, in any order, be replaced, and one of others only when that is asked for.
+
+    Raises:
+        UserError: Files of another comparison are there.
+    """
+    from unite.console import shown
+
+    found = [name for name in (TABLE_FILE, VALUES_FILE, FIGURE_FILE) if (output / name).exists()]
+    if not found or overwrite:
+        return
+    try:
+        there = sorted(values["folder"] for values in json.loads((output / VALUES_FILE).read_text()))
+    except (OSError, KeyError, TypeError, ValueError):
+        there = []  # no word on which runs they are of
+    if there != sorted(_relative(folders, output)):
+        raise UserError(
+            f"{shown(output / found[0])} is there and not of these runs; add --overwrite to replace it, or choose "
+            "another --output"
+        )
+
+
+def _relative(folders: Sequence[Path], output: Path) -> list[str]:
+    """Run folders as seen from the output: the same wherever the command is typed, and when both are moved."""
+    return [Path(os.path.relpath(folder.resolve(), output.resolve())).as_posix() for folder in folders]
+
+
+def _run_folder(path: Path) -> Path:
+    """The run folder that a path names, itself or by a checkpoint in it.
+
+    Raises:
+        UserError: There is no run.
+    """
+    from unite.runs.checkpoint_io import LAST_CHECKPOINT
+
+    folder = path.parent if path.is_file() else path
+    if not (folder / LAST_CHECKPOINT).is_file():
+        raise UserError(f"{path} is no run: name run folders, each with a {LAST_CHECKPOINT}")
+    return folder
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """Names of run folders without what all paths begin with.
+
+    Raises:
+        UserError: A run is named twice.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    for folder in resolved:
+        if resolved.count(folder) > 1:
+            raise UserError(f"run {folder} is named twice; name each run once")
+    for length in range(1, max(len(folder.parts) for folder in resolved) + 1):
+        names = ["/".join(folder.parts[-length:]) for folder in resolved]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError("paths that differ have names that differ")
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_run(folder: Path, name: str | None = None) -> RunSummary:
+    """What a run folder says of its run.
+
+    Args:
+        folder: The run folder, with last.ckpt.
+        name: How tables call it; None for the name of the folder.
+
+    Raises:
+        UserError: last.ckpt is damaged, or of another program.
+    """
+    from unite.runs.checkpoint_io import LAST_CHECKPOINT
+    from unite.runs.folder import read_checkpoint
+
+    checkpoint = read_checkpoint(folder / LAST_CHECKPOINT)
+    summary = RunSummary(
+        name=name or folder.resolve().name,
+        modalities=list(checkpoint["hyper_parameters"]["adapters"]),
+        metrics=read_metrics(folder),
+        steps=int(checkpoint["global_step"]),
+        epochs=int(checkpoint["epoch"]) + 1,
+        seconds=training_seconds(folder),
+        parameters=count_parameters(checkpoint["hyper_parameters"]),
+    )
+    for file in sorted([*folder.glob("align.json"), *folder.glob("*/align.json")]):
+        _add_alignment(summary, file)
+    return summary
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """Metrics of a run: of the last validation that has each of them, and of ``unite test``."""
+    metrics: dict[str, float] = {}
+    table = folder / "metrics.csv"
+    if table.is_file():
+        with table.open(newline="") as file:
+            for row in csv.DictReader(file):
+                metrics |= {key: float(value) for key, value in row.items() if key.startswith("val/") and value}
+    evaluated = folder / "metrics.json"
+    if evaluated.is_file():
+        values = json.loads(evaluated.read_text())
+        metrics |= {key: math.nan if value is None else float(value) for key, value in values.items()}
+    return metrics
+
+
+def training_seconds(folder: Path) -> float | None:
+    """Wall time between the first and the last event of each TensorBoard file, added up."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    total = None
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        times = [event.wall_time for event in EventFileLoader(str(file)).Load()]
+        if times:
+            total = (total or 0.0) + times[-1] - times[0]
+    return total
+
+
+def count_parameters(hyper_parameters: Mapping[str, Any]) -> dict[str, int]:
+    """Trainable parameters of each part of a model, from the settings in its checkpoint.
+
+    Raises:
+        UserError: A class of the settings cannot be imported.
+    """
+    import torch
+    from lightning.pytorch.cli import instantiate_module
+
+    from unite.console import one_line
+    from unite.module import UniteModule
+
+    settings = {key: value for key, value in hyper_parameters.items() if not key.startswith("_")}
+    try:
+        with torch.device("meta"):
+            module: UniteModule = instantiate_module(UniteModule, settings)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"the model of a checkpoint cannot be made: {one_line(error)}") from error
+    parts: dict[str, torch.nn.Module] = {"encoder": module.encoder}
+    if module.separate_denoiser is not None:
+        parts["denoiser"] = module.separate_denoiser
+    parts |= {f"{name} adapter": adapter for name, adapter in module.adapters.items()}
+    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
+    return {**counts, "total": sum(counts.values())}
+
+
+def _add_alignment(summary: RunSummary, file: Path) -> None:
+    """Take alignment and compression from an align.json of ``unite align``; of an unknown form, say so."""
+    from unite.analysis.alignment import late_layer
+    from unite.console import shown
+
+    try:
+        found = json.loads(file.read_text())
+        late = late_layer(found["alignment"], "cka_within")
+        networks = found["compression"]["networks"]
+        parts = networks.get("both", networks["encoder"])["trained"]["parts"]
+        lengths = {part: float(values["megabytes"]) for part, values in parts.items()}
+        summary.alignment[found["modality"]] = late
+        summary.compression = lengths
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        print(f"unite: {shown(file)} is not as unite align writes it, and is left out: {error!r}", file=sys.stderr)

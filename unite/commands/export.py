@@ -1,0 +1,290 @@
+"""Folders to share: weights, settings and a model card."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from unite import __version__
+from unite.commands.options import OptionParser
+from unite.console import one_line, shown
+from unite.errors import UserError
+from unite.files import leaving_no_empty_folders, require_writable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unite.module import UniteModule
+
+    Module = TypeVar("Module", bound=UniteModule)
+from unite.runs.exported import (
+    CARD_FILE,
+    FILES,
+    FORMAT_VERSION,
+    HUB_HINT,
+    SETTINGS_FILE,
+    WEIGHTS_FILE,
+    _hub,
+    _require_repo_id,
+    _sha256,
+    is_exported,
+    push_to_hub,
+)
+
+#: Settings that name files of the machine a model was trained on; training alone needs them.
+MACHINE_PATHS = ("vgg16_weights", "inception_weights")
+
+CARD = """---
+license: {license}
+library_name: unite
+tags: [unite, {tags}]
+---
+# {title}
+
+A model of [UNITE](https://arxiv.org/abs/2603.22283): one network that tokenizes data into latents and generates latents
+from noise. Exported with `unite` {version} from training step {step}; weights: {weights}.
+
+## Use
+
+```python
+from unite import UniteModule
+
+module = UniteModule.from_pretrained("{name}")
+samples = module.generate("{modality}", 16, seed=0)
+module.adapters["{modality}"].draw(samples).save("grid.png")
+```
+
+On the command line, with this folder at hand: `unite sample --ckpt_path {title} --num_samples 16`.
+
+## Metrics
+
+{metrics}
+
+## Training data
+
+{data}
+
+## Settings
+
+{parameters} M parameters. `config.json` has all settings of the model.
+
+## Licence
+
+{license_text}
+
+## Citation
+
+```bibtex
+@article{{unite2026,
+  title   = {{End-to-End Training for Unified Tokenization and Latent Denoising}},
+  author  = {{Duggal and Bai and Wu and Zhang and Shechtman and Torralba and Isola and Freeman}},
+  journal = {{arXiv preprint arXiv:2603.22283}},
+  year    = {{2026}}
+}}
+```
+"""
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    folder: str | Path,
+    license_id: str = "unknown",
+    overwrite: bool = False,
+    name: str | None = None,
+) -> list[Path]:
+    """Write a checkpoint as a folder to share.
+
+    Args:
+        checkpoint: A checkpoint, or a run folder for its ``last.ckpt``. Metrics and data of the model card come from
+            the run folder, if there is one.
+        folder: Where to write; made if missing.
+        license_id: Licence of the weights, for the model card: an identifier such as ``mit``.
+        overwrite: Replace an exported model that is there.
+        name: What others will load it by, for the model card; None for the folder's name.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: The checkpoint cannot be read, or the folder not be written.
+    """
+    from unite.runs.folder import find_checkpoint, find_run_config, read_checkpoint
+
+    path, folder = find_checkpoint(str(checkpoint)), Path(folder)
+    assert path is not None
+    if is_exported(path):
+        raise UserError(f"{checkpoint} is an exported model already: copy the folder, or name its run")
+    if not re.fullmatch(r"[\w.+-]+", license_id):
+        raise UserError(f"--license is {license_id!r}; it must be an identifier such as mit, apache-2.0 or cc-by-4.0")
+    content = read_checkpoint(path)
+    present = [name for name in FILES if (folder / name).exists()]
+    if present and not overwrite:
+        raise UserError(f"{shown(folder)} has a {present[0]}: add --overwrite to replace it, or choose another folder")
+    require_writable(folder, "choose another folder")
+    settings = _without_machine_paths(
+        {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
+    )
+    # A clone each: what shares memory could not be written.
+    weights = {name: value.clone().contiguous() for name, value in content["state_dict"].items()}
+    (folder / SETTINGS_FILE).unlink(
+        missing_ok=True
+    )  # last to come, so that a broken export is not taken for a whole one
+    _write_weights(weights, folder / WEIGHTS_FILE)
+    (folder / CARD_FILE).write_text(
+        _model_card(
+            name or folder.resolve().name,
+            settings,
+            content,
+            license_id,
+            _metrics_text(path, content),
+            _data_text(find_run_config(path)),
+        )
+    )
+    config = {
+        "format": "unite",
+        "format_version": FORMAT_VERSION,
+        "unite_version": __version__,
+        "global_step": content.get("global_step", 0),
+        "weights_sha256": _sha256(folder / WEIGHTS_FILE),
+        "class_names": content.get("class_names", {}),
+        "model": settings,
+    }
+    (folder / SETTINGS_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    return [folder / name for name in FILES]
+
+
+def _without_machine_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: None if name in MACHINE_PATHS else _without_machine_paths(item) for name, item in value.items()}
+    return [_without_machine_paths(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(weights, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)  # safetensors keeps all other users from reading its files
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:  # the latter wraps a full disk
+        raise UserError(f"cannot write {path} ({one_line(error)}); make room, or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _model_card(
+    name: str, settings: Mapping[str, Any], content: Mapping[str, Any], license_id: str, metrics: str, data: str
+) -> str:
+    num_parameters = sum(value.numel() for value in content["state_dict"].values() if value.is_floating_point())
+    modalities = list(settings["adapters"])
+    return CARD.format(
+        license=license_id,
+        tags=", ".join(modalities),
+        title=name.rpartition("/")[2],
+        version=__version__,
+        step=content.get("global_step", 0),
+        weights="averaged (EMA)" if "current_model_state" in content else "as in the checkpoint",
+        name=name,
+        modality=modalities[0],
+        metrics=metrics,
+        data=data,
+        parameters=f"{num_parameters / 1e6:.1f}",
+        license_text="Not stated by the authors of these weights." if license_id == "unknown" else f"`{license_id}`.",
+    )
+
+
+def _metrics_text(checkpoint: Path, content: Mapping[str, Any]) -> str:
+    """The run's metrics: of the validation at the checkpoint's step, and those of metrics.json from other stages."""
+    from unite.runs.folder import METRICS_FILE
+
+    tables = []
+    step = int(content.get("global_step", 0))
+    validation = _validation_metrics(checkpoint.parent / "metrics.csv", step)
+    if validation:
+        tables.append(_table(f"Validation at step {step}", validation))
+    with contextlib.suppress(OSError, ValueError):  # a card without metrics is better than no export
+        found = json.loads((checkpoint.parent / METRICS_FILE).read_text())
+        values = {name: value for name, value in found.items() if not (validation and name.startswith("val/"))}
+        if values:
+            tables.append(_table("The run's latest evaluation (`metrics.json`)", values))
+    return "\n\n".join(tables) or "None were found in the run folder."
+
+
+def _validation_metrics(file: Path, step: int) -> dict[str, float]:
+    """What metrics.csv has of the validation after ``step`` optimizer steps; Lightning counts them from 0."""
+    if not file.is_file():
+        return {}
+    with file.open(newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["step"] in (str(step), str(step - 1))]
+    return {name: float(value) for row in rows for name, value in row.items() if name.startswith("val/") and value}
+
+
+def _table(caption: str, values: Mapping[str, float | None]) -> str:
+    rows = [f"| `{name}` | {'' if value is None else format(value, '.4g')} |" for name, value in values.items()]
+    return "\n".join([f"{caption}; fractions in [0, 1].", "", "| metric | value |", "|---|---|", *rows])
+
+
+def _data_text(config: Path | None) -> str:
+    """The datamodule of the run, without the paths of the machine it ran on."""
+    import yaml
+
+    data = yaml.safe_load(config.read_text()).get("data") if config is not None else None
+    if not isinstance(data, dict) or "class_path" not in data:
+        return "Not recorded beside the checkpoint."
+    arguments = {
+        name: value
+        for name, value in (data.get("init_args") or {}).items()
+        if value is not None
+        and not (isinstance(value, str) and ("/" in value or "\\" in value))
+        and name != "csv_files"
+    }
+    settings = ", ".join(f"`{name}: {value}`" for name, value in arguments.items())
+    return f"`{data['class_path']}`" + (f" with {settings}." if settings else ".")
+
+
+def run(args: list[str]) -> None:
+    """The command ``unite export``."""
+    options = _parser().parse_args(args[1:])
+    if options.push_to_hub:
+        _require_repo_id(options.push_to_hub)
+        _hub(options.push_to_hub)
+    with leaving_no_empty_folders(options.folder):
+        written = export_checkpoint(
+            options.checkpoint, options.folder, options.license, options.overwrite, options.push_to_hub
+        )
+    for path in written:
+        print(f"wrote {shown(path)}")
+    if options.license == "unknown":
+        print(f"the licence is not stated: name one with --license, or edit {shown(options.folder / CARD_FILE)}")
+    if options.push_to_hub:
+        print(f"uploaded to {push_to_hub(options.folder, options.push_to_hub, options.private)}")
+
+
+def _parser() -> OptionParser:
+    parser = OptionParser(
+        prog="unite export",
+        description="Write a checkpoint as a folder to share: model.safetensors (averaged weights), config.json and a "
+        "model card. Read it with UniteModule.from_pretrained(DIR), or unite sample --ckpt_path DIR.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint, or a run folder for its last.ckpt")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder to write")
+    parser.add_argument(
+        "--license", default="unknown", metavar="ID", help="licence of the weights, e.g. mit (default: unknown)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an exported model in DIR")
+    parser.add_argument(
+        "--push_to_hub", metavar="OWNER/NAME", help=f"then upload DIR to the Hugging Face Hub ({HUB_HINT})"
+    )
+    parser.add_argument("--private", action="store_true", help="make the uploaded model private")
+    return parser

@@ -1,0 +1,1 @@
+"""What a step needs to run at scale; knows no files."""

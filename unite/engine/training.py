@@ -1,0 +1,116 @@
+"""What a training step needs beside the method: its terms logged, one optimizer, compiled blocks, divided weights."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from unite.console import info
+from unite.engine.optimizer import MuonAdamW, OptimizerSettings, samples_per_step, warmup_cosine
+from unite.engine.seeding import ReproducibleModule
+from unite.engine.sharding import ShardedStrategy, shard
+from unite.engine.step_terms import SampleMean, StepTerms
+from unite.errors import UserError
+from unite.nn.blocks import Block
+from unite.nn.decoder import DecoderBlock
+
+
+class TrainingEngine(ReproducibleModule):
+    """A module whose training steps leave their loss terms in ``step_terms``, and whose matrices Muon trains.
+
+    Args:
+        optimizer: Optimizer and schedule.
+    """
+
+    def __init__(self, optimizer: OptimizerSettings) -> None:
+        super().__init__()
+        self.optimizer_settings = optimizer
+        self.step_terms: dict[str, StepTerms] = {}  # of the last training step, by modality
+        self.num_trained = 0  # samples that training steps of this process have seen
+        self._means: dict[str, SampleMean] = {}  # of loss terms over an evaluation
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters by half of the optimizer."""
+        raise NotImplementedError
+
+    def log_step(self) -> None:
+        """Log the terms of the running step, and their weighted sum as ``train/loss``.
+
+        Not with ``prog_bar=True``: Lightning would read the value in each step, and so wait for the accelerator.
+        :class:`unite.callbacks.monitor.LossProgressBar` shows it.
+        """
+        for modality, (terms, _, batch_size) in self.step_terms.items():
+            self.num_trained += batch_size
+            self.log_terms("train", modality, terms, batch_size)
+        loss = sum(terms.loss for terms in self.step_terms.values())
+        self.log("train/loss", loss)
+
+    def log_terms(self, stage: str, modality: str, terms: dict[str, Tensor], batch_size: int) -> None:
+        """Log unweighted loss terms as ``stage/modality/term``; those of an evaluation as the mean over all samples."""
+        for name, term in terms.items():
+            key = f"{stage}/{modality}/{name}"
+            if stage == "train":
+                self.log(key, term.detach(), batch_size=batch_size)
+            else:
+                mean = self._means.setdefault(key, SampleMean()).to(self.device)
+                mean.update(term.detach(), batch_size)
+                self.log(key, mean, metric_attribute=key)
+
+    def configure_model(self) -> None:
+        """Divide the weights among the processes if the strategy does that; see :mod:`unite.engine.sharding`."""
+        strategy = None if self._trainer is None else self._trainer.strategy  # load_from_checkpoint has no trainer
+        if isinstance(strategy, ShardedStrategy):
+            shard(self, strategy)
+
+    def compile_blocks(self) -> None:
+        """Compile each block in place. All blocks of a kind share what is compiled, so it takes no longer for more.
+
+        Sizes are left open: batches of molecules differ in length, and the two passes in the number of tokens.
+        """
+        for part in self.modules():
+            if isinstance(part, Block | DecoderBlock):
+                part.compile(dynamic=True)
+
+    def scaled_optimizer_settings(self) -> OptimizerSettings:
+        """The optimizer's settings with the learning rate for this run's steps."""
+        settings = self.optimizer_settings
+        return settings if settings.lr_reference_batch is None else settings.scaled(samples_per_step(self.trainer))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Muon and AdamW in one optimizer; the schedule counts optimizer steps."""
+        settings = self.scaled_optimizer_settings()
+        optimizer = MuonAdamW(self.parameter_groups(), settings)
+        total_steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total_steps):
+            raise UserError("the learning rate falls until the end of training: set trainer.max_steps or max_epochs")
+        scheduler = warmup_cosine(optimizer, settings, int(total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Let a continued run take rates and constants from its own settings, where they differ from the checkpoint's.
+
+        Only now has Lightning restored optimizer and schedule, rates included.
+        """
+        if self.trainer.ckpt_path:
+            optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+            if isinstance(optimizer, MuonAdamW) and isinstance(scheduler, LambdaLR):
+                restored = scheduler.base_lrs[0]
+                optimizer.use_settings(scheduler)
+                if scheduler.base_lrs[0] != restored and self.trainer.is_global_zero:
+                    info(f"learning rate {scheduler.base_lrs[0]:.4g} from here on, in place of {restored:.4g}")
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Free the gradients after the step: the next forward pass has no use for them."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()

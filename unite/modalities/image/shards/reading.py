@@ -1,0 +1,200 @@
+"""Images in tar shards (WebDataset's format) with a manifest, for sets too large for a folder or kept elsewhere.
+
+The manifest says how many samples each shard has. So the share of every process and worker is known beforehand, to the
+sample: all get equally many batches, no sample comes twice in an epoch, a resumed epoch goes on where it stopped, and a
+shard that is truncated or missing is noticed instead of quietly making the data set smaller.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from unite.errors import UserError
+from unite.modalities.image.files import IMAGE_SUFFIXES
+
+MANIFEST = "manifest.json"
+FORMAT = "unite image shards 1"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file of samples: for each an image, and its class as a number in a file of the same name that ends in .cls.
+
+    Attributes:
+        name: File name.
+        num_samples: Samples in it.
+        num_bytes: Size of the file.
+    """
+
+    name: str
+    num_samples: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a set of shards holds.
+
+    Attributes:
+        class_names: Names of the classes; a label is a place in this list.
+        image_size: Pixels of a side of the images, or None if they are of many sizes.
+        splits: Shards of each split.
+        plan: Fingerprint of the files and settings that the shards were made from.
+        skipped: Images left out because they could not be used.
+    """
+
+    class_names: list[str]
+    image_size: int | None
+    splits: dict[str, list[Shard]]
+    plan: str = ""
+    skipped: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The content of manifest.json."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, name: str) -> Self:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            UserError: The text is damaged, or no manifest.
+        """
+        try:
+            values = json.loads(text)
+            if values.pop("format") != FORMAT:
+                raise ValueError
+            values["splits"] = {
+                split: [Shard(**shard) for shard in shards] for split, shards in values["splits"].items()
+            }
+            manifest = cls(**{**values, "skipped": tuple(values["skipped"])})
+            shard_names = [str(shard.name) for shards in manifest.splits.values() for shard in shards]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{name} is damaged, or no manifest of this version; make the shards anew") from error
+        for shard_name in shard_names:
+            # It becomes part of a path, a URL, or, with `pipe:`, of a command.
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", shard_name):
+                raise UserError(f"{name} names a shard {shard_name!r}; names are of letters, digits, _, . and -")
+        return manifest
+
+
+def locate(root: str, name: str) -> str:
+    """Path or URL of a file of a set of shards; `root` is a folder, a URL, or has `{}` in the place of the name."""
+    return root.replace("{}", name) if "{}" in root else f"{root.rstrip('/')}/{name}"
+
+
+def local_path(url: str) -> Path | None:
+    """The path that a URL stands for, or None if it is not on this machine."""
+    if url.startswith("file:"):
+        return Path(url.removeprefix("file:").removeprefix("//"))
+    return None if "://" in url or url.startswith("pipe:") else Path(url)
+
+
+def open_url(url: str) -> Any:
+    """A stream of bytes from a file, a URL, or a command (`pipe:...`), by whatever webdataset knows."""
+    from webdataset.gopen import gopen  # slow to import
+
+    path = local_path(url)
+    return path.open("rb") if path else gopen(url)
+
+
+def read_manifest(root: str) -> Manifest:
+    """The manifest of a set of shards.
+
+    Raises:
+        UserError: It is missing, damaged, or of another version.
+    """
+    url = locate(root, MANIFEST)
+    try:
+        with open_url(url) as stream:
+            text = stream.read().decode()
+    except Exception as error:  # each kind of remote storage fails in its own way
+        raise UserError(
+            f"cannot read {url} ({_first_line(error)}); set data.root to what unite prepare images wrote"
+        ) from error
+    return Manifest.from_json(text, url)
+
+
+def require_shards(root: str, shards: list[Shard]) -> None:
+    """Check that shards on this machine are there in full; those elsewhere are checked as they are read.
+
+    Raises:
+        UserError: A shard is missing, or its size is not that of the manifest.
+    """
+    for shard in shards:
+        path = local_path(locate(root, shard.name))
+        if path is None:
+            continue
+        if not path.is_file():
+            raise UserError(f"shard {path} is missing; copy it again, or repeat unite prepare images")
+        if (num_bytes := path.stat().st_size) != shard.num_bytes:
+            raise UserError(
+                f"shard {path} has {num_bytes} bytes, but the manifest says {shard.num_bytes}: it is truncated or "
+                "was replaced; copy it again, or repeat unite prepare images"
+            )
+
+
+class RawSample(NamedTuple):
+    """A sample as its shard has it."""
+
+    name: str
+    image: bytes
+    label: int
+
+
+def read_shard(root: str, shard: Shard, num_classes: int) -> Iterator[RawSample]:
+    """The samples of a shard, one after another.
+
+    Raises:
+        UserError: The shard is missing, damaged or has another number of samples than the manifest says, or a
+            sample lacks its image or has a label outside the range.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    url = locate(root, shard.name)
+    num_found = 0
+    try:
+        with open_url(url) as stream:
+            for sample in group_by_keys({**file, "__url__": url} for file in tar_file_iterator(stream)):
+                num_found += 1
+                yield _raw_sample(sample, f"{url}:{sample['__key__']}", num_classes)
+    except UserError:
+        raise
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(_shard_error(url, shard, num_found)) from error
+    except Exception as error:  # each kind of remote storage fails in its own way
+        raise UserError(f"cannot read shard {url} ({_first_line(error)}); copy it again, or set data.root") from error
+    if num_found != shard.num_samples:
+        raise UserError(_shard_error(url, shard, num_found))
+
+
+def _shard_error(url: str, shard: Shard, num_found: int) -> str:
+    return (
+        f"shard {url} has {num_found} whole samples, but the manifest says {shard.num_samples}: it is truncated or was "
+        "replaced; copy it again, or repeat unite prepare images"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _raw_sample(sample: dict[str, Any], name: str, num_classes: int) -> RawSample:
+    image = next((sample[suffix[1:]] for suffix in IMAGE_SUFFIXES if suffix[1:] in sample), None)
+    if image is None or "cls" not in sample:
+        found = ", ".join(sorted(key for key in sample if not key.startswith("__")))
+        raise UserError(f"sample {name} has {found}, but needs an image and .cls; make the shards anew")
+    try:
+        label = int(sample["cls"])
+    except ValueError:
+        label = -1
+    if not 0 <= label < num_classes:
+        raise UserError(
+            f"sample {name} has the label {sample['cls'].decode(errors='replace').strip()!r}, but labels are "
+            f"0 .. {num_classes - 1}; make the shards anew"
+        )
+    return RawSample(name, image, label)

@@ -1,0 +1,156 @@
+"""Distances between sets of images, from the features of a network."""
+
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+
+from unite.errors import UserError
+from unite.files import replacing
+
+#: Neighbours that span the manifolds of precision and recall (Kynkäänniemi et al. 2019).
+NUM_NEIGHBOURS = 3
+#: Rows of a distance or kernel matrix at a time.
+CHUNK = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStatistics:
+    """What FID needs to know of a set of images, and optionally features of some for KID, precision and recall.
+
+    Attributes:
+        mean: Mean of the features, float64, shape (D,).
+        covariance: Covariance of the features, float64, shape (D, D).
+        features: Features of some of the images, float32, shape (n, D), or None.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    features: Tensor | None = None
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        features = None if self.features is None else self.features.to(device)
+        return replace(self, mean=self.mean.to(device), covariance=self.covariance.to(device), features=features)
+
+    def save(self, path: Path) -> None:
+        """Write an .npz file with `mu` and `sigma`, as the common tools for FID read it, and `features` if any."""
+        arrays = {"mu": self.mean.cpu().numpy(), "sigma": self.covariance.cpu().numpy()}
+        if self.features is not None:
+            arrays["features"] = self.features.cpu().numpy()
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes a flag by keyword
+
+    @classmethod
+    def load(cls, path: Path, num_features: int) -> Self:
+        """Read an .npz file with `mu` and `sigma`: ours, ADM's, or pytorch-fid's.
+
+        Args:
+            path: The file.
+            num_features: Length of the feature vectors it is to be compared with.
+
+        Raises:
+            UserError: The file cannot be read, lacks the two, or was made with features of another size.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                mean, covariance = (torch.from_numpy(file[name]).double() for name in ("mu", "sigma"))
+                features = torch.from_numpy(file["features"]).float() if "features" in file.files else None
+        except KeyError as error:
+            raise UserError(f"{path} has no mu and sigma; name an .npz file with the statistics of features") from error
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+            raise UserError(f"cannot read statistics {path}: missing, damaged, or no .npz file") from error
+        sizes = {tuple(mean.shape): (num_features,), tuple(covariance.shape): (num_features, num_features)}
+        if any(found != expected for found, expected in sizes.items()):
+            raise UserError(
+                f"{path} has statistics of {mean.numel()} features, but the network gives {num_features}; "
+                "use statistics made with the same network"
+            )
+        if not (mean.isfinite().all() and covariance.isfinite().all()):
+            raise UserError(f"{path} has a mean or covariance that is not finite; make it anew")
+        scale = float(covariance.diagonal().abs().max())
+        if (
+            float((covariance - covariance.T).abs().max()) > 1e-3 * scale
+            or float(covariance.diagonal().min()) < -1e-6 * scale
+        ):
+            raise UserError(
+                f"{path} has a sigma that is no covariance: not symmetric, or a negative variance; make it anew"
+            )
+        if features is not None and not features.isfinite().all():
+            raise UserError(f"{path} has features that are not finite; make it anew")
+        if features is not None and features.shape[1:] != (num_features,):
+            raise UserError(f"{path} has features of shape {tuple(features.shape)}; make it anew")
+        return cls(mean, covariance, features)
+
+
+def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> Tensor:
+    r"""Squared Fréchet distance of two normal distributions.
+
+    :math:`|m_1 - m_2|^2 + \mathrm{tr}(S_1 + S_2 - 2 (S_1 S_2)^{1/2})` (Heusel et al. 2017). With factors
+    :math:`S_i = A_i A_i^T`, the trace of the root is the sum of the singular values of :math:`A_1^T A_2`; unlike the
+    root of a product this loses no digits where covariances are singular.
+    """
+    difference = (first.mean - second.mean).square().sum()
+    shared = torch.linalg.svdvals(_factor(first.covariance).T @ _factor(second.covariance)).sum()
+    distance: Tensor = difference + first.covariance.trace() + second.covariance.trace() - 2 * shared
+    return distance.clamp(min=0)
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """A with A A^T = covariance, shape (D, rank)."""
+    values, vectors = torch.linalg.eigh(covariance)
+    is_real = values > values.max() * len(values) * torch.finfo(values.dtype).eps  # the rest is noise around zero
+    factor: Tensor = vectors[:, is_real] * values[is_real].sqrt()
+    return factor
+
+
+def kernel_distance(first: Tensor, second: Tensor) -> Tensor:
+    """Unbiased squared maximum mean discrepancy with the kernel (x·y / D + 1)³ (KID, Bińkowski et al. 2018).
+
+    Over all pairs at once, where the usual code averages over random subsets: the same expectation, less noise.
+
+    Args:
+        first: Features, shape (n, D), n > 1.
+        second: Features, shape (m, D), m > 1.
+    """
+    n, m = len(first), len(second)
+    within_first = _kernel_sum(first, first) - _kernel(first, first, is_paired=True).sum()
+    within_second = _kernel_sum(second, second) - _kernel(second, second, is_paired=True).sum()
+    between = _kernel_sum(first, second)
+    return within_first / (n * (n - 1)) + within_second / (m * (m - 1)) - 2 * between / (n * m)
+
+
+def _kernel(first: Tensor, second: Tensor, is_paired: bool = False) -> Tensor:
+    products = (first * second).sum(dim=1) if is_paired else first @ second.T
+    return (products.double() / first.shape[1] + 1) ** 3
+
+
+def _kernel_sum(first: Tensor, second: Tensor) -> Tensor:
+    return torch.stack([_kernel(chunk, second).sum() for chunk in first.split(CHUNK)]).sum()
+
+
+def precision_and_recall(generated: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of generated images near a reference image, and the other way round (Kynkäänniemi et al. 2019).
+
+    Near means no farther than an image's third nearest neighbour in its own set. Both fall or rise with the sizes
+    of the sets, so compare like with like.
+
+    Args:
+        generated: Features, shape (n, D), n > 3.
+        reference: Features, shape (m, D), m > 3.
+    """
+    return _share_inside(generated, reference), _share_inside(reference, generated)
+
+
+def _share_inside(points: Tensor, manifold: Tensor) -> Tensor:
+    # The nearest of a point to its own set is itself.
+    radii = torch.cat(
+        [torch.cdist(part, manifold).kthvalue(NUM_NEIGHBOURS + 1, dim=1).values for part in manifold.split(CHUNK)]
+    )
+    is_inside = torch.cat([(torch.cdist(part, manifold) <= radii).any(dim=1) for part in points.split(CHUNK)])
+    return is_inside.double().mean()

@@ -1,0 +1,661 @@
+"""Molecules: PyG ``Batch`` in, latents of one register per atom, atom types, positions and bonds out.
+
+The paper fixes explicit hydrogens, element and position, zero centre of mass and the latent width (arXiv:2603.22283,
+section 4.3); how registers relate to atoms and the losses are ours. Two readings of an atom:
+
+- ``hydrogens="explicit"``: every atom is a token; its type is its element.
+- ``hydrogens="counted"``: *united atoms*: only heavy atoms are tokens; the type is element and number of hydrogens.
+
+Three views of a molecule, by two booleans: ``positions`` (its shape; the paper), ``bonds`` (its graph, with formal
+charges), or both. The encoder never sees a bond: atoms see theirs in a graph convolution before they become tokens.
+The numbers of the atoms are places for the transformer (rotary, as for the paper's registers) and tell neighbours apart
+in the convolution, so another order of the atoms is another input: what is learned depends on the order of the data.
+
+Letters: B molecules, A atoms of the largest one, K registers, D width, T atom types.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
+from torchmetrics import Metric
+
+from unite.errors import UserError
+from unite.modalities.base import ModalityAdapter, Template
+from unite.modalities.molecule.batches import known_largest
+from unite.modalities.molecule.files.drawing import draw_grid
+from unite.modalities.molecule.files.writing import write_sdf, write_xyz
+from unite.modalities.molecule.graph import MolecularGraph, check_bond_types
+from unite.modalities.molecule.layers import (
+    GraphConvolution,
+    GraphPrediction,
+    PairHead,
+    PreparedGraph,
+    are_connected,
+    bond_loss,
+    pair_indices,
+    pair_mask,
+    pairs_to_matrix,
+)
+from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
+from unite.modalities.molecule.metrics.graphs import GraphGenerationMetrics, GraphReconstructionMetrics, TwoViews
+from unite.modalities.molecule.metrics.reconstruction import MoleculeReconstructionMetrics
+from unite.modalities.molecule.perception.molecule import Molecule
+from unite.nn.blocks import sinusoidal_embedding
+from unite.nn.decoder import LatentDecoder
+from unite.nn.generative_encoder import Tokens
+
+ATOMIC_NUMBERS = {"H": 1, "B": 5, "C": 6, "N": 7, "O": 8, "F": 9, "Si": 14, "P": 15, "S": 16, "Cl": 17, "Br": 35}
+MAX_HYDROGENS = {"B": 3, "C": 4, "N": 3, "O": 2, "F": 0, "Si": 4, "P": 3, "S": 2, "Cl": 0, "Br": 0}
+"""Most hydrogens that a united atom may carry: its usual valence, less the bond that ties a halogen to a molecule."""
+
+
+@dataclass(frozen=True)
+class PreparedMolecules:
+    """A padded batch of molecules, centred.
+
+    Attributes:
+        types: Indices into the type vocabulary, shape (B, A); 0 where padded.
+        positions: Positions in Å, shape (B, A, 3); 0 where padded, and everywhere if the view is without positions.
+        mask: True where an atom is real, shape (B, A).
+        graph: Bonds and charges, or None if the view is without bonds.
+    """
+
+    types: Tensor
+    positions: Tensor
+    mask: Tensor
+    graph: PreparedGraph | None = None
+
+
+@dataclass(frozen=True)
+class MoleculePrediction:
+    """What the decoder says of a batch of molecules.
+
+    Attributes:
+        type_logits: Scores of the atom types, shape (B, A, T).
+        positions: Positions in Å, shape (B, A, 3), centred over real atoms; 0 if the view is without positions.
+        mask: True where an atom is real, shape (B, A).
+        graph: Bonds and charges, or None if the view is without bonds.
+    """
+
+    type_logits: Tensor
+    positions: Tensor
+    mask: Tensor
+    graph: GraphPrediction | None = None
+
+    @property
+    def types(self) -> Tensor:
+        """Most likely types, shape (B, A)."""
+        return self.type_logits.argmax(dim=-1)
+
+
+class MoleculeAdapter(ModalityAdapter):
+    """Molecules: element (and hydrogen count) of every atom, with its position, its bonds, or both.
+
+    Args:
+        positions: Whether molecules have a shape.
+        bonds: Whether molecules have bonds and formal charges; the datamodule must have them, too.
+        hydrogens: ``explicit``: hydrogens are atoms. ``counted``: united atoms; the datamodule must count, too.
+        elements: Symbols of the elements that occur.
+        max_atoms: Most tokens of a molecule; 29 atoms, 9 of them heavy, in QM9.
+        registers_per_molecule: Number of registers, or None for one per atom.
+        rotate: Turn each training molecule by a random rotation.
+        decoder_depth: Blocks of the decoder.
+        decoder_width: Channels of the decoder; None for those of the encoder.
+        decoder_heads: Attention heads of the decoder.
+        decoder_gradient_checkpointing: Recompute the decoder's blocks in the backward pass instead of keeping their
+            activations; the encoder has a switch of its own.
+        position_weight: Weight of the squared error of the centred positions (Å squared, summed over x, y, z).
+        distance_weight: Weight of the squared error of pair distances (Å squared).
+        distance_cutoff: Pairs farther apart than this (Å) are left out of the distance term.
+        bond_depth: Layers of the graph convolution.
+        pair_width: Channels of a pair of atoms in the head of bonds. It costs A (A - 1) / 2 times as much for A atoms:
+            with 64 channels 0.6 MB per molecule of 29 atoms in training, 21 MB for one of 200.
+        max_charge: Largest formal charge of an atom, of either sign.
+        bond_weight: Weight of the cross-entropy of bonds.
+        none_weight: Weight, in that term, of a pair without a bond against one with.
+        charge_weight: Weight of the cross-entropy of charges.
+
+    Raises:
+        UserError: A setting is outside its range.
+    """
+
+    adamw_parameters: ClassVar[tuple[str, ...]] = (
+        "_embedding",
+        "position_in",
+        "_head",
+    )
+    size_counts: Tensor
+    type_table: Tensor
+    places: Tensor
+    vocabulary_tensor: Tensor
+
+    def __init__(
+        self,
+        positions: bool = True,
+        bonds: bool = False,
+        hydrogens: Literal["explicit", "counted"] = "explicit",
+        elements: Sequence[str] = ("H", "C", "N", "O", "F"),
+        max_atoms: int = 29,
+        registers_per_molecule: int | None = None,
+        rotate: bool = True,
+        decoder_depth: int = 4,
+        decoder_width: int | None = None,
+        decoder_heads: int = 4,
+        decoder_gradient_checkpointing: bool = False,
+        position_weight: float = 1.0,
+        distance_weight: float = 10.0,
+        distance_cutoff: float = 3.0,
+        bond_depth: int = 3,
+        pair_width: int = 64,
+        max_charge: int = 1,
+        bond_weight: float = 1.0,
+        none_weight: float = 1.0,
+        charge_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not positions and not bonds:
+            raise UserError("positions and bonds are both false; set at least one of them to true")
+        unknown = [symbol for symbol in elements if symbol not in ATOMIC_NUMBERS]
+        if unknown:
+            raise UserError(f"elements has {unknown[0]!r}; known are {', '.join(ATOMIC_NUMBERS)}")
+        if registers_per_molecule is not None and registers_per_molecule < 1:
+            raise UserError(f"registers_per_molecule is {registers_per_molecule}; it must be at least 1, or null")
+        if max_atoms < 1:
+            raise UserError(f"max_atoms is {max_atoms}; it must be at least 1")
+        for name, value in {"bond_depth": bond_depth, "pair_width": pair_width}.items():
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        if max_charge < 0:
+            raise UserError(f"max_charge is {max_charge}; it must not be negative")
+        if none_weight <= 0:
+            raise UserError(f"none_weight is {none_weight}; it must be above 0, or every pair becomes a bond")
+        self.positions = positions
+        self.bonds = bonds
+        self.hydrogens = hydrogens
+        self.max_atoms = max_atoms
+        self.registers_per_molecule = registers_per_molecule
+        self.rotate = rotate
+        self.decoder_depth = decoder_depth
+        self.decoder_width = decoder_width
+        self.decoder_heads = decoder_heads
+        self.decoder_gradient_checkpointing = decoder_gradient_checkpointing
+        self.position_weight = position_weight
+        self.distance_weight = distance_weight
+        self.distance_cutoff = distance_cutoff
+        self.bond_depth = bond_depth
+        self.pair_width = pair_width
+        self.max_charge = max_charge
+        self.bond_weight = bond_weight
+        self.none_weight = none_weight
+        self.charge_weight = charge_weight
+        self.vocabulary = _vocabulary(elements, hydrogens)
+        """Atomic number and hydrogen count of each type; the count is 0 where hydrogens are explicit."""
+        if not self.vocabulary:
+            raise UserError(
+                f"elements is {list(elements)} and hydrogens is {hydrogens!r}, which leaves no type of atom"
+            )
+        self._training_data_is_checked = False
+
+    def build(self, width: int, latent_channels: int) -> None:
+        """Make the layers; see the base class."""
+        super().build(width, latent_channels)
+        decoder_width = self.decoder_width or width
+        if decoder_width % 2:
+            raise UserError(f"decoder_width is {decoder_width}; it must be even, for sines and cosines of places")
+        num_registers = self.registers_per_molecule or self.max_atoms
+        self.type_embedding = nn.Embedding(len(self.vocabulary), width)
+        self.register_embedding = nn.Parameter(sinusoidal_embedding(torch.arange(num_registers), width))
+        self.decoder = LatentDecoder(
+            latent_channels,
+            decoder_width,
+            self.decoder_depth,
+            self.decoder_heads,
+            gradient_checkpointing=self.decoder_gradient_checkpointing,
+        )
+        self.type_head = nn.Linear(decoder_width, len(self.vocabulary))
+        nn.init.normal_(self.type_embedding.weight, std=1.0)
+        if self.positions:
+            self.position_in = nn.Linear(3, width)
+            self.position_head = nn.Linear(decoder_width, 3)
+        if self.bonds:
+            num_charges = 2 * self.max_charge + 1
+            self.charge_embedding = nn.Embedding(num_charges, width)
+            # Atoms tell their neighbours who they are, or the decoder could not know which of two like atoms is meant.
+            self.place_embedding = nn.Embedding(self.max_atoms, width)
+            self.graph_convolution = GraphConvolution(width, self.bond_depth)
+            self.pairs = PairHead(decoder_width, self.pair_width)
+            self.charge_head = nn.Linear(decoder_width, num_charges)
+
+        self.register_buffer("size_counts", torch.zeros(self.max_atoms + 1, dtype=torch.long))
+        table = torch.full((128, max(MAX_HYDROGENS.values()) + 2), -1)
+        for index, (atomic_number, num_hydrogens) in enumerate(self.vocabulary):
+            table[atomic_number, num_hydrogens] = index
+        self.register_buffer("type_table", table, persistent=False)
+        places = sinusoidal_embedding(torch.arange(num_registers + self.max_atoms), decoder_width)
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("vocabulary_tensor", torch.tensor(self.vocabulary), persistent=False)
+
+    # ------------------------------------------------------------------ data in
+
+    def fit_statistics(self, datamodule: LightningDataModule | None) -> None:
+        """Keep the histogram of training sizes; generation draws the number of atoms from it.
+
+        A datamodule that can show all its training molecules has them checked now, and no more during training.
+
+        Raises:
+            UserError: The data does not fit the model; with ``training_molecules()`` also as in :meth:`prepare`.
+        """
+        if datamodule is None or not hasattr(datamodule, "size_histogram"):
+            raise UserError("molecules need a datamodule with size_histogram(), from which new sizes are drawn")
+        hydrogens = getattr(datamodule, "hydrogens", self.hydrogens)
+        if hydrogens != self.hydrogens:
+            raise UserError(
+                f"hydrogens is {hydrogens!r} in the data but {self.hydrogens!r} in the adapter: set both to the same "
+                "(init_args.hydrogens of the datamodule and of model.adapters.NAME)"
+            )
+        histogram: Tensor = datamodule.size_histogram()
+        if len(histogram) > self.max_atoms + 1 and histogram[self.max_atoms + 1 :].any():
+            raise UserError(
+                f"the data has molecules of {len(histogram) - 1} atoms, but max_atoms is {self.max_atoms}: raise it"
+            )
+        self.size_counts.zero_()
+        self.size_counts[: len(histogram)] = histogram[: self.max_atoms + 1].to(self.size_counts)
+        self._training_data_is_checked = False
+        if hasattr(datamodule, "training_molecules"):
+            for molecules in datamodule.training_molecules():
+                self._prepare(molecules.to(self.size_counts.device), rotate=False, check=True)
+            self._training_data_is_checked = True
+
+    def prepare(self, samples: Batch | Data) -> PreparedMolecules:
+        """Pad, centre and, in training, rotate the molecules of a PyG batch, or a single one.
+
+        Raises:
+            UserError: An atom type, a size, a bond or a charge that the model was not built for; a molecule without
+                atoms or with a position that is not finite; with bonds, also one that comes in pieces or is charged in
+                sum.
+        """
+        if not isinstance(samples, Batch):
+            samples = Batch.from_data_list([samples])
+        # Looking at values makes a GPU wait. Training data that was looked at as a whole is not looked at again.
+        is_checked = self.training and self._training_data_is_checked and known_largest(samples) is not None
+        return self._prepare(samples, rotate=self.training and self.rotate, check=not is_checked)
+
+    def _prepare(self, samples: Batch, rotate: bool, check: bool) -> PreparedMolecules:
+        sizes = samples.ptr.diff()
+        if check and int(sizes.sum()) != len(samples.z):
+            raise UserError(
+                f"the samples have {len(samples.z)} atoms, but PyG counts {int(sizes.sum())} nodes: "
+                "without pos, each Data needs num_nodes"
+            )
+        if check and bool((sizes == 0).any()):
+            raise UserError(f"molecule {int((sizes == 0).nonzero()[0])} of the batch has no atoms: leave it out")
+        largest = known_largest(samples)
+        num_atoms = int(sizes.max()) if largest is None else largest
+        if num_atoms > self.max_atoms:
+            raise UserError(f"a molecule of {num_atoms} atoms, but max_atoms is {self.max_atoms}: raise it")
+        place_in_molecule = torch.arange(len(samples.z), device=sizes.device) - samples.ptr[samples.batch]
+        places = samples.batch * num_atoms + place_in_molecule  # (atoms,), numbers in the padded batch
+        mask = torch.arange(num_atoms, device=sizes.device) < sizes[:, None]  # (B, A)
+        types = padded(self._types(samples, check), places, mask)
+        if self.positions:
+            positions = centre(padded(self._positions(samples, check).float(), places, mask), mask)
+            if rotate:
+                # Under autocast the product would round coordinates to bfloat16, about 0.01 Å.
+                with full_precision(positions.device):
+                    positions = positions @ random_rotations(len(sizes), device=positions.device)
+        else:
+            positions = torch.zeros(*mask.shape, 3, device=mask.device)
+        graph = self._graph(samples, places, mask, check) if self.bonds else None
+        return PreparedMolecules(types, positions, mask, graph)
+
+    def _positions(self, samples: Batch, check: bool) -> Tensor:
+        if samples.get("pos") is None:
+            raise UserError("the samples carry no pos; for molecular graphs without a shape set positions to false")
+        positions: Tensor = samples.pos
+        if check and bool((is_bad := ~positions.isfinite().all(dim=-1)).any()):
+            number = int(samples.batch[is_bad.nonzero()[0]])
+            raise UserError(
+                f"molecule {number} of the batch has a position that is not finite: correct it or leave it out"
+            )
+        return positions
+
+    def _graph(self, samples: Batch, places: Tensor, mask: Tensor, check: bool) -> PreparedGraph:
+        missing = [name for name in ("edge_index", "edge_attr", "charge") if samples.get(name) is None]
+        if missing:
+            raise UserError(
+                f"the adapter's bonds is true but the samples carry no {missing[0]}: "
+                "set data.init_args.bonds to true, too"
+            )
+        num_molecules, num_atoms = mask.shape
+        edge_types = samples.edge_attr.long()
+        if check:
+            check_bond_types(edge_types)
+        edge_index = places[samples.edge_index]  # (2, E) places in the padded batch
+        matrix = edge_types.new_zeros(num_molecules * num_atoms, num_atoms)
+        matrix[edge_index[0], edge_index[1] % num_atoms] = edge_types
+        matrix = matrix.view(num_molecules, num_atoms, num_atoms)
+        charges = padded(samples.charge.long(), places, mask)
+        if check:
+            if int((matrix > 0).sum()) != len(edge_types):
+                raise UserError("edge_index must hold every bond once in each direction, and none between molecules")
+            self._check_graph(matrix, charges, mask)
+        first, second = pair_indices(num_atoms, mask.device)
+        return PreparedGraph(charges, matrix[:, first, second], edge_index, edge_types)
+
+    def _check_graph(self, bonds: Tensor, charges: Tensor, mask: Tensor) -> None:
+        """Refuse what no model of graphs is built for; ``bonds`` are matrices (B, A, A)."""
+        if bool((bonds != bonds.mT).any()) or bool(bonds.diagonal(dim1=1, dim2=2).any()):
+            raise UserError(
+                "edge_index must hold every bond in both directions, with one type, and no atom with itself"
+            )
+        if bool((charges.abs() > self.max_charge).any()):
+            largest = int(charges.flatten()[charges.abs().argmax()])
+            raise UserError(f"an atom has the charge {largest:+d}, but max_charge is {self.max_charge}: raise it")
+        if bool((total := charges.sum(dim=1)).any()):
+            number = int(total.nonzero()[0])
+            raise UserError(
+                f"molecule {number} of the batch has the charge {int(total[number]):+d}; "
+                "only molecules that are neutral in sum have a place here"
+            )
+        if bool((is_split := ~are_connected(bonds, mask)).any()):
+            number = int(is_split.nonzero()[0])
+            raise UserError(
+                f"molecule {number} of the batch is not connected by its bonds: give one molecule at a time"
+            )
+
+    def _types(self, samples: Batch, check: bool) -> Tensor:
+        if self.hydrogens == "explicit":
+            if "num_hydrogens" in samples:
+                raise UserError(
+                    "the samples are united atoms (they carry num_hydrogens), but the adapter's hydrogens is "
+                    "'explicit': set both to the same"
+                )
+            counts = torch.zeros_like(samples.z)
+        elif "num_hydrogens" in samples:
+            counts = samples.num_hydrogens
+        else:
+            raise UserError(
+                "the adapter's hydrogens is 'counted' but the samples carry no num_hydrogens: "
+                "set data.init_args.hydrogens to 'counted', too"
+            )
+        # What the table does not have is looked up where it has no type, at atomic number 0.
+        numbers = samples.z.where((samples.z > 0) & (samples.z < len(self.type_table)), 0)
+        types = self.type_table[numbers, counts.clamp(min=-1, max=self.type_table.shape[1] - 1)]
+        if check and bool((types < 0).any()):
+            first = int((types < 0).nonzero()[0])
+            kind = f"element {int(samples.z[first])}"
+            if self.hydrogens == "counted":
+                kind += f" with {int(counts[first])} hydrogens"
+            raise UserError(
+                f"an atom of {kind} is not among the types this model was built for: see elements, hydrogens"
+            )
+        return types
+
+    def tokens(self, prepared: PreparedMolecules) -> Tokens:
+        """One token per atom: embedding of its type, which has seen its bonds, plus a linear map of its position."""
+        with full_precision(prepared.positions.device):
+            values = self.type_embedding(prepared.types)  # (B, A, D)
+            if prepared.graph is not None:
+                values = values + self.charge_embedding(prepared.graph.charges + self.max_charge)
+                values = values + self.place_embedding.weight[: values.shape[1]]
+                values = self.graph_convolution(
+                    values.flatten(0, 1), prepared.graph.edge_index, prepared.graph.edge_types
+                ).view_as(values)
+            if self.positions:
+                values = values + self.position_in(prepared.positions)
+        return Tokens(values, self._atom_positions(prepared.mask.shape[1]), prepared.mask)
+
+    def _atom_positions(self, num_atoms: int) -> Tensor:
+        # With one register per atom, an atom sits where its register sits; else atoms come after the registers.
+        start = self.registers_per_molecule or 0
+        return torch.arange(start, start + num_atoms, device=self.size_counts.device)
+
+    # ------------------------------------------------------------------ latents
+
+    def template(self, prepared: PreparedMolecules) -> Template:
+        """Numbers of atoms."""
+        return Template(sizes=prepared.mask.sum(dim=1), largest=prepared.mask.shape[1])
+
+    def draw_template(
+        self, num_samples: int, labels: Sequence[int] | None = None, generator: torch.Generator | None = None
+    ) -> Template:
+        """Numbers of atoms drawn from the training histogram."""
+        self.cycle_labels(num_samples, labels)
+        counts = self.size_counts.cpu().float()
+        if counts.sum() == 0:
+            raise UserError("this model has seen no data, so sizes of molecules are unknown: train or load it first")
+        return Template(sizes=torch.multinomial(counts, num_samples, replacement=True, generator=generator))
+
+    def registers(self, template: Template) -> Tokens:
+        """One register per atom, or a fixed number that are all real."""
+        if self.registers_per_molecule is not None:
+            values = self.register_embedding[None]
+            return Tokens(values, torch.arange(values.shape[1], device=values.device))
+        mask = template.mask
+        num_atoms = mask.shape[1]
+        return Tokens(self.register_embedding[None, :num_atoms], self._atom_positions(num_atoms), mask)
+
+    # ------------------------------------------------------------------ data out
+
+    def decode(self, latents: Tensor, template: Template) -> MoleculePrediction:
+        """Types of the atoms, with centred positions, bonds and charges, or both."""
+        mask = template.mask  # (B, A)
+        num_latents = latents.shape[1]
+        if self.registers_per_molecule is None:
+            hidden = self.decoder(latents, self.places[:num_latents], mask)  # (B, A, decoder width)
+        else:
+            # Atoms without a latent of their own ask the registers: one query per atom, told apart by its place.
+            queries = self.places[num_latents : num_latents + mask.shape[1]].expand(len(mask), -1, -1)
+            key_mask = F.pad(mask, (num_latents, 0), value=True)
+            hidden = self.decoder(latents, self.places[:num_latents], key_mask, queries)
+        with full_precision(hidden.device):
+            hidden = hidden.float()
+            positions = hidden.new_zeros(*mask.shape, 3)
+            if self.positions:
+                positions = centre(self.position_head(hidden), mask)
+            graph = GraphPrediction(self.pairs(hidden), self.charge_head(hidden)) if self.bonds else None
+            return MoleculePrediction(self.type_head(hidden), positions, mask, graph)
+
+    def reconstruction_loss(self, prediction: MoleculePrediction, prepared: PreparedMolecules) -> dict[str, Tensor]:
+        """Cross-entropy of types, then what the view has.
+
+        Positions: squared errors of positions and of the distances of near pairs. Bonds: cross-entropies of bonds
+        (:func:`~unite.modalities.molecule.layers.bond_loss`) and of charges.
+        """
+        mask = prepared.mask
+        types = torch.where(mask, prepared.types, -100)
+        terms = {"types": F.cross_entropy(prediction.type_logits.transpose(1, 2), types, ignore_index=-100)}
+        if self.positions:
+            pairs = mask[:, :, None] & mask[:, None]
+            true_distances = pair_distances(prepared.positions)
+            pairs = pairs & (true_distances < self.distance_cutoff) & (true_distances > 0)
+            distance_error = (pair_distances(prediction.positions) - true_distances).square()
+            position_error = (prediction.positions - prepared.positions).square().sum(dim=-1)
+            terms["positions"] = (position_error * mask).sum() / mask.sum()
+            terms["distances"] = (distance_error * pairs).sum() / pairs.sum().clamp(min=1)
+        if prediction.graph is not None and prepared.graph is not None:
+            charges = torch.where(mask, prepared.graph.charges + self.max_charge, -100)
+            terms["bonds"] = bond_loss(
+                prediction.graph.bond_logits, prepared.graph.bonds, pair_mask(mask), self.none_weight
+            )
+            terms["charges"] = F.cross_entropy(
+                prediction.graph.charge_logits.transpose(1, 2), charges, ignore_index=-100
+            )
+        return terms
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the terms of :meth:`reconstruction_loss`."""
+        return {
+            "types": 1.0,
+            "positions": self.position_weight,
+            "distances": self.distance_weight,
+            "bonds": self.bond_weight,
+            "charges": self.charge_weight,
+        }
+
+    def finish(self, prediction: MoleculePrediction, template: Template) -> list[Molecule] | list[MolecularGraph]:
+        """Molecules without padding: atoms with positions, and bonds in ``graph`` if there are any; or graphs alone."""
+        graph = prediction.graph
+        return self._objects(
+            prediction.types,
+            prediction.positions,
+            None if graph is None else graph.bonds,
+            None if graph is None else graph.charges,
+            template.sizes,
+        )
+
+    def originals(self, prepared: PreparedMolecules) -> list[Molecule] | list[MolecularGraph]:
+        """The molecules as they were encoded."""
+        graph = prepared.graph
+        return self._objects(
+            prepared.types,
+            prepared.positions,
+            None if graph is None else graph.bonds,
+            None if graph is None else graph.charges,
+            prepared.mask.sum(dim=1),
+        )
+
+    def annotations(self, samples: Batch | Data) -> dict[str, Tensor]:
+        """Numbers of the molecules in the data set, and their properties ``y`` if they have some."""
+        return {name: samples[name] for name in ("molecule_id", "y") if name in samples}
+
+    def _objects(
+        self, types: Tensor, positions: Tensor, bonds: Tensor | None, charges: Tensor | None, sizes: Tensor
+    ) -> list[Molecule] | list[MolecularGraph]:
+        kinds = self.vocabulary_tensor[types].cpu().numpy()  # (B, A, 2)
+        counts = kinds[..., 1] if self.hydrogens == "counted" else None
+        places = positions.detach().cpu().double().numpy()
+        graphs: list[MolecularGraph] = []
+        if bonds is not None and charges is not None:
+            matrices = pairs_to_matrix(bonds, types.shape[1]).cpu().numpy()
+            formal = charges.cpu().numpy()
+            graphs = [
+                MolecularGraph(
+                    atomic_numbers=kinds[i, :size, 0],
+                    bonds=matrices[i, :size, :size],
+                    charges=formal[i, :size],
+                    num_hydrogens=None if counts is None else counts[i, :size],
+                )
+                for i, size in enumerate(sizes.tolist())
+            ]
+        if not self.positions:
+            return graphs
+        return [
+            Molecule(
+                atomic_numbers=kinds[i, :size, 0],
+                positions=places[i, :size],
+                num_hydrogens=None if counts is None else counts[i, :size],
+                graph=graphs[i] if graphs else None,
+            )
+            for i, size in enumerate(sizes.tolist())
+        ]
+
+    def draw(self, objects: Sequence[Molecule | MolecularGraph]) -> Image.Image:
+        """A grid of structures, with predicted bonds if there are any; invalid molecules are marked with the reason."""
+        return draw_grid(objects, max_molecules=len(objects))
+
+    def save(self, objects: Sequence[Molecule | MolecularGraph], folder: Path) -> list[Path]:
+        """Write ``samples.sdf``, with predicted bonds if there are any, and ``samples.xyz`` if there are positions."""
+        sdf, xyz = folder / "samples.sdf", folder / "samples.xyz"
+        write_sdf(objects, sdf)
+        if not self.positions:
+            return [sdf]
+        write_xyz([molecule for molecule in objects if isinstance(molecule, Molecule)], xyz)
+        return [sdf, xyz]
+
+    def generation_metric(self, datamodule: LightningDataModule | None) -> Metric:
+        """Validity, uniqueness and the like; novelty if the datamodule knows its training molecules.
+
+        Judged from positions, from predicted bonds (names end in ``_bonds``), or both, as the view has it.
+        """
+        if not self.bonds:
+            return self._shape_metric(datamodule)
+        keys = getattr(datamodule, "training_graph_keys", None)
+        metric = GraphGenerationMetrics(None if keys is None else keys())
+        return TwoViews(self._shape_metric(datamodule), metric) if self.positions else metric
+
+    def _shape_metric(self, datamodule: LightningDataModule | None) -> Metric:
+        keys = getattr(datamodule, "training_keys", None)
+        return MoleculeGenerationMetrics(None if keys is None else keys(self.hydrogens))
+
+    def reconstruction_metric(self, datamodule: LightningDataModule | None = None) -> Metric:
+        """Match rates, RMSD and type accuracy of shapes; accuracies of bonds and exact graphs; or both."""
+        if not self.bonds:
+            return MoleculeReconstructionMetrics()
+        if not self.positions:
+            return GraphReconstructionMetrics()
+        return TwoViews(MoleculeReconstructionMetrics(), GraphReconstructionMetrics(), num_first=5)
+
+    def metric_arguments(self, prediction: MoleculePrediction, prepared: PreparedMolecules) -> tuple[Tensor, ...]:
+        """What the metric of the view takes: predicted and true values of shape, then of graph."""
+        mask = prepared.mask
+        arguments: tuple[Tensor, ...] = ()
+        if self.positions:
+            arguments += (prediction.types, prediction.positions, prepared.types, prepared.positions, mask)
+        if prediction.graph is not None and prepared.graph is not None:
+            found, true = prediction.graph, prepared.graph
+            arguments += (prediction.types, found.bonds, found.charges, prepared.types, true.bonds, true.charges, mask)
+        return arguments
+
+
+def _vocabulary(elements: Sequence[str], hydrogens: str) -> list[tuple[int, int]]:
+    """Pairs of atomic number and hydrogen count."""
+    if hydrogens == "explicit":
+        return [(ATOMIC_NUMBERS[symbol], 0) for symbol in elements]
+    heavy = [symbol for symbol in elements if symbol != "H"]
+    return [(ATOMIC_NUMBERS[symbol], count) for symbol in heavy for count in range(MAX_HYDROGENS[symbol] + 1)]
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """No mixed precision: bfloat16 would round positions of a few Å by hundredths."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def padded(values: Tensor, places: Tensor, mask: Tensor) -> Tensor:
+    """Values of the atoms (N, ...) at their places of the padded batch, shape (B, A, ...); 0 where padded.
+
+    What ``result[mask] = values`` does, without making a GPU count the places first.
+
+    Args:
+        values: Values, shape (N, ...).
+        places: Place b * A + a of each atom, shape (N,).
+        mask: True where an atom is real, shape (B, A).
+    """
+    result = values.new_zeros(mask.numel(), *values.shape[1:])
+    result[places] = values
+    return result.view(*mask.shape, *values.shape[1:])
+
+
+def centre(positions: Tensor, mask: Tensor) -> Tensor:
+    """Shift the mean of the real atoms to zero; padded atoms become zero. Shapes (B, A, 3) and (B, A)."""
+    weights = mask[..., None].to(positions.dtype)
+    mean = (positions * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
+    return (positions - mean) * weights
+
+
+def random_rotations(num: int, device: torch.device) -> Tensor:
+    """Rotation matrices (num, 3, 3), uniform over all rotations: unit quaternions with normal components."""
+    quaternions = F.normalize(torch.randn(num, 4, device=device), dim=-1)
+    w, x, y, z = quaternions.unbind(-1)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+        (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+        (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def pair_distances(positions: Tensor) -> Tensor:
+    """Distances (B, A, A) of all pairs, in Å; the gradient at zero distance is zero."""
+    squared = (positions[:, :, None] - positions[:, None]).square().sum(dim=-1)
+    is_zero = squared == 0
+    return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squared).sqrt())

@@ -1,0 +1,1 @@
+"""QM9: 130,831 molecules of up to nine heavy atoms."""

@@ -1,0 +1,1 @@
+"""Molecule files: reading those of others, writing our own, and pictures."""

@@ -1,0 +1,1 @@
+"""How good molecules are: as generated, as reconstructed, as files."""

@@ -1,0 +1,327 @@
+"""Scores of molecules in files, whoever made them: the definitions of the generation metrics, and some of others.
+
+Needs neither torch nor a model, so that it starts at once; several processes share the molecules.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterable
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from rdkit import Chem, rdBase
+
+from unite.modalities.molecule.files.reading import Entry, Record, counted_hydrogens, parse
+from unite.modalities.molecule.perception.molecule import (
+    REJECT_REASONS,
+    Molecule,
+    has_charged_carbon,
+    hash_key,
+    molecule_key,
+)
+from unite.modalities.molecule.perception.perceive import perceive_all
+from unite.modalities.molecule.perception.stability import edm_stability
+
+MAX_ATOMS: Final = 200
+"""Larger molecules are rejected unseen, as ``too_large``: bonds of a chain of 1000 N take RDKit seconds to refuse."""
+
+FILE_REASONS: Final = ("unreadable", "too_large", "flat")
+"""Reasons to reject a record beside :data:`~unite.modalities.molecule.perception.molecule.REJECT_REASONS`.
+
+``flat`` means that an SDF says of its positions that they are a drawing (2D), from which no bonds can be perceived.
+"""
+
+WRITTEN_REASONS: Final = ("unreadable", "sanitization", "disconnected", "radical", "implicit_hydrogen")
+"""Reasons to reject a molecule by the bonds of its SDF, in the order of the checks."""
+
+RECORDS_AT_ONCE = 200
+
+_EMPTY = Molecule(np.zeros(0, dtype=np.int64), np.zeros((0, 3)))
+
+
+class Written(NamedTuple):
+    """What the bonds in an SDF make of a molecule: the key of a valid one, or one of :data:`WRITTEN_REASONS`."""
+
+    key: int | None
+    reason: str | None
+
+
+class Judged(NamedTuple):
+    """What is found of one record.
+
+    Attributes:
+        file: File that the record is from.
+        number: Its place there, from 1.
+        reason: Why it is rejected, or None if the molecule is valid.
+        detail: What more there is to say about a rejected one.
+        key: Hashed key of a valid one.
+        is_united: Whether hydrogens are counted, not atoms.
+        is_connected: Whether it is one piece.
+        has_charged_carbon: Whether it is valid only with a charge on a carbon.
+        num_atoms: Atoms, counted hydrogens included.
+        num_stable_atoms: Those that are stable by EDM's table.
+        is_valid_edm: Whether it is valid by EDM's table.
+        symbols: How many atoms have each symbol.
+        written: What its bonds as written make of it, if that was asked.
+    """
+
+    file: str
+    number: int
+    reason: str | None
+    detail: str
+    key: int | None
+    is_united: bool
+    is_connected: bool
+    has_charged_carbon: bool
+    num_atoms: int
+    num_stable_atoms: int
+    is_valid_edm: bool
+    symbols: Counter[str]
+    written: Written | None
+
+
+def judge(records: list[Record], as_written: bool = False) -> list[Judged]:
+    """Judge records, each as :class:`~unite.modalities.molecule.metrics.generation.MoleculeGenerationMetrics` would.
+
+    Args:
+        records: Records of files.
+        as_written: Judge the bonds of SDF records as well.
+    """
+    entries = [parse(record) for record in records]
+    molecules = [_EMPTY if file_reason(entry) else entry.molecule or _EMPTY for entry in entries]
+    edm = edm_stability(molecules)
+    judged = []
+    for index, (record, entry, found) in enumerate(zip(records, entries, perceive_all(molecules), strict=True)):
+        reason = file_reason(entry) or found.reason
+        judged.append(
+            Judged(
+                file=record.file,
+                number=record.number,
+                reason=reason,
+                detail=_detail(entry, reason),
+                key=None if found.mol is None else hash_key(molecule_key(found.mol)),
+                is_united=molecules[index].num_hydrogens is not None,
+                is_connected=found.is_connected,
+                has_charged_carbon=found.mol is not None and has_charged_carbon(found.mol),
+                num_atoms=0 if entry.molecule is None else entry.molecule.num_atoms,
+                num_stable_atoms=int(edm.num_stable_atoms[index]),
+                is_valid_edm=bool(edm.is_valid[index]),
+                symbols=_symbols(entry),
+                written=judge_as_written(record) if as_written else None,
+            )
+        )
+    return judged
+
+
+def file_reason(entry: Entry) -> str | None:
+    """Why a record is rejected before it is judged as a molecule, one of :data:`FILE_REASONS`, or None."""
+    if entry.molecule is None:
+        return "unreadable"
+    if len(entry.symbols) > MAX_ATOMS:
+        return "too_large"
+    return "flat" if entry.is_flat else None
+
+
+def _detail(entry: Entry, reason: str | None) -> str:
+    if reason == "unknown_element" and entry.molecule is not None:
+        # Where hydrogens are counted, none is an atom.
+        known = {"C", "N", "O", "F"} | ({"H"} if entry.molecule.num_hydrogens is None else set())
+        return ", ".join(sorted(set(entry.symbols) - known))
+    return f"{len(entry.symbols)} atoms" if reason == "too_large" else entry.error
+
+
+def _symbols(entry: Entry) -> Counter[str]:
+    symbols = Counter(entry.symbols)
+    if entry.molecule is not None and entry.molecule.num_hydrogens is not None:
+        symbols["H"] += int(entry.molecule.num_hydrogens.sum())
+    return symbols
+
+
+def judge_as_written(record: Record) -> Written:
+    """Whether a molecule is valid with the bonds, charges and hydrogens that its SDF gives it.
+
+    In our own files of united atoms the hydrogens are those counted: the valences must imply just as many.
+    """
+    with rdBase.BlockLogs():
+        mol: Chem.Mol | None = Chem.MolFromMolBlock(
+            "\n".join(record.lines), sanitize=False, removeHs=False, strictParsing=False
+        )
+        if mol is None or mol.GetNumAtoms() == 0:
+            return Written(None, "unreadable")
+        try:
+            Chem.SanitizeMol(mol)
+        except (ValueError, RuntimeError):
+            return Written(None, "sanitization")
+        atoms = list(mol.GetAtoms())
+        reason = None
+        if len(Chem.GetMolFrags(mol)) > 1:
+            reason = "disconnected"
+        elif any(atom.GetNumRadicalElectrons() for atom in atoms):
+            reason = "radical"
+        elif [str(atom.GetTotalNumHs()) for atom in atoms] != _implied_hydrogens(record, len(atoms)):
+            reason = "implicit_hydrogen"
+        return Written(hash_key(molecule_key(mol)) if reason is None else None, reason)
+
+
+def _implied_hydrogens(record: Record, num_atoms: int) -> list[str]:
+    """How many hydrogens each atom may have that are no atoms: those counted, unless they were added as atoms."""
+    counts = counted_hydrogens(record.lines)
+    return counts if counts is not None and len(counts) == num_atoms else ["0"] * num_atoms
+
+
+def judge_all(
+    records: Iterable[Record], as_written: bool = False, num_workers: int = 1
+) -> Generator[Judged, None, None]:
+    """What :func:`judge` finds of many records, in their order.
+
+    Args:
+        records: Records of files, read as they are needed.
+        as_written: Judge the bonds of SDF records as well.
+        num_workers: Processes that judge; a few hundred records are judged in this one.
+    """
+    remaining = iter(records)
+    chunks = iter(lambda: list(islice(remaining, RECORDS_AT_ONCE)), [])
+    head = list(islice(chunks, 2))
+    if num_workers == 1 or len(head) < 2:
+        for chunk in chain(head, chunks):
+            yield from judge(chunk, as_written)
+        return
+    # A forked process need not import anything; elsewhere than on Linux that is not safe.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with context.Pool(num_workers, initializer=leave_interrupts_to_the_parent) as pool:
+        waiting: deque[Any] = deque()
+        for chunk in chain(head, chunks):
+            waiting.append(pool.apply_async(judge, (chunk, as_written)))
+            if len(waiting) > 4 * num_workers:
+                yield from waiting.popleft().get()
+        while waiting:
+            yield from waiting.popleft().get()
+
+
+def leave_interrupts_to_the_parent() -> None:
+    """Let Ctrl-C reach only the process that hands out the work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def num_cpus() -> int:
+    """CPUs that this process may use, at most eight."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, 8)
+
+
+@dataclass
+class MoleculeScores:
+    """Metrics of records, added up one by one.
+
+    Attributes:
+        rejects: The rejected records: file, record, reason, detail.
+        unknown_elements: Molecules rejected for an element, by its symbol.
+        num_with_hydrogens: Records that have hydrogens, as atoms or counted.
+    """
+
+    num_records: int = 0
+    num_with_hydrogens: int = 0
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    unknown_elements: Counter[str] = field(default_factory=Counter)
+    _counts: Counter[str] = field(default_factory=Counter)
+    _reasons: Counter[str] = field(default_factory=Counter)
+    _written_reasons: Counter[str] = field(default_factory=Counter)
+    _sizes: list[int] = field(default_factory=list)
+    _symbols: Counter[str] = field(default_factory=Counter)
+    _keys: dict[bool, set[int]] = field(default_factory=lambda: {False: set(), True: set()})  # by is_united
+    _written_keys: set[int] = field(default_factory=set)
+
+    def add(self, judged: Judged) -> None:
+        """Add one record."""
+        self.num_records += 1
+        if judged.reason != "unreadable":
+            self._sizes.append(judged.num_atoms)
+        self._symbols.update(judged.symbols)
+        self._counts.update(
+            valid=judged.key is not None,
+            connected=judged.is_connected,
+            charged_carbon=judged.has_charged_carbon,
+            atoms=judged.num_atoms,
+            stable_atoms=judged.num_stable_atoms,
+            stable=judged.num_atoms > 0 and judged.num_stable_atoms == judged.num_atoms,
+            valid_edm=judged.is_valid_edm,
+        )
+        if judged.key is not None:
+            self._keys[judged.is_united].add(judged.key)
+        if judged.reason is not None:
+            self._reasons[judged.reason] += 1
+            reject = {"file": judged.file, "record": judged.number, "reason": judged.reason}
+            self.rejects.append(reject | ({"detail": judged.detail} if judged.detail else {}))
+        self.num_with_hydrogens += judged.is_united or judged.symbols["H"] > 0
+        if judged.reason == "unknown_element":
+            self.unknown_elements.update(judged.detail.split(", "))
+        if judged.written is not None:
+            self._written_reasons[judged.written.reason or "valid"] += 1
+            if judged.written.key is not None:
+                self._written_keys.add(judged.written.key)
+
+    @property
+    def has_valid(self) -> bool:
+        """Whether a record is valid, so that it may be novel: by perceived bonds or, if asked, by those written."""
+        return any(self._keys.values()) or bool(self._written_keys)
+
+    @property
+    def num_readable(self) -> int:
+        """Records that hold a molecule."""
+        return self.num_records - self._reasons["unreadable"]
+
+    def metrics(self, train_keys: Callable[[bool], Collection[int]] | None = None) -> dict[str, float]:
+        """The metrics by name.
+
+        ``validity`` to ``mean_atoms`` and ``reject/REASON`` are those of
+        :class:`~unite.modalities.molecule.metrics.generation.MoleculeGenerationMetrics`, with more reasons,
+        :data:`FILE_REASONS`. ``atoms/...`` are numbers of atoms over all molecules that can be read, ``element/X`` is
+        the share of X of their atoms. ``..._as_written`` judges bonds, charges and hydrogens as the SDF gives them: a
+        molecule is valid if RDKit sanitizes it and it is one piece without radicals and without implied hydrogens.
+
+        Args:
+            train_keys: Gives the keys of the training molecules, for counted hydrogens (True) or not; None leaves
+                novelty out.
+        """
+        total, counts = self.num_records, self._counts
+        num_distinct = sum(map(len, self._keys.values()))
+        values = {
+            "num_molecules": float(total),
+            "validity": _share(counts["valid"], total),
+            "uniqueness": _share(num_distinct, counts["valid"]),
+            "valid_unique": _share(num_distinct, total),
+            "charged_carbon": _share(counts["charged_carbon"], total),
+            "connected": _share(counts["connected"], total),
+            "atom_stability": _share(counts["stable_atoms"], counts["atoms"]),
+            "molecule_stability": _share(counts["stable"], total),
+            "validity_edm": _share(counts["valid_edm"], total),
+            "mean_atoms": _share(counts["atoms"], total),
+        }
+        if train_keys is not None:
+            num_novel = sum(len(keys.difference(train_keys(united))) for united, keys in self._keys.items() if keys)
+            values["novelty"] = _share(num_novel, num_distinct)
+        if self._written_reasons:
+            num_valid, distinct = self._written_reasons["valid"], self._written_keys
+            values["validity_as_written"] = _share(num_valid, total)
+            values["uniqueness_as_written"] = _share(len(distinct), num_valid)
+            values["valid_unique_as_written"] = _share(len(distinct), total)
+            if train_keys is not None:
+                num_novel = len(distinct.difference(train_keys(False))) if distinct else 0
+                values["novelty_as_written"] = _share(num_novel, len(distinct))
+            for reason in WRITTEN_REASONS:
+                values[f"reject_as_written/{reason}"] = _share(self._written_reasons[reason], total)
+        for reason in (*FILE_REASONS, *REJECT_REASONS):
+            values[f"reject/{reason}"] = _share(self._reasons[reason], total)
+        sizes = np.array(self._sizes)
+        values |= {f"atoms/{name}": float(getattr(np, name)(sizes)) for name in ("min", "median", "max", "std")}
+        num_atoms = self._symbols.total()
+        return values | {f"element/{symbol}": count / num_atoms for symbol, count in sorted(self._symbols.items())}
+
+
+def _share(count: int, total: int) -> float:
+    return count / max(total, 1)

@@ -1,0 +1,1 @@
+"""From elements and positions to a molecule."""

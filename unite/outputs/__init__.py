@@ -1,0 +1,1 @@
+"""What a trained model makes: samples, latents, pictures, and the folders they go to."""

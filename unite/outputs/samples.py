@@ -1,0 +1,272 @@
+"""``unite sample``: what generation writes, and how an interrupted one goes on."""
+
+import hashlib
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torchmetrics import Metric
+
+from unite.console import as_table, info, shown
+from unite.errors import UserError
+from unite.files import write_json, write_whole
+from unite.flow import Solver
+from unite.modalities.base import ModalityAdapter
+from unite.modalities.combined import datamodule_of
+from unite.module import UniteModule
+from unite.outputs.folder import OutputFolder
+from unite.outputs.pictures import draw_table
+
+MAX_DRAWN = 64
+FILM_FRAMES = 12
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What determines the samples of a model; see :meth:`unite.UniteModule.generate`."""
+
+    modality: str
+    num_samples: int
+    labels: list[int] | None
+    num_steps: int
+    solver: Solver
+    guidance_scale: float
+    guidance_interval: tuple[float, float]
+    noise_scale: float
+    batch_size: int
+    seed: int
+
+
+@runtime_checkable
+class Cautious(Protocol):
+    """A metric that knows when its numbers are not to be trusted."""
+
+    def caution(self) -> str | None:
+        """What to know of the numbers, in one line; None if there is nothing."""
+
+
+class KeptLatents:
+    """Latents of finished batches, each in a file with the state of the random generator behind it.
+
+    Latents and not finished objects, because any modality can decode them, and they are small.
+
+    Args:
+        folder: Folder of the files; made if need be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+
+    def load(self, number: int, generator: torch.Generator) -> Tensor | None:
+        """Latents (B, K, C) of a batch, or None; ``generator`` is left as the batch left it."""
+        file = self._file(number)
+        if not file.is_file():
+            return None
+        tensors = load_file(file)
+        generator.set_state(tensors["generator"])
+        return tensors["latents"]
+
+    def save(self, number: int, latents: Tensor, generator: torch.Generator) -> None:
+        """Keep the latents (B, K, C) of a batch."""
+        tensors = {"latents": latents.cpu().contiguous(), "generator": generator.get_state()}
+        write_whole(self._file(number), save(tensors))
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.safetensors"
+
+
+def write_samples(
+    model: UniteModule,
+    datamodule: LightningDataModule | None,
+    settings: SampleSettings,
+    folder: OutputFolder,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    guidance_sweep: list[float] | None = None,
+    film_strip: int = 0,
+    show_progress: bool = False,
+) -> None:
+    """Generate samples; write them with a picture, their labels, and metrics.json.
+
+    Args:
+        model: The model, on its device.
+        datamodule: The data that novelty and the like are measured against.
+        settings: What to generate.
+        folder: Where to.
+        autocast: Gives the precision of the network.
+        guidance_sweep: Scales to choose from by FID, in place of the one in ``settings``.
+        film_strip: Samples whose coming into being is drawn as well.
+        show_progress: Show a progress bar.
+
+    Raises:
+        UserError: A setting is outside its range, or a sweep has no FID to go by.
+    """
+    adapter = model.adapter(settings.modality)
+
+    def generate(scale: float) -> list[Any]:
+        with autocast():
+            return model.generate(
+                **{**asdict(settings), "guidance_scale": scale},
+                show_progress=show_progress,
+                kept=KeptLatents(folder.parts / f"guidance_{scale:g}"),
+            )
+
+    written: list[Path] = []
+    with folder.kept_on_interrupt():
+        adapter.cycle_labels(settings.num_samples, settings.labels)  # refuses labels that there are not
+        metric = _metric(adapter, datamodule, settings, guidance_sweep)
+        if metric is not None:
+            metric.to(model.device)
+        scale = settings.guidance_scale
+        if guidance_sweep and metric is not None:
+            rows, scale, objects = _sweep(guidance_sweep, generate, metric)
+            values = next(row for row in rows if row["guidance_scale"] == scale)
+            written.append(write_json(folder.path / "sweep.json", rows))
+        else:
+            objects = generate(scale)
+            values = {} if metric is None else measure(metric, objects)
+        written += adapter.save(objects, folder.path)
+        classes = _classes(adapter, settings)
+        if classes is not None:
+            written.append(write_json(folder.path / "labels.json", classes))
+        if film_strip:
+            with autocast():
+                strip = draw_film_strip(model, settings, scale, min(film_strip, settings.num_samples))
+            written.append(folder.path / "film_strip.png")
+            strip.save(written[-1])
+        written.append(folder.path / "grid.png")
+        adapter.draw(objects[:MAX_DRAWN]).save(written[-1])
+        if metric is not None:
+            print(as_table(values))
+            caution = metric.caution() if isinstance(metric, Cautious) else None
+            if caution is not None:
+                warnings.warn(caution, stacklevel=1)
+            written.append(write_json(folder.path / "metrics.json", values))
+    folder.finish()
+    for path in written:
+        print(f"wrote {shown(path)}")
+
+
+def _metric(
+    adapter: ModalityAdapter,
+    datamodule: LightningDataModule | None,
+    settings: SampleSettings,
+    guidance_sweep: list[float] | None,
+) -> Metric | None:
+    """The adapter's metric, as far as the settings and the data at hand allow one.
+
+    Raises:
+        UserError: A sweep is asked for, but there is no metric, or not of all classes.
+    """
+    metric = None
+    if settings.labels:
+        if guidance_sweep:
+            raise UserError("--guidance_sweep compares scales by FID, which needs all classes: leave out --labels")
+        info("no metrics: they compare with all classes, and only some were asked for")
+    else:
+        try:
+            metric = adapter.generation_metric(datamodule_of(datamodule, settings.modality))
+        except UserError as error:
+            print(f"unite: no comparison with the training data: {error}", file=sys.stderr)
+            metric = adapter.generation_metric(None)
+    if guidance_sweep and metric is None:
+        raise UserError("--guidance_sweep compares scales by FID, and this modality has no metrics")
+    return metric
+
+
+def measure(metric: Metric, objects: list[Any]) -> dict[str, float]:
+    """Metrics of finished objects by name."""
+    metric.reset()
+    metric.update(objects)
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def _sweep(
+    scales: list[float], generate: Callable[[float], list[Any]], metric: Metric
+) -> tuple[list[dict[str, float]], float, list[Any]]:
+    """Metrics of all guidance scales, the scale of the lowest FID, and the samples made with it.
+
+    Raises:
+        UserError: No metric is a FID.
+    """
+    rows: list[dict[str, float]] = []
+    best: tuple[float, float, list[Any]] | None = None
+    for scale in scales:
+        objects = generate(scale)
+        values = measure(metric, objects)
+        fid = next((name for name in values if name.startswith("fid")), None)
+        if fid is None:
+            raise UserError("--guidance_sweep compares scales by FID, and this modality has none")
+        print(f"guidance_scale {scale:g}: {fid} {values[fid]:.4g}")
+        rows.append({"guidance_scale": scale, **values})
+        if best is None or values[fid] < best[0]:
+            best = values[fid], scale, objects
+    assert best is not None  # there is at least one scale
+    print(f"best: guidance_scale {best[1]:g}")
+    return rows, best[1], best[2]
+
+
+def _classes(adapter: ModalityAdapter, settings: SampleSettings) -> dict[str, Any] | None:
+    """Class of each sample, and the names of the classes where they are known; None without classes."""
+    if adapter.num_classes == 0:
+        return None
+    generator = torch.Generator().manual_seed(settings.seed)  # draws the template as generation did
+    condition = adapter.draw_template(settings.num_samples, settings.labels, generator).condition
+    if condition is None:
+        return None
+    return {"class_names": adapter.class_names, "labels": condition.tolist()}
+
+
+@torch.no_grad()
+def draw_film_strip(model: UniteModule, settings: SampleSettings, guidance_scale: float, num_rows: int) -> Image.Image:
+    """Samples on their way from noise to data: in each row the clean sample as it is predicted at rising times.
+
+    They are further samples, made with the same settings and seed. Of more than twelve steps, twelve are shown, evenly
+    spread; the last column is the finished sample.
+
+    Args:
+        model: The model, on its device.
+        settings: How to generate.
+        guidance_scale: Classifier-free guidance, in place of the one in ``settings``.
+        num_rows: Samples to show.
+    """
+    adapter = model.adapter(settings.modality)
+    generator = torch.Generator().manual_seed(settings.seed)
+    template = adapter.draw_template(num_rows, settings.labels, generator).to(model.device)
+    predictions: dict[float, Tensor] = {}
+    with model.evaluation():
+        shape = (num_rows, adapter.registers(template).values.shape[1], model.encoder.latent_channels)
+        latents = model.sample_latents(
+            adapter,
+            template,
+            lambda: settings.noise_scale * torch.randn(shape, generator=generator).to(model.device),
+            settings.num_steps,
+            settings.solver,
+            guidance_scale,
+            settings.guidance_interval,
+            on_prediction=lambda time, prediction: predictions.update({time: prediction}),
+        )
+        times = sorted(time for time in predictions if time < 1)
+        places = torch.linspace(0, len(times) - 1, min(FILM_FRAMES - 1, len(times))).round().int().tolist()
+        frames = [(times[place], predictions[times[place]]) for place in places] + [(1.0, latents)]
+        columns = [(time, adapter.finish(adapter.decode(state, template), template)) for time, state in frames]
+    cells = [[adapter.draw([objects[row]]) for _, objects in columns] for row in range(num_rows)]
+    return draw_table(cells, [f"t = {time:.2f}" for time, _ in columns])
+
+
+def fingerprint(model: UniteModule) -> str:
+    """Short name of a model's weights, by which a continued command knows that they are the same."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

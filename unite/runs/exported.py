@@ -1,0 +1,182 @@
+"""Exported folders: read from this machine or the Hugging Face Hub, and sent there."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning.pytorch import LightningModule
+
+from unite.console import one_line
+from unite.errors import UserError
+from unite.files import require_writable as require_writable
+from unite.moved import moved
+from unite.runs.known_classes import require_known_classes
+
+Module = TypeVar("Module", bound=LightningModule)
+
+
+def require_same_model(model: LightningModule, checkpoint: dict[str, Any], path: Path | None) -> None:
+    """Refuse a checkpoint whose weights do not fit the configured model.
+
+    Raises:
+        UserError: A parameter or buffer is missing on either side, or of another shape.
+    """
+    here, there = model.state_dict(), checkpoint["state_dict"]
+    for name in {**here, **there}:
+        if name not in here or name not in there or here[name].shape != there[name].shape:
+            shapes = [f"of shape {tuple(side[name].shape)}" if name in side else "missing" for side in (there, here)]
+            raise UserError(
+                f"{path} is a checkpoint of another model: {name} is {shapes[0]} there, and {shapes[1]} "
+                "in these settings; leave out --config to use the checkpoint's own"
+            )
+
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+SETTINGS_FILE = "config.json"
+CARD_FILE = "README.md"
+FILES = (WEIGHTS_FILE, SETTINGS_FILE, CARD_FILE)
+HUB_HINT = 'pip install "unite[hub]"'
+
+
+def is_exported(checkpoint: Path) -> bool:
+    """Whether a file is the weights of an exported folder."""
+    return checkpoint.name == WEIGHTS_FILE
+
+
+def load_pretrained(module_class: type[Module], source: str | Path, revision: str | None = None) -> Module:
+    """The model of an exported folder, in evaluation mode on the CPU.
+
+    Args:
+        module_class: :class:`~unite.module.UniteModule` or a subclass.
+        source: The folder, or the id ``owner/name`` of a model on the Hugging Face Hub (needs ``unite[hub]``).
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        UserError: It is not there, damaged, or made by other versions or classes.
+    """
+    from lightning.pytorch.cli import instantiate_module
+
+    from unite.runs.exported import require_same_model
+
+    folder = Path(source) if Path(source).is_dir() else _download(str(source), revision)
+    content = read_exported(folder)
+    require_known_classes(content["hyper_parameters"], folder / SETTINGS_FILE, module_class)
+    try:
+        module = instantiate_module(module_class, content["hyper_parameters"])
+    except Exception as error:  # jsonargparse, a constructor: whatever the file holds is its maker's mistake
+        raise UserError(f"{folder / SETTINGS_FILE} makes no model: {one_line(error)}") from error
+    require_same_model(module, content, folder / WEIGHTS_FILE)
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"])
+    return module.eval()
+
+
+def read_exported(folder: Path) -> dict[str, Any]:
+    """An exported folder in the form of a checkpoint: ``hyper_parameters``, ``state_dict``, ``class_names``, step.
+
+    Raises:
+        UserError: A file is missing, damaged, or of a format that this version does not know.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path, weights = folder / SETTINGS_FILE, folder / WEIGHTS_FILE
+    for file in (path, weights):
+        if not file.is_file():
+            raise UserError(f"{folder} is no exported model: it has no {file.name}; make one with unite export")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {one_line(error)}") from error
+    if not isinstance(config, dict) or config.get("format") != "unite":
+        raise UserError(f"{path} is not of a unite model; those are written by unite export")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format_version {config.get('format_version')!r}; unite {version('unite')} reads "
+            f"{FORMAT_VERSION}: it was written by unite {config.get('unite_version')}"
+        )
+    settings, class_names = config.get("model"), config.get("class_names", {})
+    if not isinstance(settings, dict) or not {"encoder", "adapters"} <= settings.keys():
+        raise UserError(f"{path} is damaged: its 'model' must hold the settings of encoder and adapters")
+    if not isinstance(class_names, dict):
+        raise UserError(f"{path} is damaged: its 'class_names' must be lists by modality")
+    if config.get("weights_sha256") != _sha256(weights):
+        raise UserError(
+            f"{weights} is damaged, or not the file that {SETTINGS_FILE} was written with: its SHA-256 differs"
+        )
+    try:
+        state_dict = load_file(weights)
+    except SafetensorError as error:
+        raise UserError(f"{weights} is damaged: {one_line(error)}") from error
+    return {
+        "hyper_parameters": moved(settings),
+        "state_dict": state_dict,
+        "class_names": class_names,
+        "global_step": config.get("global_step", 0),
+    }
+
+
+def push_to_hub(folder: str | Path, repo_id: str, private: bool = False, api: Any = None) -> str:
+    """Upload an exported folder to the Hugging Face Hub; the account is the one of ``hf auth login``.
+
+    Args:
+        folder: An exported folder.
+        repo_id: ``owner/name``; made if it does not exist.
+        private: Make it private.
+        api: A ``huggingface_hub.HfApi``; None makes one.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        UserError: The folder is no exported model, ``huggingface_hub`` is missing, or the Hub refuses.
+    """
+    _require_repo_id(repo_id)
+    read_exported(Path(folder))
+    if api is None:
+        api = _hub(repo_id).HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(FILES))
+    except Exception as error:  # no network, no token, no right: the library has its own classes for each
+        raise UserError(f"cannot upload to {repo_id}: {one_line(error)}") from error
+    return str(url)
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    """The folder of a model on the Hub, downloaded unless it has been before."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise UserError(
+            f"{repo_id} is no folder; give one that unite export wrote, or OWNER/NAME on the Hugging Face Hub"
+        )
+    hub = _hub(repo_id)
+    try:
+        return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=[WEIGHTS_FILE, SETTINGS_FILE]))
+    except Exception as error:  # see push_to_hub
+        raise UserError(f"cannot download {repo_id}: {one_line(error)}") from error
+
+
+def _hub(repo_id: str) -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise UserError(
+            f"{repo_id} is no folder here, and the Hugging Face Hub needs another package: {HUB_HINT}"
+        ) from error
+
+
+def _require_repo_id(repo_id: str) -> None:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise UserError(f"--push_to_hub is {repo_id!r}; it must be OWNER/NAME")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

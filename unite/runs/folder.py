@@ -1,0 +1,123 @@
+"""The run folder: what a run keeps there, and how it is found again."""
+
+import io
+import json
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from unite.console import shown
+from unite.errors import UserError
+from unite.files import require_writable as require_writable
+from unite.moved import moved
+from unite.runs.checkpoint_io import LAST_CHECKPOINT
+from unite.runs.exported import SETTINGS_FILE, WEIGHTS_FILE, is_exported, read_exported
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.json"
+
+
+def is_first_process() -> bool:
+    """Whether this process writes, of several that train together."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def write_metrics(values: Mapping[str, float], folder: Path) -> Path:
+    """Write ``metrics.json``, metric name -> number or null, and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / METRICS_FILE
+    numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+    path.write_text(json.dumps(numbers, indent=2) + "\n")
+    return path
+
+
+def find_checkpoint(path: str | None) -> Path | None:
+    """The checkpoint file that ``--ckpt_path`` names, itself or by its run folder; the weights of an exported folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    if path is None:
+        return None
+    found = Path(path).expanduser()
+    if found.is_dir():
+        is_shared = (found / SETTINGS_FILE).is_file() and not (found / LAST_CHECKPOINT).is_file()
+        found = found / (WEIGHTS_FILE if is_shared else LAST_CHECKPOINT)
+    if not found.is_file():
+        raise UserError(f"--ckpt_path {path}: no such checkpoint; give a .ckpt file, or a run folder with one")
+    return found
+
+
+def find_last_checkpoint(root: Path) -> Path | None:
+    """The newest last.ckpt of a run in a folder or its ``version_N``, if there is one."""
+    found = [path for path in [root / LAST_CHECKPOINT, *root.glob(f"version_*/{LAST_CHECKPOINT}")] if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def find_run_config(checkpoint: Path) -> Path | None:
+    """config.yaml of the run that a checkpoint belongs to: beside it, or one or two folders up."""
+    folders = [checkpoint.resolve().parent, *checkpoint.resolve().parents[1:3]]
+    candidates = [folder / CONFIG_FILE for folder in folders]
+    return next((Path(os.path.relpath(path)) for path in candidates if path.is_file()), None)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of a :class:`UniteModule`, its tensors still on disk; or the same of an exported folder.
+
+    Raises:
+        UserError: The file is damaged, or of another program.
+    """
+    if is_exported(path):
+        return read_exported(path.parent)
+    try:
+        checkpoint = _load(path)
+    except Exception as error:
+        raise UserError(
+            f"{path} is not a unite checkpoint, or is damaged: torch.load cannot read it{_other_checkpoint(path)}"
+        ) from error
+    hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if not isinstance(hparams, dict) or not {"encoder", "adapters"} <= hparams.keys() or "state_dict" not in checkpoint:
+        raise UserError(f"{path} is not a unite checkpoint: it has no settings of encoder and adapters")
+    return {**checkpoint, "hyper_parameters": moved(hparams)}
+
+
+def as_of_today(path: Path, checkpoint: dict[str, Any]) -> Path | io.BytesIO:
+    """The file, or its content in memory if its settings name classes by paths that have moved.
+
+    Lightning reads the settings itself, before any hook of ours.
+
+    Args:
+        path: The file.
+        checkpoint: What :func:`read_checkpoint` gave of it.
+    """
+    if _load(path)["hyper_parameters"] == checkpoint["hyper_parameters"]:
+        return path
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    content.seek(0)
+    return content
+
+
+def _load(path: Path) -> Any:
+    with zipfile.ZipFile(path) as file:  # torch.load does not look at the checksums that torch.save writes
+        if (damaged := file.testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} does not match")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _other_checkpoint(damaged: Path) -> str:
+    """``; the newest whole one ...`` if the folder has another checkpoint."""
+    others = [path for path in damaged.parent.glob("*.ckpt") if path != damaged]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            step = _load(path)["global_step"]
+        except Exception:
+            continue
+        return f"; the newest whole one is --ckpt_path {shown(path)} (step {step})"
+    return ""

@@ -1,0 +1,85 @@
+"""What a run writes while it trains: TensorBoard events and metrics.csv, continued after a kill."""
+
+import csv
+import os
+import time
+import warnings
+from pathlib import Path
+
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+from unite.files import require_writable as require_writable
+from unite.runs.folder import is_first_process
+
+
+class RunTensorBoardLogger(TensorBoardLogger):
+    """TensorBoard events in the run folder, and no hparams.yaml: config.yaml has all settings."""
+
+    def __init__(self, run_folder: str | Path) -> None:
+        super().__init__(run_folder, name="", version="")
+
+    def forget(self, step: int) -> None:
+        """Have TensorBoard leave out what was written of this step and later ones."""
+        restart = Event(step=step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
+        self.experiment._get_file_writer().add_event(restart)
+
+    def save(self) -> None:
+        """Write what is pending."""
+        self.experiment.flush()
+
+
+class RunCSVLogger(CSVLogger):
+    """``metrics.csv`` in the run folder. A continued run continues the file."""
+
+    def __init__(self, run_folder: str | Path) -> None:
+        super().__init__(run_folder, name="", version="", flush_logs_every_n_steps=1)
+
+    @property
+    def file(self) -> Path:
+        """The file."""
+        return Path(self.log_dir) / _ExperimentWriter.NAME_METRICS_FILE
+
+    @property
+    def experiment(self) -> _ExperimentWriter:
+        """Lightning's writer; it would delete an existing file, which is out of its way while it starts."""
+        if self._experiment is None and is_first_process():
+            aside = self.file.with_name(f".{self.file.name}.aside")
+            if self.file.is_file():
+                os.replace(self.file, aside)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*exists and is not empty")
+                writer = super().experiment
+            if aside.is_file():
+                os.replace(aside, self.file)
+                with self.file.open(newline="") as lines:
+                    writer.metrics_keys = list(csv.DictReader(lines).fieldnames or [])
+        written: _ExperimentWriter = super().experiment
+        return written
+
+    def forget(self, step: int) -> None:
+        """Leave out the rows of this step and later ones."""
+        columns = self.experiment.metrics_keys
+        if not columns:
+            return
+        partial = self.file.with_name(f".{self.file.name}.partial")
+        with self.file.open(newline="") as before, partial.open("w", newline="") as after:
+            table = csv.DictWriter(after, columns)
+            table.writeheader()
+            for row in csv.DictReader(before):
+                is_whole = None not in row.values()  # a run that was killed may have left half a row
+                if is_whole and int(row["step"]) < step:
+                    table.writerow(row)
+        os.replace(partial, self.file)
+
+
+class ContinuedLogs(Callback):
+    """Lets the logs of a continued run go on from its checkpoint: what was logged behind it is logged again."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Only now has Lightning restored the number of the step."""
+        for logger in trainer.loggers:
+            if isinstance(logger, RunTensorBoardLogger | RunCSVLogger) and trainer.is_global_zero:
+                logger.forget(trainer.global_step)
