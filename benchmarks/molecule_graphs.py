@@ -13,12 +13,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch_geometric.data import Batch
 
 from unite.modalities.base import Template
-from unite.modalities.molecule.adapter import MoleculeAdapter, MoleculePrediction
+from unite.modalities.molecule.adapter import MoleculeAdapter
 from unite.modalities.molecule.batches import GatheredMolecules
 from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
 from unite.modalities.molecule.graph import BOND_TYPES, assemble
 from unite.modalities.molecule.layers import GraphPrediction
 from unite.modalities.molecule.perception.molecule import hash_key, molecule_key
+from unite.modalities.molecule.preparation import MoleculePrediction
 
 REPEATS = 3
 

@@ -13,3 +13,17 @@ class TrainingError(RuntimeError):
 
     The command line prints it without a stack trace and ends with exit code 1.
     """
+
+
+def require(condition: bool, message: str) -> None:
+    """Refuse an argument unless it is within its range.
+
+    Args:
+        condition: What must hold.
+        message: One line that names the value, what is allowed, and the option to change.
+
+    Raises:
+        UserError: It does not hold.
+    """
+    if not condition:
+        raise UserError(message)

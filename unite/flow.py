@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unite.configurable import check_choices
-from unite.errors import UserError
+from unite.errors import UserError, require
 
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5", "ancestral"]
 MIN_NOISE = 0.05
@@ -85,10 +85,8 @@ class TimeDistribution:
 
     def __post_init__(self) -> None:
         check_choices("time", get_type_hints(type(self)), vars(self))
-        if self.shift <= 0:
-            raise UserError(f"time.shift is {self.shift}; it must be above 0 (1 for no shift)")
-        if self.std <= 0:
-            raise UserError(f"time.std is {self.std}; it must be above 0")
+        require(self.shift > 0, f"time.shift is {self.shift}; it must be above 0 (1 for no shift)")
+        require(self.std > 0, f"time.std is {self.std}; it must be above 0")
 
     def sample(self, num: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``num`` times, shape (num,)."""

@@ -8,11 +8,9 @@ Read on in :mod:`unite.flow_pass`, the second of the two passes; :mod:`unite.nn.
 continuation are in :mod:`unite.engine.seeding`.
 """
 
-import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,29 +21,17 @@ from unite.console import info
 from unite.engine.optimizer import OptimizerSettings, parameter_groups
 from unite.engine.sharding import require_supported, whole_weights
 from unite.engine.step_terms import StepTerms
-from unite.engine.training import TrainingEngine
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.flow import Solver, TimeDistribution, guided_prediction, integrate, reconstruction_noise
 from unite.flow_pass import FlowPass, FlowSettings
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
 from unite.nn.generative_encoder import GenerativeEncoder, Tokens
-from unite.runs.exported import load_pretrained
-from unite.runs.folder import as_of_today, read_checkpoint
-from unite.runs.known_classes import require_known_classes, trusting
+from unite.runs.kept_latents import KeptLatents
+from unite.runs.saved_module import SavedModule
 
 
-class LatentStore(Protocol):
-    """Where :meth:`UniteModule.generate` keeps the latents of finished batches."""
-
-    def load(self, number: int, generator: torch.Generator) -> Tensor | None:
-        """Latents (B, K, C) of a batch, or None; ``generator`` is left as the batch left it."""
-
-    def save(self, number: int, latents: Tensor, generator: torch.Generator) -> None:
-        """Keep the latents (B, K, C) of a batch."""
-
-
-class UniteModule(Configurable, TrainingEngine):
+class UniteModule(Configurable, SavedModule):
     """Trains tokenizer, generator and decoder together, for one or several modalities.
 
     With several, one encoder serves all of them in each step, and everything else is each adapter's own. The *modality
@@ -115,7 +101,7 @@ class UniteModule(Configurable, TrainingEngine):
 
         # The networks.
         self.encoder = encoder
-        self.separate_denoiser = None if weight_sharing else _fresh_copy(encoder)
+        self.separate_denoiser = None if weight_sharing else encoder.fresh_copy()
         for adapter in adapters.values():
             adapter.build(encoder.width, encoder.latent_channels)
         self.adapters: dict[str, ModalityAdapter] = nn.ModuleDict(adapters)  # type: ignore[assignment]
@@ -190,7 +176,7 @@ class UniteModule(Configurable, TrainingEngine):
         batch_size: int = 500,
         seed: int | None = None,
         show_progress: bool = False,
-        kept: LatentStore | None = None,
+        kept: KeptLatents | None = None,
     ) -> list[Any]:
         """Generate finished objects from noise: draw a template, solve the ODE, decode.
 
@@ -213,13 +199,10 @@ class UniteModule(Configurable, TrainingEngine):
             UserError: An argument is outside its range.
         """
         for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("batch_size", batch_size)):
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+            require(value >= 1, f"{name} is {value}; it must be at least 1")
         adapter = self.adapter(modality)
-        if guidance_scale != 1 and adapter.num_classes == 0:
-            raise UserError(
-                f"guidance_scale is {guidance_scale}, but this model was trained without classes: leave it at 1"
-            )
+        without = f"guidance_scale is {guidance_scale}, but this model was trained without classes: leave it at 1"
+        require(guidance_scale == 1 or adapter.num_classes > 0, without)
         if seed is None:
             seed = int(torch.randint(2**62, ()))  # from the global generator, which seed_everything sets
         generator = torch.Generator().manual_seed(seed)
@@ -299,41 +282,6 @@ class UniteModule(Configurable, TrainingEngine):
         return integrate(reported, draw_noise(), self.time.grid(num_steps), solver, on_step, draw_noise)
 
     # ------------------------------------------------------------------ use
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: bool = False, **kwargs: Any) -> Self:
-        """As Lightning's, but nothing is imported on the word of the file, and class paths of old files still load.
-
-        Args:
-            checkpoint_path: A file.
-            args: As of Lightning's method.
-            trust: Import whatever classes the file names.
-            kwargs: As of Lightning's method.
-
-        Raises:
-            UserError: It is damaged, no checkpoint of this package, or names classes that are not imported.
-        """
-        path = Path(checkpoint_path)
-        checkpoint = read_checkpoint(path)
-        with trusting(trust):
-            require_known_classes(checkpoint["hyper_parameters"], path, cls)
-        return super().load_from_checkpoint(as_of_today(path, checkpoint), *args, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Self:
-        """The model of a folder that ``unite export`` wrote, or of ``owner/name`` on the Hugging Face Hub.
-
-        Args:
-            source: The folder, or the id (needs ``unite[hub]``).
-            revision: Branch, tag or commit on the Hub.
-
-        Returns:
-            The module in evaluation mode, on the CPU.
-
-        Raises:
-            UserError: It is not there, damaged, or made by other versions or classes; see :mod:`unite.runs.exported`.
-        """
-        return load_pretrained(cls, source, revision)
 
     @torch.no_grad()
     def tokenize(self, modality: str, samples: Any, generator: torch.Generator | None = None) -> Tensor:
@@ -431,45 +379,24 @@ class UniteModule(Configurable, TrainingEngine):
             for name, adapter in self.adapters.items():
                 adapter.fit_statistics(datamodule_of(self.trainer.datamodule, name))  # type: ignore[attr-defined]
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Names of classes travel in checkpoints."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["class_names"] = {name: adapter.class_names for name, adapter in self.adapters.items()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Inverse of :meth:`on_save_checkpoint`."""
-        super().on_load_checkpoint(checkpoint)
-        for name, class_names in checkpoint.get("class_names", {}).items():
-            if name in self.adapters:
-                self.adapters[name].class_names = class_names
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters by half of the optimizer."""
         parts: list[GenerativeEncoder | ModalityAdapter] = [self.encoder, self.denoiser, *self.adapters.values()]
         return parameter_groups(self, parts, self.optimizer_settings.muon)
 
 
-def _fresh_copy(encoder: GenerativeEncoder) -> GenerativeEncoder:
-    """An encoder of the same sizes with weights of its own."""
-    separate = copy.deepcopy(encoder)
-    separate.reset_parameters()
-    return separate
-
-
 def _require_settings(module: UniteModule, adapters: Collection[str]) -> None:
-    if not adapters:
-        raise UserError("model.adapters is empty; name at least one modality")
+    require(bool(adapters), "model.adapters is empty; name at least one modality")
     for name in module.modality_weights:
-        if name not in adapters:
-            raise UserError(f"model.modality_weights names {name!r}, but the modalities are {', '.join(adapters)}")
+        require(
+            name in adapters, f"model.modality_weights names {name!r}, but the modalities are {', '.join(adapters)}"
+        )
     weights = {f"modality_weights.{name}": weight for name, weight in module.modality_weights.items()}
     for name, value in {**weights, "flow_weight": module.flow_weight}.items():
-        if value < 0:
-            raise UserError(f"model.{name} is {value}; it must be 0 or more")
+        require(value >= 0, f"model.{name} is {value}; it must be 0 or more")
     for name in ("noise_probability", "noise_min_time"):
-        if not 0 <= getattr(module, name) <= 1:
-            raise UserError(f"model.{name} is {getattr(module, name)}; it must lie in [0, 1]")
-    if module.flow_steps < 1:
-        raise UserError(f"model.flow_steps is {module.flow_steps}; it must be at least 1")
+        value = getattr(module, name)
+        require(0 <= value <= 1, f"model.{name} is {value}; it must lie in [0, 1]")
+    require(module.flow_steps >= 1, f"model.flow_steps is {module.flow_steps}; it must be at least 1")
     if module.flow_chunk is not None and module.flow_chunk < 1:
         raise UserError(f"model.flow_chunk is {module.flow_chunk}; it must be at least 1, or null for all flow steps")

@@ -1,12 +1,7 @@
 """Lightning's trainer with a run folder, able to generate."""
 
-import errno
 import os
-import signal
-import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -16,22 +11,22 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from unite.callbacks.forecast import Forecast
+from unite.callbacks.interrupts import checkpoint_on_interrupt
 from unite.callbacks.last_checkpoint import LastCheckpoint
 from unite.callbacks.monitor import LossProgressBar, TrainingMonitor
 from unite.callbacks.non_finite import NonFiniteGuard
 from unite.callbacks.summary import OptimizerSummary
 from unite.console import as_table, info, shown
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.flow import Solver
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.outputs.folder import OutputFolder, folder_name
 from unite.outputs.latents import LatentFiles, Split, limit_batches, write_latents, write_reconstructions
 from unite.outputs.samples import SampleSettings, fingerprint, write_samples
-from unite.runs.checkpoint_io import LAST_CHECKPOINT, AtomicCheckpointIO
+from unite.runs.checkpoint_io import AtomicCheckpointIO
 from unite.runs.folder import write_metrics
 from unite.runs.logs import ContinuedLogs, RunCSVLogger, RunTensorBoardLogger
 
@@ -117,7 +112,7 @@ class UniteTrainer(Trainer):
             ckpt_path: Checkpoint to continue from, with optimizer, schedule and position in the data.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
         """
-        with self._checkpoint_on_interrupt():
+        with checkpoint_on_interrupt(self):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
         metrics = {name: float(value) for name, value in self.callback_metrics.items()}
         last_validation = {name: value for name, value in metrics.items() if name.startswith("val/")}
@@ -222,10 +217,8 @@ class UniteTrainer(Trainer):
         """
         model = self._as_unite(model)
         modality = only_modality(model, modality)
-        if num_samples < 1:
-            raise UserError(f"num_samples is {num_samples}; it must be at least 1")
-        if film_strip < 0:
-            raise UserError(f"film_strip is {film_strip}; it must be at least 0")
+        require(num_samples >= 1, f"num_samples is {num_samples}; it must be at least 1")
+        require(film_strip >= 0, f"film_strip is {film_strip}; it must be at least 0")
         settings = SampleSettings(
             modality,
             num_samples,
@@ -282,8 +275,7 @@ class UniteTrainer(Trainer):
         """
         model = self._as_unite(model)
         modality = only_modality(model, modality)
-        if num_samples < 1:
-            raise UserError(f"num_samples is {num_samples}; it must be at least 1")
+        require(num_samples >= 1, f"num_samples is {num_samples}; it must be at least 1")
         self._load(model, ckpt_path, weights_only)
         settings = {"split": split, "num_samples": num_samples, "modality": modality, "seed": torch.initial_seed()}
         name = folder_name("reconstructions", modality, model.adapters)
@@ -374,42 +366,6 @@ class UniteTrainer(Trainer):
             if verbose:
                 print(as_table(values))
             print(f"wrote {shown(write_metrics(values, Path(output or self.default_root_dir)))}")
-
-    @contextmanager
-    def _checkpoint_on_interrupt(self) -> Iterator[None]:
-        """Let Ctrl-C end the running step first, then say where the checkpoint is.
-
-        Raises:
-            KeyboardInterrupt: In place of Lightning's ``exit(1)``, with a message for the user.
-            SystemExit: The process was told to terminate.
-        """
-        previous = signal.getsignal(signal.SIGINT)
-        try:
-            yield
-        except SIGTERMException:
-            signum = next((item.stopped_by for item in self.callbacks if isinstance(item, LastCheckpoint)), 0)  # type: ignore[attr-defined]
-            if signum == signal.SIGINT:
-                raise KeyboardInterrupt(self._interrupt_message()) from None
-            if self.is_global_zero:
-                print(f"unite: {self._interrupt_message()}", file=sys.stderr)
-            raise SystemExit(128 + (signum or signal.SIGTERM)) from None
-        except SystemExit as exit_:
-            if isinstance(exit_.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt(self._interrupt_message()) from None
-            raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(f"{self.default_root_dir}: {error.strerror}; {self._interrupt_message()}") from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, previous)  # Lightning leaves it ignored
-
-    def _interrupt_message(self) -> str:
-        last = Path(self.default_root_dir) / LAST_CHECKPOINT
-        if not last.is_file():
-            return f"interrupted at step {self.global_step}; no checkpoint was written"
-        return f"interrupted at step {self.global_step}; continue with: unite fit --ckpt_path {shown(last)}"
 
 
 def only_modality(model: UniteModule, modality: str | None) -> str:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from rdkit import Chem
 
 from tests.modalities.qm9_rows import random_molecules, tiny_molecules
-from unite.modalities.molecule.adapter import MoleculePrediction, PreparedMolecules
 from unite.modalities.molecule.graph import MolecularGraph, graph_from_mol
 from unite.modalities.molecule.layers import GraphPrediction
 from unite.modalities.molecule.perception.perceive import perceive_all
+from unite.modalities.molecule.preparation import MoleculePrediction, PreparedMolecules
 
 Hydrogens = Literal["explicit", "counted"]
 

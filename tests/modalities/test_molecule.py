@@ -9,17 +9,12 @@ from hypothesis import strategies as st
 from torch_geometric.data import Batch, Data
 
 from unite.errors import UserError
+from unite.modalities.atoms import centre, pair_distances, random_rotations
 from unite.modalities.base import Template
-from unite.modalities.molecule.adapter import (
-    MoleculeAdapter,
-    MoleculePrediction,
-    PreparedMolecules,
-    centre,
-    pair_distances,
-    random_rotations,
-)
+from unite.modalities.molecule.adapter import MoleculeAdapter
 from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
 from unite.modalities.molecule.layers import pairs_to_matrix
+from unite.modalities.molecule.preparation import MoleculePrediction, PreparedMolecules
 from unite.module import UniteModule
 from unite.nn.generative_encoder import GenerativeEncoder
 

@@ -11,7 +11,7 @@ from torch_geometric.data import Batch
 
 from tests.modalities.graphs import graph_of, graphs, perceived, perfect
 from unite.modalities.base import Template
-from unite.modalities.molecule.adapter import MoleculeAdapter, MoleculePrediction
+from unite.modalities.molecule.adapter import MoleculeAdapter
 from unite.modalities.molecule.graph import MolecularGraph, data_from_graph, data_from_mol, is_one_piece
 from unite.modalities.molecule.layers import (
     GraphConvolution,
@@ -23,6 +23,7 @@ from unite.modalities.molecule.layers import (
     pair_mask,
     pairs_to_matrix,
 )
+from unite.modalities.molecule.preparation import MoleculePrediction
 from unite.module import UniteModule
 from unite.nn.generative_encoder import GenerativeEncoder
 

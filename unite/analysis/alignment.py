@@ -24,7 +24,7 @@ from torch import Tensor
 from unite.analysis.activations import MODULATION_PARTS, Activations, recorded
 from unite.analysis.loading import fresh_module, scrambled_module
 from unite.analysis.similarity import MIN_ROWS, StreamingCKA, cka_matrix, cknna, cknna_huh, mean_cosine
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.flow import path_sample
 from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
@@ -76,10 +76,11 @@ class AlignmentSettings:
 
     def __post_init__(self) -> None:
         for name, least in (("num_samples", MIN_ROWS), ("num_seeds", 1), ("max_rows", MIN_ROWS), ("num_neighbours", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.cknna_rows <= self.num_neighbours:
-            raise UserError(f"cknna_rows is {self.cknna_rows}; it must be above num_neighbours, {self.num_neighbours}")
+            require(getattr(self, name) >= least, f"{name} is {getattr(self, name)}; it must be at least {least}")
+        require(
+            self.cknna_rows > self.num_neighbours,
+            f"cknna_rows is {self.cknna_rows}; it must be above num_neighbours, {self.num_neighbours}",
+        )
         if not self.times:
             raise UserError("times is empty; give at least one, for instance 0.5")
         for time in self.times:

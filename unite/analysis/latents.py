@@ -14,7 +14,7 @@ from torch import Tensor
 from unite.analysis.alignment import centre_within
 from unite.analysis.probes import PooledLatents
 from unite.analysis.similarity import covariance_spectrum, participation_ratio
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.flow import Solver
 from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
@@ -121,8 +121,9 @@ def nearest_neighbours(latents: PooledLatents, num_neighbours: int = 5) -> Tenso
         UserError: There are too few samples.
     """
     num_samples = len(latents.pooled)
-    if num_neighbours >= num_samples:
-        raise UserError(f"{num_neighbours} neighbours among {num_samples} samples: raise --num_samples")
+    require(
+        num_neighbours < num_samples, f"{num_neighbours} neighbours among {num_samples} samples: raise --num_samples"
+    )
     pooled = latents.pooled.double()
     standardised = (pooled - pooled.mean(0)) / pooled.std(0).clamp(min=1e-12)
     similarity = F.normalize(standardised, dim=1)
@@ -242,8 +243,7 @@ def denoising_trajectory(
         UserError: A number is below 1, or the solver has no steps.
     """
     for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("num_shown", num_shown)):
-        if value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
+        require(value >= 1, f"{name} is {value}; it must be at least 1")
     if solver == "dopri5":
         raise UserError("dopri5 chooses its own steps, so there is no trajectory to show: choose another solver")
     adapter = module.adapter(modality)

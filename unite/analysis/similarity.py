@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unite.errors import UserError
+from unite.errors import UserError, require
 
 MIN_ROWS = 4
 """Fewest rows for which the unbiased estimator exists."""
@@ -61,8 +61,7 @@ class CrossMoments:
             UserError: There are too few rows.
         """
         n = self.num_rows
-        if n < MIN_ROWS:
-            raise UserError(f"{n} rows are too few to compare representations; it takes at least {MIN_ROWS}")
+        require(n >= MIN_ROWS, f"{n} rows are too few to compare representations; it takes at least {MIN_ROWS}")
         if not unbiased:
             return float((self._cross - torch.outer(self._x_sum, self._y_sum) / n).square().sum())
         trace = self._cross.square().sum() - self._diagonals

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from unite.configurable import check_choices
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.flow import Solver, check_guidance_interval
 from unite.modalities.base import ModalityAdapter
 from unite.modalities.combined import datamodule_of
@@ -65,12 +65,10 @@ class GenerationMetrics(Callback):
             "every_n_validations": every_n_validations,
         }
         for name, value in counts.items():
-            if value < 1:
-                raise UserError(f"GenerationMetrics.{name} is {value}; it must be at least 1")
+            require(value >= 1, f"GenerationMetrics.{name} is {value}; it must be at least 1")
         check_choices("GenerationMetrics", {"solver": Solver}, {"solver": solver})
         check_guidance_interval(guidance_interval)
-        if num_drawn < 0:
-            raise UserError(f"GenerationMetrics.num_drawn is {num_drawn}; it must be at least 0")
+        require(num_drawn >= 0, f"GenerationMetrics.num_drawn is {num_drawn}; it must be at least 0")
         self.num_steps = num_steps
         self.solver: Solver = solver
         self.guidance_scale = guidance_scale

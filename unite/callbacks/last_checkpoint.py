@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.runs.checkpoint_io import LAST_CHECKPOINT
 
 
@@ -66,8 +66,10 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_train_steps: int = 1000, every_minutes: float | None = 5.0) -> None:
-        if every_n_train_steps < 1:
-            raise UserError(f"LastCheckpoint.every_n_train_steps is {every_n_train_steps}; it must be at least 1")
+        require(
+            every_n_train_steps >= 1,
+            f"LastCheckpoint.every_n_train_steps is {every_n_train_steps}; it must be at least 1",
+        )
         if every_minutes is not None and not every_minutes > 0:
             raise UserError(f"LastCheckpoint.every_minutes is {every_minutes}; it must be above 0, or null")
         self.every_n_train_steps = every_n_train_steps

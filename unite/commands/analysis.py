@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.files import write_json
 
 if TYPE_CHECKING:
@@ -190,8 +190,7 @@ def latents(options: argparse.Namespace, data_options: list[str]) -> None:
     from unite.analysis import figures
 
     for name, least in (("num_samples", max(NUM_SHOWN, NUM_NEIGHBOURS + 1)), ("num_train", 10), ("num_steps", 1)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} is {getattr(options, name)}; it must be at least {least}")
+        require(getattr(options, name) >= least, f"--{name} is {getattr(options, name)}; it must be at least {least}")
     run, modality, folder = _begin(options, data_options, "latents")
     title = f"{run.name}, {modality}"
 

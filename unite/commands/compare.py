@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from unite.analysis.comparison import RunSummary, comparison, draw_comparison, markdown_table
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.files import leaving_no_empty_folders, require_writable, write_json
 
 TABLE_FILE = "compare.md"
@@ -132,8 +132,7 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
     """
     resolved = [folder.resolve() for folder in folders]
     for folder in resolved:
-        if resolved.count(folder) > 1:
-            raise UserError(f"run {folder} is named twice; name each run once")
+        require(resolved.count(folder) <= 1, f"run {folder} is named twice; name each run once")
     for length in range(1, max(len(folder.parts) for folder in resolved) + 1):
         names = ["/".join(folder.parts[-length:]) for folder in resolved]
         if len(set(names)) == len(names):

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from unite.configurable import check_choices
 from unite.engine.sharding import local, own_rows, whole_matrices
-from unite.errors import UserError
+from unite.errors import UserError, require
 
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -109,13 +109,11 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be above 0")
+            require(getattr(self, name) > 0, f"optimizer.{name} is {getattr(self, name)}; it must be above 0")
         for name, value in (("betas", self.betas[0]), ("betas", self.betas[1]), ("momentum", self.momentum)):
             if not 0 <= value < 1:
                 raise UserError(f"optimizer.{name} has {value}; it must be within 0 .. 1, and below 1")
-        if self.weight_decay < 0:
-            raise UserError(f"optimizer.weight_decay is {self.weight_decay}; it must be 0 or more")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}; it must be 0 or more")
         if not 0 <= self.final_lr_ratio <= 1:
             raise UserError(f"optimizer.final_lr_ratio is {self.final_lr_ratio}; it must be within 0 .. 1")
         if self.lr_reference_batch is not None and self.lr_reference_batch < 1:
@@ -123,8 +121,7 @@ class OptimizerSettings:
                 f"optimizer.lr_reference_batch is {self.lr_reference_batch}; it must be at least 1, or null for the "
                 "lr as it is"
             )
-        if self.warmup_steps < 0:
-            raise UserError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be 0 or more")
+        require(self.warmup_steps >= 0, f"optimizer.warmup_steps is {self.warmup_steps}; it must be 0 or more")
         if self.two_stage is not None and self.warmup_steps > self.two_stage.first_start:
             raise UserError(
                 f"optimizer.warmup_steps is {self.warmup_steps}, but optimizer.two_stage.first_start is "

@@ -8,8 +8,9 @@ Both acts are the same forward pass over K *registers* that start as noise (arXi
 Letters: B batch, K registers, N data tokens, C latent channels, D width.
 """
 
+import copy
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unite.configurable import Configurable
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.nn.blocks import Block, RMSNorm, RotaryAngles, TimeEmbedding
 
 
@@ -119,10 +120,8 @@ class GenerativeEncoder(Configurable, nn.Module):
 
     def _check_sizes(self, context_length: int) -> None:
         for name, value in (("depth", self.depth), ("width", self.width), ("num_heads", self.num_heads)):
-            if value < 1:
-                raise UserError(f"encoder.{name} is {value}; it must be at least 1")
-        if self.latent_channels < 1:
-            raise UserError(f"encoder.latent_channels is {self.latent_channels}; it must be at least 1")
+            require(value >= 1, f"encoder.{name} is {value}; it must be at least 1")
+        require(self.latent_channels >= 1, f"encoder.latent_channels is {self.latent_channels}; it must be at least 1")
         if not 0 <= self.max_tokenize_time <= 1:
             raise UserError(f"encoder.max_tokenize_time is {self.max_tokenize_time}; it must lie in [0, 1]")
         if self.width % (2 * self.num_heads):
@@ -136,6 +135,12 @@ class GenerativeEncoder(Configurable, nn.Module):
             )
         if (self.context_start is None) != (context_length == 0):
             raise UserError("encoder.context_start and encoder.context_length go together: set both or neither")
+
+    def fresh_copy(self) -> Self:
+        """An encoder of the same sizes with weights of its own."""
+        separate = copy.deepcopy(self)
+        separate.reset_parameters()
+        return separate
 
     def reset_parameters(self) -> None:
         """Initialise as the released code does: Xavier, small time network, zero modulations and output."""

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.image.grid import draw_grid, save_images
 from unite.modalities.image.metrics import feature_network, image_generation_metrics
@@ -132,20 +132,17 @@ class ImageAdapter(ModalityAdapter):
             ("embedding_width", 1 if embedding_width is None else embedding_width),
             *((f"decoder_{name}", value) for name, value in self.decoder_sizes._asdict().items()),
         ):
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+            require(value >= 1, f"{name} is {value}; it must be at least 1")
         if image_size % patch_size:
             raise UserError(f"image_size {image_size} is not divisible by patch_size {patch_size}: change either")
         if channels not in (1, 3):
             raise UserError(f"channels is {channels}; it must be 1 (grey) or 3 (RGB)")
-        if num_classes < 0:
-            raise UserError(f"num_classes is {num_classes}; it must be 0 (none) or more")
+        require(num_classes >= 0, f"num_classes is {num_classes}; it must be 0 (none) or more")
         if self.decoder_sizes.width % 4:
             raise UserError(f"decoder_width is {self.decoder_sizes.width}; it must be divisible by 4")
         if not 0 <= condition_dropout <= 1:
             raise UserError(f"condition_dropout is {condition_dropout}; it must lie in [0, 1]")
-        if perceptual_weight < 0:
-            raise UserError(f"perceptual_weight is {perceptual_weight}; it must be 0 or more")
+        require(perceptual_weight >= 0, f"perceptual_weight is {perceptual_weight}; it must be 0 or more")
         self.image_size = image_size
         self.patch_size = patch_size
         self.channels = channels

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unite.engine.seeding import mixed_generator
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.modalities.batches import BatchSampler, FixedBatches, ResumableDataLoader, unchanged
 from unite.modalities.image.features import FeatureNetwork
 
@@ -148,8 +148,7 @@ class ImageDataModule(LightningDataModule):
             if value is not None and value < 1:
                 raise UserError(f"data.{name} is {value}; it must be at least 1")
         for name, value in {"seed": seed, "num_workers": num_workers}.items():
-            if value < 0:
-                raise UserError(f"data.{name} is {value}; it must not be negative")
+            require(value >= 0, f"data.{name} is {value}; it must not be negative")
         if channels not in (1, 3):
             raise UserError(f"data.channels is {channels}; it must be 1 (gray) or 3 (colour)")
         if predict_split not in get_args(Split):

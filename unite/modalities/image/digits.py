@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.modalities.image.data import SPLIT_SEED, ImageRowsDataModule, ImagesInMemory, Split
 from unite.modalities.image.features import FeatureNetwork
 
@@ -59,8 +59,9 @@ class DigitsDataModule(ImageRowsDataModule):
             reference=None,
             num_workers=0,
         )
-        if image_size < 8:
-            raise UserError(f"data.image_size is {image_size}; the digits have 8x8 pixels and are not made smaller")
+        require(
+            image_size >= 8, f"data.image_size is {image_size}; the digits have 8x8 pixels and are not made smaller"
+        )
         if enlarge not in ("resize", "pad"):
             raise UserError(f"data.enlarge is {enlarge!r}; it must be resize or pad")
         self.root = Path(root)

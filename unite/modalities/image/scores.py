@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unite.console import is_quiet
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.modalities.image.features import FeatureNetwork
 from unite.modalities.image.files import IMAGE_SUFFIXES, as_pixels, load_pixels, open_image
 from unite.modalities.image.metrics import ImageGenerationMetrics
@@ -105,8 +105,10 @@ class ImageFiles:
         Raises:
             UserError: There is not.
         """
-        if self.num_used < 2:
-            raise UserError(f"{self.folder} has fewer than two images that can be used; statistics need at least two")
+        require(
+            self.num_used >= 2,
+            f"{self.folder} has fewer than two images that can be used; statistics need at least two",
+        )
 
 
 def score_images(

@@ -15,7 +15,6 @@ Letters: B molecules, A atoms of the largest one, K registers, D width, T atom t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -27,73 +26,34 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torchmetrics import Metric
 
-from unite.errors import UserError
+from unite.errors import UserError, require
+from unite.modalities.atoms import ATOMIC_NUMBERS, centre, full_precision, pair_distances
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.molecule.batches import known_largest
 from unite.modalities.molecule.files.drawing import draw_grid
 from unite.modalities.molecule.files.writing import write_sdf, write_xyz
-from unite.modalities.molecule.graph import MolecularGraph, check_bond_types
+from unite.modalities.molecule.graph import MolecularGraph
 from unite.modalities.molecule.layers import (
     GraphConvolution,
     GraphPrediction,
     PairHead,
-    PreparedGraph,
-    are_connected,
     bond_loss,
-    pair_indices,
     pair_mask,
-    pairs_to_matrix,
 )
 from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
 from unite.modalities.molecule.metrics.graphs import GraphGenerationMetrics, GraphReconstructionMetrics, TwoViews
 from unite.modalities.molecule.metrics.reconstruction import MoleculeReconstructionMetrics
 from unite.modalities.molecule.perception.molecule import Molecule
+from unite.modalities.molecule.preparation import (
+    MoleculePrediction,
+    Preparation,
+    PreparedMolecules,
+    type_table,
+    vocabulary,
+)
 from unite.nn.blocks import sinusoidal_embedding
 from unite.nn.decoder import LatentDecoder
 from unite.nn.generative_encoder import Tokens
-
-ATOMIC_NUMBERS = {"H": 1, "B": 5, "C": 6, "N": 7, "O": 8, "F": 9, "Si": 14, "P": 15, "S": 16, "Cl": 17, "Br": 35}
-MAX_HYDROGENS = {"B": 3, "C": 4, "N": 3, "O": 2, "F": 0, "Si": 4, "P": 3, "S": 2, "Cl": 0, "Br": 0}
-"""Most hydrogens that a united atom may carry: its usual valence, less the bond that ties a halogen to a molecule."""
-
-
-@dataclass(frozen=True)
-class PreparedMolecules:
-    """A padded batch of molecules, centred.
-
-    Attributes:
-        types: Indices into the type vocabulary, shape (B, A); 0 where padded.
-        positions: Positions in Å, shape (B, A, 3); 0 where padded, and everywhere if the view is without positions.
-        mask: True where an atom is real, shape (B, A).
-        graph: Bonds and charges, or None if the view is without bonds.
-    """
-
-    types: Tensor
-    positions: Tensor
-    mask: Tensor
-    graph: PreparedGraph | None = None
-
-
-@dataclass(frozen=True)
-class MoleculePrediction:
-    """What the decoder says of a batch of molecules.
-
-    Attributes:
-        type_logits: Scores of the atom types, shape (B, A, T).
-        positions: Positions in Å, shape (B, A, 3), centred over real atoms; 0 if the view is without positions.
-        mask: True where an atom is real, shape (B, A).
-        graph: Bonds and charges, or None if the view is without bonds.
-    """
-
-    type_logits: Tensor
-    positions: Tensor
-    mask: Tensor
-    graph: GraphPrediction | None = None
-
-    @property
-    def types(self) -> Tensor:
-        """Most likely types, shape (B, A)."""
-        return self.type_logits.argmax(dim=-1)
 
 
 class MoleculeAdapter(ModalityAdapter):
@@ -161,22 +121,18 @@ class MoleculeAdapter(ModalityAdapter):
         charge_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if not positions and not bonds:
-            raise UserError("positions and bonds are both false; set at least one of them to true")
-        unknown = [symbol for symbol in elements if symbol not in ATOMIC_NUMBERS]
-        if unknown:
+        require(positions or bonds, "positions and bonds are both false; set at least one of them to true")
+        if unknown := [symbol for symbol in elements if symbol not in ATOMIC_NUMBERS]:
             raise UserError(f"elements has {unknown[0]!r}; known are {', '.join(ATOMIC_NUMBERS)}")
-        if registers_per_molecule is not None and registers_per_molecule < 1:
-            raise UserError(f"registers_per_molecule is {registers_per_molecule}; it must be at least 1, or null")
-        if max_atoms < 1:
-            raise UserError(f"max_atoms is {max_atoms}; it must be at least 1")
-        for name, value in {"bond_depth": bond_depth, "pair_width": pair_width}.items():
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
-        if max_charge < 0:
-            raise UserError(f"max_charge is {max_charge}; it must not be negative")
-        if none_weight <= 0:
-            raise UserError(f"none_weight is {none_weight}; it must be above 0, or every pair becomes a bond")
+        if registers_per_molecule is not None:
+            require(
+                registers_per_molecule >= 1,
+                f"registers_per_molecule is {registers_per_molecule}; it must be at least 1, or null",
+            )
+        for name, value in {"max_atoms": max_atoms, "bond_depth": bond_depth, "pair_width": pair_width}.items():
+            require(value >= 1, f"{name} is {value}; it must be at least 1")
+        require(max_charge >= 0, f"max_charge is {max_charge}; it must not be negative")
+        require(none_weight > 0, f"none_weight is {none_weight}; it must be above 0, or every pair becomes a bond")
         self.positions = positions
         self.bonds = bonds
         self.hydrogens = hydrogens
@@ -196,20 +152,18 @@ class MoleculeAdapter(ModalityAdapter):
         self.bond_weight = bond_weight
         self.none_weight = none_weight
         self.charge_weight = charge_weight
-        self.vocabulary = _vocabulary(elements, hydrogens)
+        self.vocabulary = vocabulary(elements, hydrogens)
         """Atomic number and hydrogen count of each type; the count is 0 where hydrogens are explicit."""
-        if not self.vocabulary:
-            raise UserError(
-                f"elements is {list(elements)} and hydrogens is {hydrogens!r}, which leaves no type of atom"
-            )
+        leftover = f"elements is {list(elements)} and hydrogens is {hydrogens!r}, which leaves no type of atom"
+        require(bool(self.vocabulary), leftover)
+        self.preparation = Preparation(hydrogens, positions, bonds, max_atoms, max_charge)
         self._training_data_is_checked = False
 
     def build(self, width: int, latent_channels: int) -> None:
         """Make the layers; see the base class."""
         super().build(width, latent_channels)
         decoder_width = self.decoder_width or width
-        if decoder_width % 2:
-            raise UserError(f"decoder_width is {decoder_width}; it must be even, for sines and cosines of places")
+        require(decoder_width % 2 == 0, f"decoder_width is {decoder_width}; it must be even, for sines and cosines")
         num_registers = self.registers_per_molecule or self.max_atoms
         self.type_embedding = nn.Embedding(len(self.vocabulary), width)
         self.register_embedding = nn.Parameter(sinusoidal_embedding(torch.arange(num_registers), width))
@@ -235,10 +189,7 @@ class MoleculeAdapter(ModalityAdapter):
             self.charge_head = nn.Linear(decoder_width, num_charges)
 
         self.register_buffer("size_counts", torch.zeros(self.max_atoms + 1, dtype=torch.long))
-        table = torch.full((128, max(MAX_HYDROGENS.values()) + 2), -1)
-        for index, (atomic_number, num_hydrogens) in enumerate(self.vocabulary):
-            table[atomic_number, num_hydrogens] = index
-        self.register_buffer("type_table", table, persistent=False)
+        self.register_buffer("type_table", type_table(self.vocabulary), persistent=False)
         places = sinusoidal_embedding(torch.arange(num_registers + self.max_atoms), decoder_width)
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("vocabulary_tensor", torch.tensor(self.vocabulary), persistent=False)
@@ -271,7 +222,7 @@ class MoleculeAdapter(ModalityAdapter):
         self._training_data_is_checked = False
         if hasattr(datamodule, "training_molecules"):
             for molecules in datamodule.training_molecules():
-                self._prepare(molecules.to(self.size_counts.device), rotate=False, check=True)
+                self.preparation(molecules.to(self.size_counts.device), self.type_table)
             self._training_data_is_checked = True
 
     def prepare(self, samples: Batch | Data) -> PreparedMolecules:
@@ -286,118 +237,7 @@ class MoleculeAdapter(ModalityAdapter):
             samples = Batch.from_data_list([samples])
         # Looking at values makes a GPU wait. Training data that was looked at as a whole is not looked at again.
         is_checked = self.training and self._training_data_is_checked and known_largest(samples) is not None
-        return self._prepare(samples, rotate=self.training and self.rotate, check=not is_checked)
-
-    def _prepare(self, samples: Batch, rotate: bool, check: bool) -> PreparedMolecules:
-        sizes = samples.ptr.diff()
-        if check and int(sizes.sum()) != len(samples.z):
-            raise UserError(
-                f"the samples have {len(samples.z)} atoms, but PyG counts {int(sizes.sum())} nodes: "
-                "without pos, each Data needs num_nodes"
-            )
-        if check and bool((sizes == 0).any()):
-            raise UserError(f"molecule {int((sizes == 0).nonzero()[0])} of the batch has no atoms: leave it out")
-        largest = known_largest(samples)
-        num_atoms = int(sizes.max()) if largest is None else largest
-        if num_atoms > self.max_atoms:
-            raise UserError(f"a molecule of {num_atoms} atoms, but max_atoms is {self.max_atoms}: raise it")
-        place_in_molecule = torch.arange(len(samples.z), device=sizes.device) - samples.ptr[samples.batch]
-        places = samples.batch * num_atoms + place_in_molecule  # (atoms,), numbers in the padded batch
-        mask = torch.arange(num_atoms, device=sizes.device) < sizes[:, None]  # (B, A)
-        types = padded(self._types(samples, check), places, mask)
-        if self.positions:
-            positions = centre(padded(self._positions(samples, check).float(), places, mask), mask)
-            if rotate:
-                # Under autocast the product would round coordinates to bfloat16, about 0.01 Å.
-                with full_precision(positions.device):
-                    positions = positions @ random_rotations(len(sizes), device=positions.device)
-        else:
-            positions = torch.zeros(*mask.shape, 3, device=mask.device)
-        graph = self._graph(samples, places, mask, check) if self.bonds else None
-        return PreparedMolecules(types, positions, mask, graph)
-
-    def _positions(self, samples: Batch, check: bool) -> Tensor:
-        if samples.get("pos") is None:
-            raise UserError("the samples carry no pos; for molecular graphs without a shape set positions to false")
-        positions: Tensor = samples.pos
-        if check and bool((is_bad := ~positions.isfinite().all(dim=-1)).any()):
-            number = int(samples.batch[is_bad.nonzero()[0]])
-            raise UserError(
-                f"molecule {number} of the batch has a position that is not finite: correct it or leave it out"
-            )
-        return positions
-
-    def _graph(self, samples: Batch, places: Tensor, mask: Tensor, check: bool) -> PreparedGraph:
-        missing = [name for name in ("edge_index", "edge_attr", "charge") if samples.get(name) is None]
-        if missing:
-            raise UserError(
-                f"the adapter's bonds is true but the samples carry no {missing[0]}: "
-                "set data.init_args.bonds to true, too"
-            )
-        num_molecules, num_atoms = mask.shape
-        edge_types = samples.edge_attr.long()
-        if check:
-            check_bond_types(edge_types)
-        edge_index = places[samples.edge_index]  # (2, E) places in the padded batch
-        matrix = edge_types.new_zeros(num_molecules * num_atoms, num_atoms)
-        matrix[edge_index[0], edge_index[1] % num_atoms] = edge_types
-        matrix = matrix.view(num_molecules, num_atoms, num_atoms)
-        charges = padded(samples.charge.long(), places, mask)
-        if check:
-            if int((matrix > 0).sum()) != len(edge_types):
-                raise UserError("edge_index must hold every bond once in each direction, and none between molecules")
-            self._check_graph(matrix, charges, mask)
-        first, second = pair_indices(num_atoms, mask.device)
-        return PreparedGraph(charges, matrix[:, first, second], edge_index, edge_types)
-
-    def _check_graph(self, bonds: Tensor, charges: Tensor, mask: Tensor) -> None:
-        """Refuse what no model of graphs is built for; ``bonds`` are matrices (B, A, A)."""
-        if bool((bonds != bonds.mT).any()) or bool(bonds.diagonal(dim1=1, dim2=2).any()):
-            raise UserError(
-                "edge_index must hold every bond in both directions, with one type, and no atom with itself"
-            )
-        if bool((charges.abs() > self.max_charge).any()):
-            largest = int(charges.flatten()[charges.abs().argmax()])
-            raise UserError(f"an atom has the charge {largest:+d}, but max_charge is {self.max_charge}: raise it")
-        if bool((total := charges.sum(dim=1)).any()):
-            number = int(total.nonzero()[0])
-            raise UserError(
-                f"molecule {number} of the batch has the charge {int(total[number]):+d}; "
-                "only molecules that are neutral in sum have a place here"
-            )
-        if bool((is_split := ~are_connected(bonds, mask)).any()):
-            number = int(is_split.nonzero()[0])
-            raise UserError(
-                f"molecule {number} of the batch is not connected by its bonds: give one molecule at a time"
-            )
-
-    def _types(self, samples: Batch, check: bool) -> Tensor:
-        if self.hydrogens == "explicit":
-            if "num_hydrogens" in samples:
-                raise UserError(
-                    "the samples are united atoms (they carry num_hydrogens), but the adapter's hydrogens is "
-                    "'explicit': set both to the same"
-                )
-            counts = torch.zeros_like(samples.z)
-        elif "num_hydrogens" in samples:
-            counts = samples.num_hydrogens
-        else:
-            raise UserError(
-                "the adapter's hydrogens is 'counted' but the samples carry no num_hydrogens: "
-                "set data.init_args.hydrogens to 'counted', too"
-            )
-        # What the table does not have is looked up where it has no type, at atomic number 0.
-        numbers = samples.z.where((samples.z > 0) & (samples.z < len(self.type_table)), 0)
-        types = self.type_table[numbers, counts.clamp(min=-1, max=self.type_table.shape[1] - 1)]
-        if check and bool((types < 0).any()):
-            first = int((types < 0).nonzero()[0])
-            kind = f"element {int(samples.z[first])}"
-            if self.hydrogens == "counted":
-                kind += f" with {int(counts[first])} hydrogens"
-            raise UserError(
-                f"an atom of {kind} is not among the types this model was built for: see elements, hydrogens"
-            )
-        return types
+        return self.preparation(samples, self.type_table, self.training and self.rotate, not is_checked)
 
     def tokens(self, prepared: PreparedMolecules) -> Tokens:
         """One token per atom: embedding of its type, which has seen its bonds, plus a linear map of its position."""
@@ -482,13 +322,10 @@ class MoleculeAdapter(ModalityAdapter):
             terms["positions"] = (position_error * mask).sum() / mask.sum()
             terms["distances"] = (distance_error * pairs).sum() / pairs.sum().clamp(min=1)
         if prediction.graph is not None and prepared.graph is not None:
-            charges = torch.where(mask, prepared.graph.charges + self.max_charge, -100)
-            terms["bonds"] = bond_loss(
-                prediction.graph.bond_logits, prepared.graph.bonds, pair_mask(mask), self.none_weight
-            )
-            terms["charges"] = F.cross_entropy(
-                prediction.graph.charge_logits.transpose(1, 2), charges, ignore_index=-100
-            )
+            made, true = prediction.graph, prepared.graph
+            charges = torch.where(mask, true.charges + self.max_charge, -100)
+            terms["bonds"] = bond_loss(made.bond_logits, true.bonds, pair_mask(mask), self.none_weight)
+            terms["charges"] = F.cross_entropy(made.charge_logits.transpose(1, 2), charges, ignore_index=-100)
         return terms
 
     @property
@@ -504,60 +341,17 @@ class MoleculeAdapter(ModalityAdapter):
 
     def finish(self, prediction: MoleculePrediction, template: Template) -> list[Molecule] | list[MolecularGraph]:
         """Molecules without padding: atoms with positions, and bonds in ``graph`` if there are any; or graphs alone."""
-        graph = prediction.graph
-        return self._objects(
-            prediction.types,
-            prediction.positions,
-            None if graph is None else graph.bonds,
-            None if graph is None else graph.charges,
-            template.sizes,
-        )
+        kinds = self.vocabulary_tensor[prediction.types]
+        return self.preparation.finished(kinds, prediction.positions, prediction.graph, template.sizes)
 
     def originals(self, prepared: PreparedMolecules) -> list[Molecule] | list[MolecularGraph]:
         """The molecules as they were encoded."""
-        graph = prepared.graph
-        return self._objects(
-            prepared.types,
-            prepared.positions,
-            None if graph is None else graph.bonds,
-            None if graph is None else graph.charges,
-            prepared.mask.sum(dim=1),
-        )
+        kinds = self.vocabulary_tensor[prepared.types]
+        return self.preparation.finished(kinds, prepared.positions, prepared.graph, prepared.mask.sum(dim=1))
 
     def annotations(self, samples: Batch | Data) -> dict[str, Tensor]:
         """Numbers of the molecules in the data set, and their properties ``y`` if they have some."""
         return {name: samples[name] for name in ("molecule_id", "y") if name in samples}
-
-    def _objects(
-        self, types: Tensor, positions: Tensor, bonds: Tensor | None, charges: Tensor | None, sizes: Tensor
-    ) -> list[Molecule] | list[MolecularGraph]:
-        kinds = self.vocabulary_tensor[types].cpu().numpy()  # (B, A, 2)
-        counts = kinds[..., 1] if self.hydrogens == "counted" else None
-        places = positions.detach().cpu().double().numpy()
-        graphs: list[MolecularGraph] = []
-        if bonds is not None and charges is not None:
-            matrices = pairs_to_matrix(bonds, types.shape[1]).cpu().numpy()
-            formal = charges.cpu().numpy()
-            graphs = [
-                MolecularGraph(
-                    atomic_numbers=kinds[i, :size, 0],
-                    bonds=matrices[i, :size, :size],
-                    charges=formal[i, :size],
-                    num_hydrogens=None if counts is None else counts[i, :size],
-                )
-                for i, size in enumerate(sizes.tolist())
-            ]
-        if not self.positions:
-            return graphs
-        return [
-            Molecule(
-                atomic_numbers=kinds[i, :size, 0],
-                positions=places[i, :size],
-                num_hydrogens=None if counts is None else counts[i, :size],
-                graph=graphs[i] if graphs else None,
-            )
-            for i, size in enumerate(sizes.tolist())
-        ]
 
     def draw(self, objects: Sequence[Molecule | MolecularGraph]) -> Image.Image:
         """A grid of structures, with predicted bonds if there are any; invalid molecules are marked with the reason."""
@@ -565,12 +359,11 @@ class MoleculeAdapter(ModalityAdapter):
 
     def save(self, objects: Sequence[Molecule | MolecularGraph], folder: Path) -> list[Path]:
         """Write ``samples.sdf``, with predicted bonds if there are any, and ``samples.xyz`` if there are positions."""
-        sdf, xyz = folder / "samples.sdf", folder / "samples.xyz"
-        write_sdf(objects, sdf)
-        if not self.positions:
-            return [sdf]
-        write_xyz([molecule for molecule in objects if isinstance(molecule, Molecule)], xyz)
-        return [sdf, xyz]
+        written = [folder / "samples.sdf", folder / "samples.xyz"][: 1 + self.positions]
+        write_sdf(objects, written[0])
+        if self.positions:
+            write_xyz([molecule for molecule in objects if isinstance(molecule, Molecule)], written[1])
+        return written
 
     def generation_metric(self, datamodule: LightningDataModule | None) -> Metric:
         """Validity, uniqueness and the like; novelty if the datamodule knows its training molecules.
@@ -605,57 +398,3 @@ class MoleculeAdapter(ModalityAdapter):
             found, true = prediction.graph, prepared.graph
             arguments += (prediction.types, found.bonds, found.charges, prepared.types, true.bonds, true.charges, mask)
         return arguments
-
-
-def _vocabulary(elements: Sequence[str], hydrogens: str) -> list[tuple[int, int]]:
-    """Pairs of atomic number and hydrogen count."""
-    if hydrogens == "explicit":
-        return [(ATOMIC_NUMBERS[symbol], 0) for symbol in elements]
-    heavy = [symbol for symbol in elements if symbol != "H"]
-    return [(ATOMIC_NUMBERS[symbol], count) for symbol in heavy for count in range(MAX_HYDROGENS[symbol] + 1)]
-
-
-def full_precision(device: torch.device) -> torch.autocast:
-    """No mixed precision: bfloat16 would round positions of a few Å by hundredths."""
-    return torch.autocast(device.type, enabled=False)
-
-
-def padded(values: Tensor, places: Tensor, mask: Tensor) -> Tensor:
-    """Values of the atoms (N, ...) at their places of the padded batch, shape (B, A, ...); 0 where padded.
-
-    What ``result[mask] = values`` does, without making a GPU count the places first.
-
-    Args:
-        values: Values, shape (N, ...).
-        places: Place b * A + a of each atom, shape (N,).
-        mask: True where an atom is real, shape (B, A).
-    """
-    result = values.new_zeros(mask.numel(), *values.shape[1:])
-    result[places] = values
-    return result.view(*mask.shape, *values.shape[1:])
-
-
-def centre(positions: Tensor, mask: Tensor) -> Tensor:
-    """Shift the mean of the real atoms to zero; padded atoms become zero. Shapes (B, A, 3) and (B, A)."""
-    weights = mask[..., None].to(positions.dtype)
-    mean = (positions * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
-    return (positions - mean) * weights
-
-
-def random_rotations(num: int, device: torch.device) -> Tensor:
-    """Rotation matrices (num, 3, 3), uniform over all rotations: unit quaternions with normal components."""
-    quaternions = F.normalize(torch.randn(num, 4, device=device), dim=-1)
-    w, x, y, z = quaternions.unbind(-1)
-    rows = (
-        (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
-        (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
-        (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
-    )
-    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-
-
-def pair_distances(positions: Tensor) -> Tensor:
-    """Distances (B, A, A) of all pairs, in Å; the gradient at zero distance is zero."""
-    squared = (positions[:, :, None] - positions[:, None]).square().sum(dim=-1)
-    is_zero = squared == 0
-    return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squared).sqrt())

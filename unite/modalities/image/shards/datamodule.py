@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from unite.engine.seeding import mixed_generator
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.modalities.batches import one_line, stop_workers, unchanged
 from unite.modalities.image.data import ImageDataModule, Samples, Split, as_samples
 from unite.modalities.image.files import SmallImages, load_pixels
@@ -267,8 +267,7 @@ class WebDatasetDataModule(ImageDataModule):
         )
         if small_images not in get_args(SmallImages):
             raise UserError(f"data.small_images is {small_images!r}; it must be one of {get_args(SmallImages)}")
-        if shuffle_buffer < 1:
-            raise UserError(f"data.shuffle_buffer is {shuffle_buffer}; it must be at least 1")
+        require(shuffle_buffer >= 1, f"data.shuffle_buffer is {shuffle_buffer}; it must be at least 1")
         self.root = root
         self.small_images: SmallImages = small_images
         self.shuffle_buffer = shuffle_buffer

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from tqdm import tqdm
 
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.files import replacing, require_writable, write_whole
 from unite.modalities.image.files import SmallImages, center_crop, class_folders, list_images, open_image
 from unite.modalities.image.shards.reading import MANIFEST, Manifest, Shard
@@ -52,8 +52,7 @@ class ShardSettings:
         for name, value in (("image_size", self.image_size), ("images_per_shard", self.images_per_shard)):
             if value is not None and value < 1:
                 raise UserError(f"--{name} is {value}; it must be at least 1")
-        if self.seed < 0:
-            raise UserError(f"--seed is {self.seed}; it must not be negative")
+        require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative")
 
 
 class _Image(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch_geometric.data import Batch
 
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.modalities.batches import FixedBatches, ResumableDataLoader, unchanged
 from unite.modalities.molecule.batches import GatheredMolecules, MoleculeBatchSampler
 from unite.modalities.molecule.data.qm9 import bonds as qm9_bonds
@@ -95,8 +95,7 @@ class QM9DataModule(LightningDataModule):
             if value is not None and value < 1:
                 raise UserError(f"data.{name} is {value}; it must be at least 1")
         for name, value in {"seed": seed, "num_workers": num_workers}.items():
-            if value < 0:
-                raise UserError(f"data.{name} is {value}; it must not be negative")
+            require(value >= 0, f"data.{name} is {value}; it must not be negative")
         choices: dict[str, tuple[str, Any]] = {
             "hydrogens": (hydrogens, Hydrogens),
             "source": (source, Source),

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.files import open_text, require_writable, write_whole
 
 Split = Literal["train", "val", "test"]
@@ -188,8 +188,10 @@ def build_table(molecules: Iterable[RawMolecule]) -> MoleculeTable:
             number.
     """
     rows = sorted(molecules, key=lambda molecule: molecule.molecule_id)
-    if len(rows) < MIN_MOLECULES:
-        raise UserError(f"{len(rows)} molecules are too few for train, val, and test; give {MIN_MOLECULES} or more")
+    require(
+        len(rows) >= MIN_MOLECULES,
+        f"{len(rows)} molecules are too few for train, val, and test; give {MIN_MOLECULES} or more",
+    )
     molecule_id = torch.tensor([row.molecule_id for row in rows])
     if (repeated := molecule_id[1:][molecule_id.diff() == 0]).numel():
         raise UserError(f"two molecules have the number {repeated[0].item()}; give every row an Index of its own")

@@ -1,0 +1,55 @@
+"""Ctrl-C, termination and a full disk during training: the step ends first, and one line says how to go on."""
+
+import errno
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from unite.callbacks.last_checkpoint import LastCheckpoint
+from unite.console import shown
+from unite.errors import UserError
+from unite.runs.checkpoint_io import LAST_CHECKPOINT
+
+
+@contextmanager
+def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
+    """Let Ctrl-C end the running step first, then say where the checkpoint is.
+
+    Raises:
+        KeyboardInterrupt: In place of Lightning's ``exit(1)``, with a message for the user.
+        SystemExit: The process was told to terminate.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SIGTERMException:
+        signum = next((item.stopped_by for item in trainer.callbacks if isinstance(item, LastCheckpoint)), 0)  # type: ignore[attr-defined]
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt(_message(trainer)) from None
+        if trainer.is_global_zero:
+            print(f"unite: {_message(trainer)}", file=sys.stderr)
+        raise SystemExit(128 + (signum or signal.SIGTERM)) from None
+    except SystemExit as exit_:
+        if isinstance(exit_.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt(_message(trainer)) from None
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{trainer.default_root_dir}: {error.strerror}; {_message(trainer)}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, previous)  # Lightning leaves it ignored
+
+
+def _message(trainer: Trainer) -> str:
+    last = Path(trainer.default_root_dir) / LAST_CHECKPOINT
+    if not last.is_file():
+        return f"interrupted at step {trainer.global_step}; no checkpoint was written"
+    return f"interrupted at step {trainer.global_step}; continue with: unite fit --ckpt_path {shown(last)}"

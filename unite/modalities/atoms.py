@@ -1,0 +1,53 @@
+"""What molecules and crystals share: padding, centring, rotations, distances of pairs. Letters: B samples, A atoms."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ATOMIC_NUMBERS = {"H": 1, "B": 5, "C": 6, "N": 7, "O": 8, "F": 9, "Si": 14, "P": 15, "S": 16, "Cl": 17, "Br": 35}
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """No mixed precision: bfloat16 would round positions of a few Å by hundredths."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def padded(values: Tensor, places: Tensor, mask: Tensor) -> Tensor:
+    """Values of the atoms (N, ...) at their places of the padded batch, shape (B, A, ...); 0 where padded.
+
+    What ``result[mask] = values`` does, without making a GPU count the places first.
+
+    Args:
+        values: Values, shape (N, ...).
+        places: Place b * A + a of each atom, shape (N,).
+        mask: True where an atom is real, shape (B, A).
+    """
+    result = values.new_zeros(mask.numel(), *values.shape[1:])
+    result[places] = values
+    return result.view(*mask.shape, *values.shape[1:])
+
+
+def centre(positions: Tensor, mask: Tensor) -> Tensor:
+    """Shift the mean of the real atoms to zero; padded atoms become zero. Shapes (B, A, 3) and (B, A)."""
+    weights = mask[..., None].to(positions.dtype)
+    mean = (positions * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
+    return (positions - mean) * weights
+
+
+def random_rotations(num: int, device: torch.device) -> Tensor:
+    """Rotation matrices (num, 3, 3), uniform over all rotations: unit quaternions with normal components."""
+    quaternions = F.normalize(torch.randn(num, 4, device=device), dim=-1)
+    w, x, y, z = quaternions.unbind(-1)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+        (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+        (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def pair_distances(positions: Tensor) -> Tensor:
+    """Distances (B, A, A) of all pairs, in Å; the gradient at zero distance is zero."""
+    squared = (positions[:, :, None] - positions[:, None]).square().sum(dim=-1)
+    is_zero = squared == 0
+    return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squared).sqrt())
