@@ -13,7 +13,19 @@ from unite.cli import main
 
 
 def run_forked(*args: str | Path, world_size: int = 1, output: Path, env: Mapping[str, str] | None = None) -> list[int]:
-    """Run a command in ``world_size`` processes, started as torchrun starts them.
+    """Run a command as :func:`start_forked` does; returns what :func:`wait_for` does."""
+    return wait_for(start_forked(*args, world_size=world_size, output=output, env=env))
+
+
+def wait_for(children: list[int]) -> list[int]:
+    """Exit code of each process; negative for the number of the signal that killed it."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def start_forked(
+    *args: str | Path, world_size: int = 1, output: Path, env: Mapping[str, str] | None = None
+) -> list[int]:
+    """Start a command in ``world_size`` processes, as torchrun starts them.
 
     Args:
         args: The command and its options.
@@ -22,7 +34,7 @@ def run_forked(*args: str | Path, world_size: int = 1, output: Path, env: Mappin
         env: Additions to the environment.
 
     Returns:
-        Exit code of each process; negative for the number of the signal that killed it.
+        Number of each process.
     """
     environment = dict(env or {})
     if world_size > 1:
@@ -39,7 +51,7 @@ def run_forked(*args: str | Path, world_size: int = 1, output: Path, env: Mappin
         if child == 0:
             _run([str(arg) for arg in args], {**environment, **ranks}, output / f"out{rank}")
         children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return children
 
 
 def _run(args: list[str], environment: Mapping[str, str], output: Path) -> None:

@@ -1,7 +1,8 @@
 """Lightning's trainer with a run folder, able to generate."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,8 @@ from unite.callbacks.non_finite import NonFiniteGuard
 from unite.callbacks.summary import OptimizerSummary
 from unite.console import as_table, info, shown
 from unite.errors import UserError, require
+from unite.files import require_writable
+from unite.files.locks import OUTPUT_HINT, RUN_HINT, only_one
 from unite.flow import Solver
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
@@ -112,7 +115,7 @@ class UniteTrainer(Trainer):
             ckpt_path: Checkpoint to continue from, with optimizer, schedule and position in the data.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
         """
-        with checkpoint_on_interrupt(self):
+        with self._run_folder_for_itself(), checkpoint_on_interrupt(self):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
         metrics = {name: float(value) for name, value in self.callback_metrics.items()}
         last_validation = {name: value for name, value in metrics.items() if name.startswith("val/")}
@@ -233,17 +236,17 @@ class UniteTrainer(Trainer):
         )
         self._load(model, ckpt_path, weights_only)
         name = folder_name("samples", modality, model.adapters)
-        folder = self._output_folder(model, output, name, overwrite, asdict(settings))
-        write_samples(
-            model,
-            datamodule,
-            settings,
-            folder,
-            self.precision_plugin.forward_context,
-            guidance_sweep,
-            film_strip,
-            show_progress=self.progress_bar_callback is not None,
-        )
+        with self._output_folder(model, output, name, overwrite, asdict(settings)) as folder:
+            write_samples(
+                model,
+                datamodule,
+                settings,
+                folder,
+                self.precision_plugin.forward_context,
+                guidance_sweep,
+                film_strip,
+                show_progress=self.progress_bar_callback is not None,
+            )
 
     def reconstruct(
         self,
@@ -279,19 +282,19 @@ class UniteTrainer(Trainer):
         self._load(model, ckpt_path, weights_only)
         settings = {"split": split, "num_samples": num_samples, "modality": modality, "seed": torch.initial_seed()}
         name = folder_name("reconstructions", modality, model.adapters)
-        folder = self._output_folder(model, output, name, overwrite, settings)
         limit_batches(datamodule_of(datamodule, modality) or datamodule, num_samples)
-        write_reconstructions(
-            model,
-            datamodule,
-            split,
-            modality,
-            num_samples,
-            folder,
-            self.precision_plugin.forward_context,
-            seed=torch.initial_seed(),
-            show_progress=self.progress_bar_callback is not None,
-        )
+        with self._output_folder(model, output, name, overwrite, settings) as folder:
+            write_reconstructions(
+                model,
+                datamodule,
+                split,
+                modality,
+                num_samples,
+                folder,
+                self.precision_plugin.forward_context,
+                seed=torch.initial_seed(),
+                show_progress=self.progress_bar_callback is not None,
+            )
 
     def predict(  # type: ignore[override]  # Lightning's returns what a module's forward gives; a UniteModule has none
         self,
@@ -326,16 +329,16 @@ class UniteTrainer(Trainer):
         self._load(model, ckpt_path, weights_only)
         settings = {"split": split, "modality": modality, "seed": torch.initial_seed()}
         name = folder_name("latents", modality, model.adapters)
-        folder = self._output_folder(model, output, name, overwrite, settings)
-        write_latents(
-            model,
-            datamodule,
-            LatentFiles(folder, split),
-            self.precision_plugin.forward_context,
-            seed=torch.initial_seed(),
-            modality=modality,
-            show_progress=self.progress_bar_callback is not None,
-        )
+        with self._output_folder(model, output, name, overwrite, settings) as folder:
+            write_latents(
+                model,
+                datamodule,
+                LatentFiles(folder, split),
+                self.precision_plugin.forward_context,
+                seed=torch.initial_seed(),
+                modality=modality,
+                show_progress=self.progress_bar_callback is not None,
+            )
 
     def _as_unite(self, model: LightningModule) -> UniteModule:
         if not isinstance(model, UniteModule):
@@ -351,13 +354,28 @@ class UniteTrainer(Trainer):
             info(f"checkpoint {shown(Path(ckpt_path))}, step {checkpoint.get('global_step', 0)}")
         model.to(self.strategy.root_device)
 
+    @contextmanager
     def _output_folder(
         self, model: UniteModule, output: str | Path | None, name: str, overwrite: bool, settings: dict[str, Any]
-    ) -> OutputFolder:
-        """The folder asked for, or one of that name in the run folder."""
+    ) -> Iterator[OutputFolder]:
+        """The folder asked for, or one of that name in the run folder; within the block no other process has it."""
         path = Path(output or Path(self.default_root_dir) / name)
         decisive = {**settings, "precision": str(self.precision), "weights": fingerprint(model)}
-        return OutputFolder(path, decisive, overwrite)
+        require_writable(path)
+        with only_one(path, OUTPUT_HINT):
+            yield OutputFolder(path, decisive, overwrite)
+
+    @contextmanager
+    def _run_folder_for_itself(self) -> Iterator[None]:
+        """Keep other processes from training into the run folder, if this one writes there."""
+        is_writing = bool(self.loggers or self.checkpoint_callbacks) and not self.fast_dev_run  # type: ignore[attr-defined]
+        if not is_writing or not self.is_global_zero:
+            yield
+            return
+        folder = Path(self.default_root_dir)
+        require_writable(folder)
+        with only_one(folder, RUN_HINT):
+            yield
 
     def _report(self, results: list[Mapping[str, float]], verbose: bool, output: str | Path | None) -> None:
         """Print and write what an evaluation found."""

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from unite.console import info, is_quiet
 from unite.errors import UserError
+from unite.files import write_whole
 
 BASE = "base"
 RECORD = "ablation.json"
@@ -69,7 +70,7 @@ class Trial:
         """Note its state in its folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {"options": self.options, "digest": self.digest, "metrics": metrics}
-        (self.folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        write_whole(self.folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def run(args: list[str]) -> None:
@@ -85,6 +86,7 @@ def run(args: list[str]) -> None:
     """
     options, fit_options = _parser().parse_known_args(args[1:])
     trials = make_trials(options.config, options.overlays, options.seeds, options.output, fit_options)
+    from unite.files.locks import OUTPUT_HINT, only_one
     from unite.runs.folder import require_writable
 
     if options.align:
@@ -93,6 +95,11 @@ def run(args: list[str]) -> None:
         require_analysis_packages()
     check_settings(trials)
     require_writable(options.output)
+    with only_one(options.output, OUTPUT_HINT):
+        _perform_all(trials, options)
+
+
+def _perform_all(trials: Sequence[Trial], options: argparse.Namespace) -> None:
     failed = []
     for number, trial in enumerate(trials, start=1):
         info(f"[{number}/{len(trials)}] {trial}")

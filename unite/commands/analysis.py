@@ -4,6 +4,7 @@ Imports come with the work, so that ``--help`` answers at once.
 """
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,7 +29,8 @@ def run(args: list[str]) -> None:
     parser = {"align": _align_parser, "latents": _latents_parser}[args[0]]()
     options, others = parser.parse_known_args(args[1:])
     data_options = _data_options(parser, others)
-    {"align": align, "latents": latents}[args[0]](options, data_options)
+    with ExitStack() as options.locks:
+        {"align": align, "latents": latents}[args[0]](options, data_options)
 
 
 def _data_options(parser: argparse.ArgumentParser, others: list[str]) -> list[str]:
@@ -291,16 +293,19 @@ def _begin(options: argparse.Namespace, data_options: list[str], name: str) -> "
     from unite.analysis import loading
     from unite.console import shown, silence_noise
     from unite.files import leaving_no_empty_folders
+    from unite.files.locks import OUTPUT_HINT, only_one
     from unite.runs.folder import find_checkpoint
 
     silence_noise()
     checkpoint = find_checkpoint(options.ckpt_path)
     assert checkpoint is not None
     folder = options.output or checkpoint.parent / name
-    with leaving_no_empty_folders(folder):
+    with leaving_no_empty_folders(folder), ExitStack() as locks:
         loading.claim_output(folder, f"{name}.json", options.overwrite)
+        locks.enter_context(only_one(folder, OUTPUT_HINT))
         run = loading.load_run(options, data_options)
         modality = loading.choose_modality(run.module, options.modality)
+        options.locks.push(locks.pop_all())
     print(f"checkpoint {shown(run.checkpoint)}, step {run.step}", flush=True)
     return run, modality, folder
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ from unite import __version__
 from unite.commands.options import OptionParser
 from unite.console import one_line, shown
 from unite.errors import UserError
-from unite.files import leaving_no_empty_folders, require_writable
+from unite.files import leaving_no_empty_folders, replacing, require_writable
+from unite.files.locks import only_one
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +114,7 @@ def export_checkpoint(
     Raises:
         UserError: The checkpoint cannot be read, or the folder not be written.
     """
-    from unite.runs.folder import find_checkpoint, find_run_config, read_checkpoint
+    from unite.runs.folder import find_checkpoint, read_checkpoint
 
     path, folder = find_checkpoint(str(checkpoint)), Path(folder)
     assert path is not None
@@ -123,10 +123,19 @@ def export_checkpoint(
     if not re.fullmatch(r"[\w.+-]+", license_id):
         raise UserError(f"--license is {license_id!r}; it must be an identifier such as mit, apache-2.0 or cc-by-4.0")
     content = read_checkpoint(path)
+    require_writable(folder, "choose another folder")
+    with only_one(folder, "wait until it ends, or choose another folder"):
+        return _write_exported(path, content, folder, license_id, overwrite, name)
+
+
+def _write_exported(
+    path: Path, content: dict[str, Any], folder: Path, license_id: str, overwrite: bool, name: str | None
+) -> list[Path]:
+    from unite.runs.folder import find_run_config
+
     present = [name for name in FILES if (folder / name).exists()]
     if present and not overwrite:
         raise UserError(f"{shown(folder)} has a {present[0]}: add --overwrite to replace it, or choose another folder")
-    require_writable(folder, "choose another folder")
     settings = _without_machine_paths(
         {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
     )
@@ -169,17 +178,14 @@ def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(weights, temporary, metadata={"format": "pt"})
-        temporary.chmod(mode)  # safetensors keeps all other users from reading its files
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            save_file(weights, temporary, metadata={"format": "pt"})
+            temporary.chmod(mode)  # safetensors keeps all other users from reading its files
     except (OSError, SafetensorError) as error:  # the latter wraps a full disk
         raise UserError(f"cannot write {path} ({one_line(error)}); make room, or choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _model_card(

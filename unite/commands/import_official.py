@@ -7,8 +7,6 @@ file compares it with that, tensor by tensor.
 """
 
 import argparse
-import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from unite.commands.official_names import MODALITY, _image_adapter, official_nam
 from unite.commands.options import OptionParser
 from unite.console import shown
 from unite.errors import UserError
-from unite.files import require_writable
+from unite.files import replacing, require_writable
 from unite.modalities.image.adapter import DECODER_SIZES, ImageAdapter, sinusoidal_embedding_2d
 from unite.module import UniteModule
 from unite.nn.blocks import RotaryAngles
@@ -266,7 +264,6 @@ def write_checkpoint(imported: Imported, out: Path) -> Path:
     """Write our checkpoint to a file, or as ``last.ckpt`` into a folder; return where it is."""
     path = out / LAST_CHECKPOINT if out.is_dir() else out
     require_writable(path.parent)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     checkpoint = {
         "epoch": 0,
         "global_step": 0,
@@ -274,12 +271,8 @@ def write_checkpoint(imported: Imported, out: Path) -> Path:
         "state_dict": imported.state_dict,
         "hyper_parameters": dict(imported.module.hparams),
     }
-    try:
+    with replacing(path) as temporary:
         torch.save(checkpoint, temporary)
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
     return path
 
 

@@ -22,6 +22,7 @@ from unite.commands.options import trainer_options
 from unite.console import info, is_quiet, one_line, shown, silence_noise
 from unite.errors import UserError
 from unite.files import leaving_no_empty_folders, open_text, require_writable
+from unite.files.locks import LOCK_FILE, OUTPUT_HINT, RUN_HINT, only_one
 from unite.module import UniteModule
 from unite.moved import moved_text
 from unite.outputs.folder import folder_name, is_begun, require_empty
@@ -83,7 +84,7 @@ class UniteCLI(LightningCLI):
         self.claim: Path | None = None
         self.first_step: int | None = None  # of the run, once it begins
         self.found_at_claim: set[Path] = set()
-        with ExitStack() as self._refusals:
+        with ExitStack() as self._refusals, ExitStack() as self._locks:
             try:
                 super().__init__(
                     UniteModule,
@@ -98,6 +99,7 @@ class UniteCLI(LightningCLI):
                 self._withdraw_run()
                 raise
             finally:
+                self._locks.close()
                 self._withdraw_claim()
 
     @staticmethod
@@ -169,6 +171,8 @@ class UniteCLI(LightningCLI):
             folder = Path(shown(os.path.abspath(Path(settings.trainer.default_root_dir, name))))
         else:
             return
+        require_writable(folder)
+        self._locks.enter_context(only_one(folder, OUTPUT_HINT))
         # Whose parts lie in a folder that was begun, and whether its files may be replaced, is found out later.
         require_empty(folder, settings.overwrite or is_begun(folder))
 
@@ -191,7 +195,10 @@ class UniteCLI(LightningCLI):
         if self.subcommand == "fit":
             trainer = self.config.fit.trainer
             if not trainer.fast_dev_run:
-                trainer.default_root_dir = str(self._claim(Path(trainer.default_root_dir)))
+                folder = self._claim(Path(trainer.default_root_dir))
+                trainer.default_root_dir = str(folder)
+                if is_first_process():
+                    self._locks.enter_context(only_one(folder, RUN_HINT))
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; what their constructors refuse is the user's to mend."""
@@ -239,7 +246,8 @@ class UniteCLI(LightningCLI):
                     f"no metrics: the run ended at step {self.trainer.global_step}, before its first validation; for "
                     f"some: unite validate --ckpt_path {shown(folder)}"
                 )
-            print(f"wrote {shown(folder)}: {', '.join(sorted(os.listdir(folder)))}")
+            files = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+            print(f"wrote {shown(folder)}: {', '.join(files)}")
 
     def _with_run_config(self, options: argparse.Namespace) -> list[str]:
         """The options in the order of precedence, beginning with config files."""
@@ -328,7 +336,9 @@ class UniteCLI(LightningCLI):
         """Remove what a run that was refused before its first step has written: settings, and logs without numbers."""
         if self.claim is None or self.first_step is None or self.trainer.global_step > self.first_step:
             return
-        for path in set(self.claim.parent.iterdir()) - self.found_at_claim - {self.claim}:
+        for path in (
+            set(self.claim.parent.iterdir()) - self.found_at_claim - {self.claim, self.claim.parent / LOCK_FILE}
+        ):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if self.claim not in self.found_at_claim:
             self.claim.write_text("")

@@ -6,7 +6,7 @@ Imports come with the work: scoring molecules needs no torch unless novelty is a
 import argparse
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from unite.commands.options import OptionParser, torch_device
 from unite.console import as_table, is_quiet, shown, silence_noise
 from unite.errors import UserError
-from unite.files import leaving_no_empty_folders, write_json
+from unite.files import leaving_no_empty_folders, require_writable, write_json
+from unite.files.locks import OUTPUT_HINT, only_one
 from unite.outputs.folder import require_empty
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def run(args: list[str]) -> None:
         args: `score`, what to score, and its options.
     """
     options = _parser().parse_args(args[1:])
-    with leaving_no_empty_folders(_output_path(options)):
+    with leaving_no_empty_folders(_output_path(options)), ExitStack() as options.locks:
         options.run(options)
 
 
@@ -132,8 +133,10 @@ def _output_path(options: argparse.Namespace) -> Path:
 
 
 def _output_folder(options: argparse.Namespace) -> Path:
-    """The same, made if need be; refused if it has files."""
+    """The same, made if need be; refused if it has files, or if another process has it."""
     folder = _output_path(options)
+    require_writable(folder)
+    options.locks.enter_context(only_one(folder, OUTPUT_HINT))
     require_empty(folder, options.overwrite)
     return folder
 

@@ -8,6 +8,8 @@ import contextlib
 import json
 import math
 import os
+import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -118,3 +120,23 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def remove_leftovers(folder: Path, prefix: str = "") -> None:
+    """Remove what :func:`replacing` has left half written of files whose names begin so, if its process is dead."""
+    for path in folder.glob(".*.tmp"):
+        found = re.fullmatch(r"\.(.+)\.(\d+)\.tmp", path.name)
+        if found and found[1].startswith(prefix) and not _is_alive(int(found[2])):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    if sys.platform == "win32":  # where asking would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

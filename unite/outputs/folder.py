@@ -79,7 +79,7 @@ class OutputFolder:
             message = f"interrupted; what is done lies in {self.parts}, and the same command continues"
             if not self._has_parts():
                 message = "interrupted; the same command starts over"
-                if [path.name for path in self.path.iterdir()] == [PARTS]:
+                if [path.name for path in self.path.iterdir() if not path.name.startswith(".")] == [PARTS]:
                     self.finish()
             raise KeyboardInterrupt(message) from None
 

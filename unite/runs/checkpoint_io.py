@@ -9,6 +9,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from unite.console import shown
 from unite.errors import UserError
+from unite.files import replacing
 
 LAST_CHECKPOINT = "last.ckpt"
 
@@ -30,14 +31,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)  # object stores show whole files only
             return
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with replacing(path) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)  # else a power failure may undo the renaming
@@ -47,7 +46,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             reason = _os_error(error)
             if reason is None:
                 raise
-            partial.unlink(missing_ok=True)
             raise UserError(f"cannot write {shown(path)} ({reason.strerror}){_what_is_left(path)}") from error
 
 

@@ -1,8 +1,6 @@
 """The run folder: what a run keeps there, and how it is found again."""
 
 import io
-import json
-import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +13,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from unite.console import shown
 from unite.errors import UserError
 from unite.files import require_writable as require_writable
+from unite.files import write_json
 from unite.moved import moved
 from unite.runs.checkpoint_io import LAST_CHECKPOINT
 from unite.runs.exported import SETTINGS_FILE, WEIGHTS_FILE, is_exported, read_exported
@@ -31,10 +30,7 @@ def is_first_process() -> bool:
 def write_metrics(values: Mapping[str, float], folder: Path) -> Path:
     """Write ``metrics.json``, metric name -> number or null, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / METRICS_FILE
-    numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-    path.write_text(json.dumps(numbers, indent=2) + "\n")
-    return path
+    return write_json(folder / METRICS_FILE, values)
 
 
 def find_checkpoint(path: str | None) -> Path | None:

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from unite.files import replacing
 from unite.files import require_writable as require_writable
 from unite.runs.folder import is_first_process
 
@@ -64,15 +65,17 @@ class RunCSVLogger(CSVLogger):
         columns = self.experiment.metrics_keys
         if not columns:
             return
-        partial = self.file.with_name(f".{self.file.name}.partial")
-        with self.file.open(newline="") as before, partial.open("w", newline="") as after:
+        with (
+            replacing(self.file) as partial,
+            self.file.open(newline="") as before,
+            partial.open("w", newline="") as after,
+        ):
             table = csv.DictWriter(after, columns)
             table.writeheader()
             for row in csv.DictReader(before):
                 is_whole = None not in row.values()  # a run that was killed may have left half a row
                 if is_whole and int(row["step"]) < step:
                     table.writerow(row)
-        os.replace(partial, self.file)
 
 
 class ContinuedLogs(Callback):

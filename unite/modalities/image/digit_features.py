@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from unite.files import write_whole
+from unite.errors import UserError
+from unite.files import require_writable, write_whole
+from unite.files.locks import one_after_another
 from unite.modalities.image.features import FeatureNetwork
 
 VERSION = "1"  # of network and training: change it with either, and say so in the changelog
@@ -71,6 +73,8 @@ class DigitFeatures(FeatureNetwork):
 def load_or_train(root: Path, pixels: Tensor, labels: Tensor) -> DigitFeatures:
     """The network of a training set, from the cache in `root` or trained and put there.
 
+    Of several processes that do this at once, one trains it, and the others wait for it.
+
     Args:
         root: Folder of the cache.
         pixels: Training images, uint8, shape (N, 1, H, W).
@@ -81,22 +85,35 @@ def load_or_train(root: Path, pixels: Tensor, labels: Tensor) -> DigitFeatures:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
     key = digest.hexdigest()
     file = root / f"digit_features-{key[:12]}.safetensors"
+    size = min(pixels.shape[-1], MAX_SIZE)
+    if (network := _load(file, key, size)) is not None:
+        return network
     if file.is_file():
-        try:
-            with safe_open(file, framework="pt") as cached, torch.random.fork_rng(devices=[]):
-                if (cached.metadata() or {}).get("training_data") == key:
-                    network = DigitFeatures(min(pixels.shape[-1], MAX_SIZE))
-                    network.load_state_dict({name: cached.get_tensor(name) for name in cached.keys()})  # noqa: SIM118
-                    return network.freeze()
-        except (SafetensorError, OSError, RuntimeError):
-            logger.warning("training the network behind fid_digits anew: %s is damaged", file)
-    network = train(pixels, labels)
+        logger.warning("training the network behind fid_digits anew: %s is damaged", file)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        write_whole(file, save(network.state_dict(), {"training_data": key}))
-    except OSError as error:
-        logger.warning("cannot keep the network behind fid_digits in %s (%s); it takes seconds to train", root, error)
-    return network
+        require_writable(root)
+        with one_after_another(file):
+            if (network := _load(file, key, size)) is None:  # if it is there, another process has made it meanwhile
+                network = train(pixels, labels)
+                write_whole(file, save(network.state_dict(), {"training_data": key}))
+    except (UserError, OSError) as error:
+        logger.warning("cannot keep the network behind fid_digits (%s); it takes seconds to train", error)
+    return network or train(pixels, labels)
+
+
+def _load(file: Path, key: str, size: int) -> DigitFeatures | None:
+    """The network in a file, or None if it is not there, damaged, or of other training data."""
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as cached, torch.random.fork_rng(devices=[]):
+            if (cached.metadata() or {}).get("training_data") == key:
+                network = DigitFeatures(size)
+                network.load_state_dict({name: cached.get_tensor(name) for name in cached.keys()})  # noqa: SIM118
+                return network.freeze()
+    except (SafetensorError, OSError, RuntimeError):
+        return None
+    return None
 
 
 def train(pixels: Tensor, labels: Tensor) -> DigitFeatures:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from unite.errors import UserError, require
 from unite.files import replacing, require_writable, write_whole
+from unite.files.locks import only_one
 from unite.modalities.image.files import SmallImages, center_crop, class_folders, list_images, open_image
 from unite.modalities.image.shards.reading import MANIFEST, Manifest, Shard
 
@@ -82,11 +83,19 @@ def write_shards(source: Path, folder: Path, settings: ShardSettings, num_worker
         overwrite: Whether shards of other images or settings in `folder` may be replaced.
 
     Raises:
-        UserError: Source or target cannot be used, or an image is bad and not to be skipped.
+        UserError: Source or target cannot be used, another process writes there, or an image is bad and not to be
+            skipped.
         KeyboardInterrupt: Interrupted; the message says how far it came.
     """
     plan = _make_plan(source, settings)
     require_writable(folder, "name a writable folder as OUT", "shards")
+    with only_one(folder, "wait until it ends, or choose another folder as OUT"):
+        return _write_planned(source, folder, settings, plan, num_workers, overwrite)
+
+
+def _write_planned(
+    source: Path, folder: Path, settings: ShardSettings, plan: _Plan, num_workers: int, overwrite: bool
+) -> Manifest:
     done = _finished_shards(folder, plan, overwrite)
     num_images = sum(map(len, plan.shards.values()))
     num_kept = sum(len(plan.shards[name]) for name in done)

@@ -6,7 +6,6 @@ the data set's SMILES.
 """
 
 import json
-import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from rdkit import Chem, rdBase
 from torch import Tensor
 
 from unite.console import info, shown
-from unite.files import require_writable, write_whole
+from unite.files import write_whole
 from unite.modalities.molecule.data.qm9.chunks import MOLECULES_PER_CHUNK, fingerprint, perceive_chunks, perception_bar
 from unite.modalities.molecule.data.qm9.table import (
-    WRITE_HINT,
     DamagedCacheError,
     MoleculeTable,
+    load_or_make,
     load_tensors,
     save_tensors,
 )
@@ -32,8 +31,6 @@ from unite.modalities.molecule.graph import graph_from_mol
 from unite.modalities.molecule.metrics.scores import num_cpus
 from unite.modalities.molecule.perception.molecule import Molecule, hash_key, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive_all
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,26 +98,23 @@ def load_or_perceive(table: MoleculeTable, folder: Path, molecules_per_chunk: in
         UserError: If the bonds have to be perceived and `folder` cannot be written to.
     """
     path = bond_file(table, folder)
-    if path.exists():
-        try:
-            return as_table(load_tensors(path))
-        except DamagedCacheError as error:
-            logger.warning("perceiving the bonds of %s again: %s", path, error)
-    require_writable(folder, WRITE_HINT, "the bonds of QM9")
     parts = path.with_suffix(".parts")
-    parts.mkdir(exist_ok=True)
-    if len(table) > molecules_per_chunk:
-        info(
-            f"perceiving the bonds of {len(table):,} molecules, which a model of bonds learns from: a minute or two "
-            f"for all of QM9 on two cores, once; they are kept in {shown(folder)}"
-        )
-    chunks = list(perceive_in_chunks(table, parts, molecules_per_chunk))
-    remarks = [remark for chunk in chunks for remark in json.loads(chunk.pop("remarks").numpy().tobytes())]
-    tensors = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    write_manifest(manifest_file(path), table, remarks)
-    save_tensors(tensors, path)
-    shutil.rmtree(parts)
-    return as_table(tensors)
+
+    def perceive() -> dict[str, Tensor]:
+        parts.mkdir(exist_ok=True)
+        if len(table) > molecules_per_chunk:
+            info(
+                f"perceiving the bonds of {len(table):,} molecules, which a model of bonds learns from: a minute or "
+                f"two for all of QM9 on two cores, once; they are kept in {shown(folder)}"
+            )
+        chunks = list(perceive_in_chunks(table, parts, molecules_per_chunk))
+        remarks = [remark for chunk in chunks for remark in json.loads(chunk.pop("remarks").numpy().tobytes())]
+        write_manifest(manifest_file(path), table, remarks)
+        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+    bonds = as_table(load_or_make(path, perceive, "the bonds of QM9", "perceiving the bonds of %s again"))
+    shutil.rmtree(parts, ignore_errors=True)
+    return bonds
 
 
 def bond_file(table: MoleculeTable, folder: Path) -> Path:

@@ -3,8 +3,8 @@
 Finished chunks are kept as they come, so that an interrupted run continues.
 """
 
-import logging
 import sys
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from unite.console import info, shown
-from unite.files import require_writable
 from unite.modalities.molecule.data.qm9.chunks import MOLECULES_PER_CHUNK, fingerprint, perceive_chunks, perception_bar
 from unite.modalities.molecule.data.qm9.table import (
-    WRITE_HINT,
     DamagedCacheError,
     MoleculeTable,
+    load_or_make,
     load_tensors,
     save_tensors,
 )
@@ -27,8 +26,6 @@ from unite.modalities.molecule.perception.perceive import perceive_all
 
 MOLECULES_PER_SECOND = 900
 """What one core perceives, roughly; it says in advance how long that takes."""
-
-logger = logging.getLogger(__name__)
 
 
 def training_keys(table: MoleculeTable, rows: Tensor, are_hydrogens_counted: bool, folder: Path) -> Tensor:
@@ -50,22 +47,20 @@ def training_keys(table: MoleculeTable, rows: Tensor, are_hydrogens_counted: boo
     """
     molecules = select(table, rows, are_hydrogens_counted)
     path = folder / f"training-keys-{rows.numel()}-{fingerprint(molecules)}.safetensors"
-    if path.exists():
-        try:
-            return load_tensors(path)["keys"]
-        except DamagedCacheError as error:
-            logger.warning("making %s again: %s", path, error)
-    require_writable(folder, WRITE_HINT, "the QM9 cache")
-    if (num_chunks := -(-rows.numel() // MOLECULES_PER_CHUNK)) > 1:
-        seconds = rows.numel() / MOLECULES_PER_SECOND / num_processes(num_chunks)
-        info(
-            f"perceiving {rows.numel():,} training molecules, by which novelty is judged: about {seconds:.0f} s, once; "
-            f"their keys are kept in {shown(folder)}"
-        )
-    keys = make_keys(molecules, path)
-    save_tensors({"keys": keys}, path)
-    for chunk in path.parent.glob(f"{path.stem}.*.part"):
-        chunk.unlink(missing_ok=True)  # of several processes that do this at once, each tidies up
+
+    def make() -> dict[str, Tensor]:
+        if (num_chunks := -(-rows.numel() // MOLECULES_PER_CHUNK)) > 1:
+            seconds = rows.numel() / MOLECULES_PER_SECOND / num_processes(num_chunks)
+            info(
+                f"perceiving {rows.numel():,} training molecules, by which novelty is judged: about {seconds:.0f} s, "
+                f"once; their keys are kept in {shown(folder)}"
+            )
+        return {"keys": make_keys(molecules, path)}
+
+    keys = load_or_make(path, make, "the QM9 cache", "making %s again")["keys"]
+    for chunk in folder.glob(f"{path.stem}.*.part"):
+        with suppress(OSError):  # a folder that this user may only read
+            chunk.unlink()
     return keys
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from unite.errors import UserError, require
 from unite.files import open_text, require_writable, write_whole
+from unite.files.locks import one_after_another
 
 Split = Literal["train", "val", "test"]
 
@@ -124,20 +125,43 @@ class RawMolecule:
 def load_or_build(path: Path, read: Callable[[], Iterable[RawMolecule]]) -> MoleculeTable:
     """The table in `path`, made from what `read` gives if the file is missing, damaged, or outdated.
 
-    Several processes may do this at once: each writes a file of its own and renames it into place.
+    Of several processes that do this at once, one makes it, and the others wait for it.
 
     Raises:
         UserError: If the folder of `path` cannot be written to, before anything is read.
     """
-    if path.exists():
-        try:
-            return MoleculeTable(**load_tensors(path))
-        except DamagedCacheError as error:
-            logger.warning("rebuilding %s: %s", path, error)
-    require_writable(path.parent, WRITE_HINT, "the QM9 cache")
-    table = build_table(read())
-    save_tensors(vars(table), path)
-    return table
+    return MoleculeTable(**load_or_make(path, lambda: vars(build_table(read())), "the QM9 cache", "rebuilding %s"))
+
+
+def load_or_make(path: Path, make: Callable[[], dict[str, Tensor]], contents: str, again: str) -> dict[str, Tensor]:
+    """Tensors of a cache; made, and kept there, if the file is missing or cannot be used.
+
+    Args:
+        path: The cache.
+        make: Gives the tensors; called by one process at a time, before which nothing is written.
+        contents: What the cache has, for the message about a folder that cannot be written to.
+        again: What is done about a file that cannot be used, for the warning, with %s for its name.
+
+    Raises:
+        UserError: If the folder of `path` cannot be written to.
+    """
+    if (tensors := _load_if_whole(path, again)) is not None:
+        return tensors
+    require_writable(path.parent, WRITE_HINT, contents)
+    with one_after_another(path):
+        if (tensors := _load_if_whole(path)) is None:  # if it is there, another process has made it meanwhile
+            tensors = make()
+            save_tensors(tensors, path)
+    return tensors
+
+
+def _load_if_whole(path: Path, again: str | None = None) -> dict[str, Tensor] | None:
+    try:
+        return load_tensors(path) if path.exists() else None
+    except DamagedCacheError as error:
+        if again is not None:
+            logger.warning(f"{again}: %s", path, error)
+        return None
 
 
 class DamagedCacheError(Exception):
