@@ -1,0 +1,223 @@
+"""What a command was asked, before any parser of Lightning's sees it: configs, checkpoint, and short options."""
+
+import argparse
+import difflib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unite.commands.options import trainer_options
+from unite.console import is_quiet, one_line, shown
+from unite.errors import UserError
+from unite.files import open_text
+from unite.module import UniteModule
+from unite.moved import moved_text
+from unite.runs.checkpoint_io import LAST_CHECKPOINT
+from unite.runs.exported import SETTINGS_FILE, is_exported
+from unite.runs.folder import find_checkpoint, find_last_checkpoint, find_run_config, is_first_process, read_checkpoint
+from unite.runs.known_classes import require_known_classes, require_known_config
+
+#: Options of numbers that may be written with blanks between them; jsonargparse wants [1,2].
+LIST_OPTIONS = ("labels", "guidance_sweep", "guidance_interval")
+
+
+class Invocation:
+    """A command as typed, and the checkpoint that it names.
+
+    Precedence of settings: defaults, config files, command line. ``--ckpt_path X`` without ``--config`` takes the
+    config.yaml of the run of X or, where there is none, the model's settings within X.
+
+    Args:
+        command: Name of the command.
+        args: Its options.
+
+    Raises:
+        UserError: A config or the checkpoint cannot be read.
+    """
+
+    def __init__(self, command: str, args: list[str]) -> None:
+        self.command = command
+        self.options = _early_options(args)
+        _require_configs(self.options.config)
+        self.is_last = self.options.ckpt_path == "last"
+        self.ckpt_path = self._find_last() if self.is_last else find_checkpoint(self.options.ckpt_path)
+        self.checkpoint = read_checkpoint(self.ckpt_path) if self.ckpt_path else {}
+        self.exported = self.ckpt_path.parent if self.ckpt_path and is_exported(self.ckpt_path) else None
+        self.run_config = find_run_config(self.ckpt_path) if self.ckpt_path and not self.exported else None
+
+    def arguments(self) -> list[str]:
+        """The options in the order of precedence, beginning with config files."""
+        options = self.options
+        configs = list(options.config)
+        if self.ckpt_path and not configs:
+            source = self.exported / SETTINGS_FILE if self.exported else self.ckpt_path
+            require_known_classes(self.checkpoint["hyper_parameters"], source, UniteModule)
+            if self.run_config:
+                require_known_config(self.run_config)
+            hparams = {k: v for k, v in self.checkpoint["hyper_parameters"].items() if not k.startswith("_")}
+            configs = [str(self.run_config or json.dumps({"model": hparams}))]
+        args = [f"--config={_as_named_today(config)}" for config in configs]
+        if self.ckpt_path:
+            args.append(f"--ckpt_path={self.ckpt_path}")
+        if options.root:
+            args.append(f"--trainer.default_root_dir={options.root}")
+        if options.seed:
+            args.append(f"--seed_everything={options.seed}")
+        if options.device:
+            typed = [
+                option for option in options.others if option.startswith(("--trainer.accelerator", "--trainer.devices"))
+            ]
+            if typed:
+                raise UserError(f"--device and {typed[0].partition('=')[0]} say the same: give one of them")
+            args += trainer_options(options.device)
+        for name in LIST_OPTIONS:
+            if words := getattr(options, name):
+                text = ",".join(word.removesuffix(",") for word in words)
+                args.append(f"--{name}={text if text.startswith('[') else f'[{text}]'}")
+        if options.overwrite:
+            args.append(f"--overwrite={options.overwrite}")
+        bars = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"] if is_quiet() else []
+        return [*args, *map(moved_text, options.others), *bars]
+
+    def require_checkpoint(self) -> None:
+        """Refuse a command without the checkpoint that it needs.
+
+        Raises:
+            UserError: There is none, or a run is to be continued from one that has no optimizer state.
+        """
+        if self.command != "fit" and not self.ckpt_path:
+            raise UserError(
+                f"unite {self.command} needs --ckpt_path: a checkpoint, or a run folder with {LAST_CHECKPOINT}"
+            )
+        if self.command == "fit" and self.ckpt_path and "optimizer_states" not in self.checkpoint:
+            raise UserError(
+                f"{self.ckpt_path} has no optimizer state (it was imported, exported, or saved without), so no run can "
+                "be continued from it; it serves validate, test and sample"
+            )
+
+    def wrong_callback(self, error: Exception) -> str | None:
+        """What to say of ``--trainer.callbacks.init_args.X``, if that is what was refused."""
+        refused = re.search(r"trainer\.callbacks.*?class_path '([\w.]+)':\s*Option '([\w.]+)'", str(error), re.DOTALL)
+        typed = next((option for option in self.options.others if option.startswith("--trainer.callbacks.")), None)
+        if not refused or not typed:
+            return None
+        return (
+            f"{typed.partition('=')[0]} means the last callback of the list, {refused[1].rpartition('.')[2]}, which "
+            f"has no {refused[2]}; to change another one, give the list trainer.callbacks in a second --config"
+        )
+
+    def _find_last(self) -> Path | None:
+        """What ``--ckpt_path last`` stands for: last.ckpt of the run, or for fit a new run if there is none yet.
+
+        Raises:
+            UserError: There is none, and the command needs one.
+        """
+        root = Path(self.options.root or _configured_root(self.options.config) or _default_root(self.options.config))
+        found = find_last_checkpoint(root)
+        if found is None and self.command != "fit":
+            raise UserError(f"--ckpt_path last: no {LAST_CHECKPOINT} in {root}; name the run folder with --ckpt_path")
+        if found is None and is_first_process():
+            print(f"no {LAST_CHECKPOINT} in {shown(root)} yet: a new run", flush=True)
+        return found
+
+    def run_folder(self, configured: str | None) -> Path:
+        """The folder asked for, else the checkpoint's, else one named after the config files."""
+        if self.options.root:
+            return Path(self.options.root)
+        if self.ckpt_path and (self.command != "fit" or not self.options.config):
+            return self.run_config.parent if self.run_config else self.ckpt_path.parent
+        return Path(configured or _default_root(self.options.config))
+
+
+def _require_configs(configs: list[str]) -> None:
+    """Refuse the name of a file that is not there or holds no settings; settings themselves, as JSON, are no name.
+
+    Raises:
+        UserError: There is no such file, it is not text or yaml, or has a key twice, of which one would be dropped.
+    """
+    for config in configs:
+        if os.path.isfile(config):
+            _require_yaml(Path(config))
+        if config.endswith((".yaml", ".yml", ".json")) and not os.path.exists(config):
+            folder, name = os.path.split(config)
+            there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+            close = difflib.get_close_matches(
+                name, [entry for entry in there if entry.endswith((".yaml", ".yml"))], n=1
+            )
+            hint = f"; did you mean {os.path.join(folder, close[0])}?" if close else ""
+            raise UserError(f"--config {config} does not exist{hint}")
+
+
+def _require_yaml(path: Path) -> None:
+    try:
+        with open_text(path) as file:
+            _UniqueKeyLoader(file).get_single_data()
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} cannot be read: {one_line(error)}") from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's loader, which takes the last of several equal keys without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                message = f"the key {key.value!r} occurs twice, at first further up; put both blocks together"
+                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _as_named_today(config: str) -> str:
+    """The config, or its text where it names classes by paths that have moved."""
+    if not os.path.isfile(config):
+        return moved_text(config)
+    with open_text(Path(config)) as file:
+        text = file.read()
+    return config if moved_text(text) == text else moved_text(text)
+
+
+def _default_root(configs: list[str]) -> Path:
+    """Run folder named after the config files."""
+    return Path("runs", "-".join(Path(config).stem for config in configs) or "run")
+
+
+def _configured_root(configs: list[str]) -> str | None:
+    """``trainer.default_root_dir`` of config files, the last one that has it; mistakes in them are told later."""
+    root = None
+    for config in configs:
+        try:
+            root = yaml.safe_load(Path(config).read_text())["trainer"]["default_root_dir"] or root
+        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            continue
+    return root
+
+
+def _early_options(args: list[str]) -> argparse.Namespace:
+    """What must be known before the rest can be parsed, and short forms."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--trainer.default_root_dir", dest="root")
+    parser.add_argument("--seed", "--seed_everything")
+    parser.add_argument("--device")
+    for name in LIST_OPTIONS:
+        parser.add_argument(f"--{name}", nargs="+")
+    parser.add_argument("--overwrite", nargs="?", const="true")
+    try:
+        options, options_others = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UserError(one_line(error)) from error
+    options.others = options_others
+    options.config = [os.path.expanduser(config) for config in options.config]
+    # The shell leaves ~ alone in --option=~/folder.
+    for name in ("ckpt_path", "root"):
+        if (value := getattr(options, name)) is not None:
+            setattr(options, name, os.path.expanduser(value))
+    return options
