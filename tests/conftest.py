@@ -1,8 +1,6 @@
 """Fixtures that all tests share."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,23 +8,12 @@ from lightning.pytorch import seed_everything
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.support.commands import CommandResult, RunCli, shell
+from tests.support.paths import TESTS, TINY_CSV, TOY
 from unite.cli import main
-
-TESTS = Path(__file__).parent
 
 # On a shared machine two threads can be a hundred times slower than one on small tensors.
 torch.set_num_threads(1)
-
-
-class CommandResult(NamedTuple):
-    """What a command did: its exit code and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-RunCli = Callable[..., CommandResult]
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +33,7 @@ def reference() -> dict[str, Tensor]:
 @pytest.fixture
 def tiny_csv() -> Path:
     """Some real molecules in the format of QM9's CSV files."""
-    return TESTS / "data" / "qm9_tiny.csv"
+    return TINY_CSV
 
 
 @pytest.fixture
@@ -60,3 +47,20 @@ def run_cli(capsys: pytest.CaptureFixture[str]) -> RunCli:
         return CommandResult(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def in_toy_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy modality is importable from its own folder, as a user's own file is."""
+    monkeypatch.chdir(TOY)
+
+
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of the toy modality: one python file and one yaml, trained as a user would."""
+    folder = tmp_path_factory.mktemp("toy") / "run"
+    process = shell("fit", "--config", "curves.yaml", "--trainer.default_root_dir", folder)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "last.ckpt" in out
+    return folder

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import TESTS
+from tests.support.paths import REPOSITORY
 from unite import GenerativeEncoder, UniteModule, UniteTrainer
 from unite.cli import COMMANDS
 from unite.modalities.molecule.adapter import MoleculeAdapter
 from unite.modalities.molecule.data.qm9 import table as qm9_cache
 
-REPOSITORY = TESTS.parent
 # An exported model has a card of its own, which is no page.
 DOCS = [path for path in (REPOSITORY / "docs").rglob("*.md") if not (path.parent / "model.safetensors").exists()]
 PAGES = [REPOSITORY / "README.md", *sorted(DOCS)]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 
+from tests.support.modules import curves, make_module, make_trainer
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite.engine.optimizer import OptimizerSettings
 from unite.errors import UserError
@@ -17,22 +17,6 @@ from unite.flow import TimeDistribution
 from unite.modalities.base import Template
 from unite.module import UniteModule
 from unite.nn.generative_encoder import GenerativeEncoder, Tokens
-
-
-def make_module(**settings: Any) -> UniteModule:
-    encoder = GenerativeEncoder("XS", latent_channels=4, depth=2, width=32, num_heads=2)
-    return UniteModule(encoder, {"curve": CurveAdapter()}, **settings)
-
-
-def make_trainer(folder: Path, **settings: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(accelerator="cpu", default_root_dir=folder, **{**quiet, "enable_checkpointing": False, **settings})
-
-
-def curves() -> dict[str, Tensor]:
-    data = CurveDataModule(batch_size=8)
-    samples: dict[str, Tensor] = next(iter(data.train_dataloader()))["curve"]
-    return samples
 
 
 def flow_inputs(module: UniteModule) -> tuple[CurveAdapter, Tensor, Template, Tokens]:

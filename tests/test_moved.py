@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import TESTS, RunCli
+from tests.support.commands import RunCli
+from tests.support.paths import TESTS
 from unite import UniteModule
 from unite.moved import MOVED, moved, moved_text
 from unite.runs.folder import read_checkpoint

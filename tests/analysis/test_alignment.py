@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from tests.modalities.test_contract import CASES, Case, make_module
-from tests.modalities.tiny_images import tiny_images
+from tests.support.cases import CASES, Case, build_module
+from tests.support.tiny_images import tiny_images
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite.analysis import alignment
 from unite.analysis.activations import recorded
@@ -89,7 +89,7 @@ def test_recorded_are_the_registers_and_nothing_else(context_start: int | None, 
 
 def test_recording_changes_nothing_and_leaves_no_hook() -> None:
     case = CASES["counted"]
-    encoder = make_module(case).encoder
+    encoder = build_module(case).encoder
     registers = Tokens(torch.randn(1, 5, 32), torch.arange(5))
     arguments = (torch.randn(2, 5, 4), torch.rand(2), torch.zeros(1, 32), registers)
     plain = encoder.denoise(*arguments)
@@ -106,7 +106,7 @@ def test_recording_changes_nothing_and_leaves_no_hook() -> None:
 
 
 def test_a_compiled_model_is_recorded_without_compiling_it() -> None:
-    plain, compiled = make_module(CASES["toy"]), make_module(CASES["toy"], compile=True)
+    plain, compiled = build_module(CASES["toy"]), build_module(CASES["toy"], compile=True)
     compiled.load_state_dict(plain.state_dict())
     torch._dynamo.utils.counters.clear()
     one = AlignmentSettings(num_samples=12, times=(0.5,), num_seeds=1)
@@ -119,7 +119,7 @@ def test_a_compiled_model_is_recorded_without_compiling_it() -> None:
 
 
 def test_any_adapter_can_be_measured(case: Case, batches: list[Any]) -> None:
-    module = make_module(case)
+    module = build_module(case)
     passes: list[None] = []
     result = measure_alignment(module, case.modality, batches, SETTINGS, lambda: passes.append(None))
     assert len(passes) == count_passes(2, SETTINGS)
@@ -150,7 +150,7 @@ def test_padding_is_never_counted(name: str, tmp_path: Path, monkeypatch: pytest
     data.prepare_data()
     data.setup("fit")
     batches = [batch[case.modality] for batch in data.val_dataloader()]
-    module = make_module(case)
+    module = build_module(case)
     adapter = module.adapters[case.modality]
     assert any(not adapter.template(adapter.prepare(samples)).mask.all() for samples in batches)
     before = measure_alignment(module, case.modality, batches, SETTINGS)
@@ -166,7 +166,7 @@ def test_padding_is_never_counted(name: str, tmp_path: Path, monkeypatch: pytest
 
 
 def test_samples_beyond_those_asked_for_are_never_counted() -> None:
-    module = make_module(CASES["toy"])
+    module = build_module(CASES["toy"])
     before = measure_alignment(module, "curve", curve_batches(), SETTINGS)
     batches = curve_batches()
     assert len(batches[0]["labels"]) > SETTINGS.num_samples
@@ -177,7 +177,7 @@ def test_samples_beyond_those_asked_for_are_never_counted() -> None:
 
 
 def test_sizes_of_modulations_are_their_root_mean_squares(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = make_module(CASES["toy"])
+    module = build_module(CASES["toy"])
     seen: list[Tensor] = []
     module.encoder.blocks[1].modulation.register_forward_hook(lambda layer, inputs, output: seen.append(output))  # type: ignore[union-attr]
     one = AlignmentSettings(num_samples=16, times=(0.5,), num_seeds=1)
@@ -189,7 +189,7 @@ def test_sizes_of_modulations_are_their_root_mean_squares(monkeypatch: pytest.Mo
 
 def test_the_denoiser_is_the_network_that_denoises() -> None:
     case = CASES["toy"]
-    shared, separate = make_module(case), make_module(case, weight_sharing=False)
+    shared, separate = build_module(case), build_module(case, weight_sharing=False)
     assert separate.separate_denoiser is not None
     separate.load_state_dict(shared.state_dict(), strict=False)
     separate.separate_denoiser.load_state_dict(shared.encoder.state_dict())
@@ -203,7 +203,7 @@ def test_the_denoiser_is_the_network_that_denoises() -> None:
 
 def test_training_brings_the_passes_together_and_the_controls_stay_apart() -> None:
     torch.manual_seed(1)
-    module = make_module(CASES["grey images"], noise_probability=0.0, flow_loss="data", flow_weight=0.1)
+    module = build_module(CASES["grey images"], noise_probability=0.0, flow_loss="data", flow_weight=0.1)
     module.train().log_terms = lambda *args: None  # type: ignore[method-assign]
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     optimizer = torch.optim.Adam(module.parameters(), lr=5e-3)
@@ -227,7 +227,7 @@ def test_training_brings_the_passes_together_and_the_controls_stay_apart() -> No
 
 
 def test_a_seed_fixes_everything() -> None:
-    module = make_module(CASES["toy"])
+    module = build_module(CASES["toy"])
     first, again, other = (
         measure_alignment(module, "curve", curve_batches(), AlignmentSettings(num_samples=12, times=(0.5,), seed=seed))
         for seed in (0, 0, 1)
@@ -255,7 +255,7 @@ def test_each_repetition_tokenizes_without_a_class_and_has_noise_of_its_own_alik
 
     monkeypatch.setattr(GenerativeEncoder, "tokenize", tokenize_watched)
     monkeypatch.setattr(alignment, "path_sample", path_watched)
-    module = make_module(CASES["toy"])
+    module = build_module(CASES["toy"])
     measure_alignment(module, "curve", curve_batches()[:1], SETTINGS)
     assert torch.equal(conditions[0], module.adapters["curve"].null_condition())  # tokenization knows no class
     # Three networks, and of each two repetitions: one tokenization pass and two denoising passes.
@@ -271,7 +271,7 @@ def test_each_repetition_tokenizes_without_a_class_and_has_noise_of_its_own_alik
 
 
 def test_a_module_in_training_is_measured_as_in_evaluation() -> None:
-    module = make_module(CASES["toy"], noise_probability=0.0)
+    module = build_module(CASES["toy"], noise_probability=0.0)
     settings = AlignmentSettings(num_samples=12, times=(0.5,), num_seeds=1)
     expected = measure_alignment(module, "curve", curve_batches(), settings)
     # In training, conditions would be dropped at random.
@@ -325,7 +325,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 
 
 def test_fresh_module_is_new_and_reproducible() -> None:
-    module = make_module(CASES["counted"])
+    module = build_module(CASES["counted"])
     state = torch.random.get_rng_state()
     fresh, again = fresh_module(module), fresh_module(module)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -337,7 +337,7 @@ def test_fresh_module_is_new_and_reproducible() -> None:
 
 
 def test_scrambling_keeps_the_entries_of_each_tensor() -> None:
-    module = make_module(CASES["counted"], weight_sharing=False)
+    module = build_module(CASES["counted"], weight_sharing=False)
     scrambled = scrambled_module(module)
     for name, value in module.state_dict().items():
         other = scrambled.state_dict()[name]
@@ -348,8 +348,8 @@ def test_scrambling_keeps_the_entries_of_each_tensor() -> None:
 
 def test_scrambling_a_seed_gives_the_same_weights_each_time() -> None:
     for _ in range(6):
-        shared = make_module(CASES["toy"])
-        separate = make_module(CASES["toy"], weight_sharing=False)
+        shared = build_module(CASES["toy"])
+        separate = build_module(CASES["toy"], weight_sharing=False)
         separate.load_state_dict(shared.state_dict(), strict=False)
         expected = scrambled_module(shared, seed=3).encoder.state_dict()
         for name, value in scrambled_module(separate, seed=3).encoder.state_dict().items():
@@ -358,7 +358,7 @@ def test_scrambling_a_seed_gives_the_same_weights_each_time() -> None:
 
 def test_a_module_fresh_from_training_can_be_measured(tmp_path: Path) -> None:
     case = CASES["toy"]
-    module, data = make_module(case).train(), case.make_data(tmp_path)
+    module, data = build_module(case).train(), case.make_data(tmp_path)
     trainer = UniteTrainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, max_steps=1, limit_val_batches=0)
     trainer.fit(module, datamodule=data)
     result = measure_alignment(module, "curve", curve_batches(), SETTINGS)

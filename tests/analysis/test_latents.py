@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from tests.conftest import TESTS
-from tests.modalities.test_contract import CASES, Case, make_module, numbers_of
+from tests.support.cases import CASES, Case, build_module, numbers_of
+from tests.support.paths import TESTS
 from unite.analysis.latents import (
     _baseline,
     decoded_interpolations,
@@ -48,7 +48,7 @@ def batches_of(case: Case, root: Path) -> list[Any]:
 
 
 def trained_module(case: Case, root: Path) -> UniteModule:
-    module = make_module(case)
+    module = build_module(case)
     data = case.make_data(root)
     data.prepare_data()
     data.setup("fit")
@@ -65,7 +65,7 @@ def made_up(num: int, width: int, seed: int = 0, **known: Any) -> PooledLatents:
 
 
 def test_pooled_latents_of_any_adapter(case: Case, tmp_path: Path) -> None:
-    module, batches = make_module(case), batches_of(case, tmp_path)
+    module, batches = build_module(case), batches_of(case, tmp_path)
     found = pooled_latents(module, case.modality, batches, 11)
     assert len(found.pooled) == len(found.flat) == 11
     assert found.flat.isfinite().all()
@@ -85,7 +85,7 @@ def test_pooled_latents_of_any_adapter(case: Case, tmp_path: Path) -> None:
 def test_composition_counts_all_atoms(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     (samples, *_) = batches_of(case, tmp_path)
-    found = pooled_latents(make_module(case), "molecule", [samples], 8)
+    found = pooled_latents(build_module(case), "molecule", [samples], 8)
     assert found.baseline is not None
     assert found.baseline_name == "composition"
     assert found.molecule_id is not None
@@ -98,7 +98,7 @@ def test_composition_counts_all_atoms(name: str, tmp_path: Path) -> None:
 def test_classes_are_known_without_a_model_of_classes(tmp_path: Path) -> None:
     case = CASES["images with few registers"]
     (samples, *_) = batches_of(case, tmp_path)
-    module = make_module(case)
+    module = build_module(case)
     assert module.adapters["image"].num_classes == 0
     found = pooled_latents(module, "image", [samples], 6)
     assert found.labels is not None
@@ -230,7 +230,7 @@ def test_interpolations_and_trajectories_of_any_adapter(case: Case, tmp_path: Pa
 
 def test_ends_of_an_interpolation_are_reconstructions(tmp_path: Path) -> None:
     case = CASES["grey images"]
-    module = make_module(case)
+    module = build_module(case)
     (samples, *_) = batches_of(case, tmp_path)
     ((first, _, last),), _ = decoded_interpolations(module, "image", samples, 1, 3, seed=5)
     adapter = module.adapters["image"]
@@ -243,7 +243,7 @@ def test_ends_of_an_interpolation_are_reconstructions(tmp_path: Path) -> None:
 
 
 def test_trajectory_refuses_what_it_cannot_show(tmp_path: Path) -> None:
-    module = make_module(CASES["toy"])
+    module = build_module(CASES["toy"])
     with pytest.raises(UserError, match="dopri5 chooses its own steps"):
         denoising_trajectory(module, "curve", 2, solver="dopri5")
     with pytest.raises(UserError, match="num_steps is 0"):

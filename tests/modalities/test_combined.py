@@ -12,8 +12,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.conftest import TESTS, RunCli
-from tests.test_module import curves, make_trainer
+from tests.support.commands import RunCli
+from tests.support.modules import curves, make_trainer
+from tests.support.paths import TESTS
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite.callbacks.generation_metrics import GenerationMetrics
 from unite.errors import UserError

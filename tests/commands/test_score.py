@@ -1,0 +1,411 @@
+"""``unite score`` as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rdkit import Chem
+from torch import Tensor
+
+from tests.support.commands import UNITE, RunCli
+from tests.support.graphs import Hydrogens, graph_of
+from tests.support.paths import REPOSITORY
+from tests.support.qm9_rows import tiny_molecules
+from unite.modalities.image.features import FeatureNetwork
+from unite.modalities.image.metrics import measure_features
+from unite.modalities.image.scores import ImageFiles, score_images
+from unite.modalities.molecule.data.qm9.table import load_or_build, read_csv_files
+from unite.modalities.molecule.files.reading import read_records
+from unite.modalities.molecule.files.writing import write_sdf, write_xyz
+from unite.modalities.molecule.graph import MolecularGraph
+from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
+from unite.modalities.molecule.metrics.scores import MAX_ATOMS, RECORDS_AT_ONCE, judge_all
+from unite.modalities.molecule.perception.molecule import Molecule
+
+REALS = [real for real, _ in tiny_molecules()]
+
+
+def chain(atomic_numbers: list[int]) -> Molecule:
+    steps = np.arange(len(atomic_numbers))
+    return Molecule(np.array(atomic_numbers), np.stack([1.2 * steps, 0.5 * (steps % 2), 0 * steps], axis=1))
+
+
+ODD = [
+    Molecule(np.array([6, 1]), np.array([[0, 0, np.nan], [1.0, 0, 0]])),
+    Molecule(np.array([17, 1]), np.array([[0, 0, 0], [1.3, 0, 0]])),
+    Molecule(np.array([6, 8]), np.array([[0.0, 0, 0], [9, 0, 0]])),
+    chain([7] * 29),
+]
+
+
+def score(run_cli: RunCli, path: Path, output: Path, *options: str | Path) -> tuple[dict[str, float], dict[str, Any]]:
+    result = run_cli("score", "molecules", path, "--output", output, *options)
+    assert result.code == 0, result.err
+    return json.loads((output / "metrics.json").read_text()), json.loads((output / "rejects.json").read_text())
+
+
+# ---------------------------------------------------------------------- molecules
+
+
+@pytest.mark.parametrize("write", [write_sdf, write_xyz])
+def test_scores_are_those_of_the_generation_metrics(run_cli: RunCli, tmp_path: Path, write: Any) -> None:
+    molecules = [*REALS, *ODD, REALS[0]]
+    write(molecules, tmp_path / f"m.{write.__name__[-3:]}")
+    metric = MoleculeGenerationMetrics()
+    metric.update(molecules)
+    expected = {name: float(value) for name, value in metric.compute().items()}
+    found, rejects = score(run_cli, tmp_path / f"m.{write.__name__[-3:]}", tmp_path / "out", "--no_novelty")
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found["num_molecules"] == len(molecules)
+    assert found["reject/unreadable"] == found["reject/too_large"] == 0
+    reasons = [(reject["record"], reject["reason"]) for reject in rejects["rejected"]]
+    first = len(REALS) + 1
+    assert reasons == [
+        (first, "nonfinite"),
+        (first + 1, "unknown_element"),
+        (first + 2, "isolated_atom"),
+        (first + 3, "iteration_cap"),
+    ]
+    assert rejects["unknown_elements"] == {"Cl": 1}
+    symbols = [z for molecule in molecules for z in molecule.atomic_numbers.tolist()]
+    assert found["element/C"] == pytest.approx(symbols.count(6) / len(symbols))
+    assert sum(value for name, value in found.items() if name.startswith("element/")) == pytest.approx(1)
+    assert found["atoms/max"] == 29
+    assert found["atoms/std"] == pytest.approx(np.std([len(molecule.atomic_numbers) for molecule in molecules]))
+
+
+def test_what_is_no_molecule_counts_as_rejected_by_name(run_cli: RunCli, tmp_path: Path) -> None:
+    write_xyz([REALS[0], chain([6] * (MAX_ATOMS + 1))], tmp_path / "m.xyz")
+    with (tmp_path / "m.xyz").open("a") as file:
+        file.write("2\nbreaks off\nC 0 0 0\n2\nnames\nXx 0 0 0\nSi 1 0 0\n")
+    found, rejects = score(run_cli, tmp_path / "m.xyz", tmp_path / "out", "--no_novelty")
+    assert found["num_molecules"] == 4
+    assert found["validity"] == 0.25
+    assert found["atoms/min"] == 2  # of what can be read
+    assert found["reject/too_large"] == found["reject/unreadable"] == found["reject/unknown_element"] == 0.25
+    assert [reject.get("detail") for reject in rejects["rejected"]] == [
+        f"{MAX_ATOMS + 1} atoms",
+        "breaks off before its 2 atoms",
+        "Si, Xx",
+    ]
+    result = run_cli("score", "molecules", tmp_path / "m.xyz", "--output", tmp_path / "again", "--no_novelty")
+    assert "unknown element Xx: in 1 molecules, all rejected" in result.out
+
+
+def test_novelty_is_judged_by_the_training_molecules_of_qm9(run_cli: RunCli, tmp_path: Path, tiny_csv: Path) -> None:
+    table = load_or_build(tmp_path / "qm9" / "qm9pack.safetensors", lambda: read_csv_files([tiny_csv]))
+    train = set(table.splits()["train"].tolist())
+    assert len(REALS) == len(table)
+    others = [index for index in range(len(REALS)) if index not in train]
+    known = sorted(train)[: len(others)]
+    write_sdf([REALS[index] for index in (*known, *others)], tmp_path / "m.sdf")
+    found, _ = score(run_cli, tmp_path / "m.sdf", tmp_path / "out", "--qm9_root", tmp_path / "qm9")
+    assert found["novelty"] == pytest.approx(0.5)
+    written, _ = score(
+        run_cli, tmp_path / "m.sdf", tmp_path / "w", "--qm9_root", tmp_path / "qm9", "--bonds", "as_written"
+    )
+    assert written["novelty_as_written"] == pytest.approx(0.5)
+
+
+def test_where_nothing_is_valid_no_training_molecule_is_perceived(
+    run_cli: RunCli, tmp_path: Path, tiny_csv: Path
+) -> None:
+    load_or_build(tmp_path / "qm9" / "qm9pack.safetensors", lambda: read_csv_files([tiny_csv]))
+    write_sdf(ODD, tmp_path / "m.sdf")
+    for number, options in enumerate([[], ["--bonds", "as_written"]]):
+        result = run_cli(
+            *("score", "molecules", tmp_path / "m.sdf", "--qm9_root", tmp_path / "qm9"),
+            *("--output", tmp_path / str(number), *options),
+        )
+        assert result.code == 0, result.err
+        assert "novelty: left out: no molecule is valid" in result.out
+        assert "novelty" not in json.loads((tmp_path / str(number) / "metrics.json").read_text())
+    assert list((tmp_path / "qm9").glob("training-keys*")) == []
+
+
+def test_the_sdf_and_the_xyz_of_one_run_are_scored_one_after_the_other(run_cli: RunCli, tmp_path: Path) -> None:
+    write_sdf(REALS[:1], tmp_path / "samples.sdf")
+    write_xyz(REALS[:1], tmp_path / "samples.xyz")
+    for ending in ("sdf", "xyz"):
+        result = run_cli("score", "molecules", tmp_path / f"samples.{ending}", "--no_novelty")
+        assert result.code == 0, result.err
+        assert (tmp_path / f"samples_{ending}_scores" / "metrics.json").is_file()
+
+
+def test_without_qm9_novelty_is_left_out_and_said_so(run_cli: RunCli, tmp_path: Path) -> None:
+    write_sdf(REALS[:2], tmp_path / "m.sdf")
+    result = run_cli("score", "molecules", tmp_path / "m.sdf", "--qm9_root", tmp_path / "none")
+    assert result.code == 0
+    assert f"novelty: left out: no QM9 in {tmp_path / 'none'}" in result.out
+    assert "novelty" not in json.loads((tmp_path / "m_sdf_scores" / "metrics.json").read_text())
+    assert not (tmp_path / "none").exists()
+
+
+def test_bonds_as_written_are_judged_under_names_of_their_own(run_cli: RunCli, tmp_path: Path) -> None:
+    smiles = ["CO", "CO", "C[N+](=O)[O-]", "C.O", "[CH3]"]
+    with Chem.SDWriter(str(tmp_path / "flat.sdf")) as writer:
+        for text in smiles:
+            writer.write(Chem.AddHs(Chem.MolFromSmiles(text)))  # no coordinates: all atoms on one spot
+        writer.write(Chem.MolFromSmiles("CC"))  # no hydrogens
+    with (tmp_path / "flat.sdf").open("a") as file:
+        pentavalent = Chem.RWMol(Chem.MolFromSmiles("CC"))
+        for _ in range(5):
+            pentavalent.AddBond(0, pentavalent.AddAtom(Chem.Atom(9)), Chem.BondType.SINGLE)
+        file.write(Chem.MolToMolBlock(pentavalent, kekulize=False) + "$$$$\n")
+    found, _ = score(run_cli, tmp_path / "flat.sdf", tmp_path / "out", "--no_novelty", "--bonds", "as_written")
+    assert found["validity_as_written"] == pytest.approx(3 / 7)
+    assert found["uniqueness_as_written"] == pytest.approx(2 / 3)
+    for reason in ("disconnected", "radical", "implicit_hydrogen", "sanitization"):
+        assert found[f"reject_as_written/{reason}"] == pytest.approx(1 / 7)
+    assert found["validity"] == 0
+    plain, _ = score(run_cli, tmp_path / "flat.sdf", tmp_path / "plain", "--no_novelty")
+    assert not [name for name in plain if "as_written" in name]
+
+
+@pytest.mark.parametrize("hydrogens", ["explicit", "counted"])
+def test_drawings_are_judged_by_their_bonds_alone(run_cli: RunCli, tmp_path: Path, hydrogens: Hydrogens) -> None:
+    graphs = [graph_of(smiles, hydrogens) for smiles in ("C", "CCO", "CCO", "c1cc[nH]c1", "C[N+](=O)[O-]")]
+    radical = MolecularGraph(*(np.array(value) for value in ([6, 8], [[0, 1], [1, 0]], [0, 0], [2, 1])))
+    write_sdf(graphs if hydrogens == "explicit" else [*graphs, radical], tmp_path / "m.sdf")
+    total = len(graphs) + (hydrogens == "counted")
+    result = run_cli(
+        *("score", "molecules", tmp_path / "m.sdf", "--output", tmp_path / "out", "--no_novelty"),
+        *("--bonds", "as_written"),
+    )
+    assert result.code == 0, result.err
+    assert f"{total} are drawings in the plane (2D), all rejected; --bonds as_written" in result.out
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["validity"] == found["connected"] == found["validity_edm"] == 0
+    assert found["reject/flat"] == 1
+    assert found["validity_as_written"] == pytest.approx(len(graphs) / total)
+    assert found["reject_as_written/radical"] == pytest.approx((total - len(graphs)) / total)
+    assert found["uniqueness_as_written"] == pytest.approx(4 / 5)
+    assert found["atoms/max"] == 10
+
+
+def test_elements_have_one_name_however_they_are_written(run_cli: RunCli, tmp_path: Path) -> None:
+    columns = "Properties=species:S:1:pos:R:3:num_hydrogens:I:1"
+    (tmp_path / "m.xyz").write_text(
+        "2\nby numbers\n6 0 0 0\n14 1.8 0 0\n2\nheavy, small\nD 0 0 0\nsi 1.5 0 0\n"
+        f"2\n{columns}\nC 0 0 0 3\nH 1.1 0 0 0\n"
+    )
+    found, rejects = score(run_cli, tmp_path / "m.xyz", tmp_path / "out", "--no_novelty")
+    assert [reject["detail"] for reject in rejects["rejected"]] == ["Si", "Si", "H"]
+    assert rejects["unknown_elements"] == {"Si": 2, "H": 1}
+    assert {name for name in found if name.startswith("element/")} == {"element/C", "element/H", "element/Si"}
+    assert found["element/Si"] == pytest.approx(2 / 9)
+
+
+def test_several_processes_find_what_one_does(tmp_path: Path) -> None:
+    write_xyz([*REALS, *ODD] * (3 * RECORDS_AT_ONCE // len(REALS)), tmp_path / "m.xyz")
+    alone, shared = (list(judge_all(read_records([tmp_path / "m.xyz"]), num_workers=n)) for n in (1, 2))
+    assert len(alone) > 2 * RECORDS_AT_ONCE
+    assert alone == shared
+
+
+def test_scoring_molecules_needs_no_torch(tmp_path: Path) -> None:
+    write_sdf(REALS[:2], tmp_path / "m.sdf")
+    code = (
+        f"import sys; from unite.cli import main; assert main(['score', 'molecules', '{tmp_path / 'm.sdf'}', "
+        "'--no_novelty']) == 0; assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_ctrl_c_ends_all_processes_quietly(tmp_path: Path) -> None:
+    write_xyz([chain([7] * 29)], tmp_path / "one.xyz")
+    (tmp_path / "m.xyz").write_text((tmp_path / "one.xyz").read_text() * 20_000)
+    process = subprocess.Popen(
+        [*UNITE, "score", "molecules", str(tmp_path / "m.xyz"), "--no_novelty", "--num_workers", "2"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "m_xyz_scores").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((), ["required", "--help"]),
+        (("molecule", "{tmp}/good.sdf"), ["invalid choice", "molecules"]),
+        (("molecules", "{tmp}/no.sdf"), ["no.sdf", "no such file"]),
+        (("molecules", "{tmp}/good.txt"), ["good.txt", ".sdf", ".xyz"]),
+        (("molecules", "{tmp}/empty.sdf"), ["empty.sdf has no molecules"]),
+        (("molecules", "{tmp}/empty.xyz"), ["empty.xyz has no molecules"]),
+        (("molecules", "{tmp}/broken.sdf"), ["none of the 1 records", "no counts line"]),
+        (("molecules", "{tmp}/broken.xyz"), ["none of the 1 records", "no number of atoms in 'hello'"]),
+        (("molecules", "{tmp}/folder"), ["has no molecule files"]),
+        (("molecules", "{tmp}/both"), ["--format"]),
+        (("molecules", "{tmp}/good.sdf", "--output", "{tmp}/good.txt/x"), ["cannot write to", "--output"]),
+        (("molecules", "{tmp}/good.sdf", "--output", "{tmp}/both"), ["has files already", "--overwrite"]),
+        (("molecules", "{tmp}/good.sdf", "--num_workers", "0"), ["--num_workers is 0"]),
+        (("molecules", "{tmp}/good.sdf", "--bond", "x"), ["--bond", "did you mean --bonds?"]),
+        (("molecules", "{tmp}/both/m.xyz", "--bonds", "as_written"), ["has no bonds"]),
+        (("molecules", "{tmp}/good.sdf", "--routes", "x"), ["--routes", "adit", "posebusters"]),
+        (("images", "{tmp}/folder"), ["--reference"]),
+        (("images", "{tmp}/folder", "--reference", "{tmp}/images"), ["has no images"]),
+        (("images", "{tmp}/good.txt", "--reference", "{tmp}/images"), ["is not a folder"]),
+        (("images", "{tmp}/images", "--reference", "{tmp}/images"), ["--inception_weights", "fid_digits"]),
+        (("images", "{tmp}/broken", "--reference", "{tmp}/images", "--features", "digits"), ["none of the 1 images"]),
+        (("images", "{tmp}/images", "--reference", "{tmp}/images", "--batch_size", "0"), ["--batch_size is 0"]),
+        (("images", "{tmp}/images", "--reference", "{tmp}/images", "--device", "cuda:99"), ["--device is cuda:99"]),
+    ],
+    ids=lambda value: "-".join(value[:2]).replace("{tmp}/", "") if isinstance(value, tuple) else None,
+)
+def test_wrong_input_is_told_in_one_line(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], words: list[str]
+) -> None:
+    monkeypatch.delenv("UNITE_INCEPTION_WEIGHTS", raising=False)
+    for name in ("folder", "both", "images", "broken"):
+        (tmp_path / name).mkdir()
+    write_sdf(REALS[:1], tmp_path / "good.sdf")
+    write_sdf(REALS[:1], tmp_path / "both" / "m.sdf")
+    write_xyz(REALS[:1], tmp_path / "both" / "m.xyz")
+    for name, text in {
+        "good.txt": "text", "empty.sdf": "", "empty.xyz": "\n\n", "broken.sdf": "hello", "broken.xyz": "hello",
+        "broken/a.png": "hello",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(text)
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "a.png")
+    before = sorted(tmp_path.rglob("*"))
+    result = run_cli("score", *(arg.format(tmp=tmp_path) for arg in args))
+    assert sorted(tmp_path.rglob("*")) == before
+    lines = result.err.strip().splitlines()
+    assert result.code == 2
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("unite: error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize(("route", "package"), [("adit", "pymatgen"), ("posebusters", "posebusters")])
+def test_a_route_without_its_package_says_how_to_get_it(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str, package: str
+) -> None:
+    write_sdf(REALS[:1], tmp_path / "m.sdf")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = run_cli("score", "molecules", tmp_path / "m.sdf", "--no_novelty", "--routes", route)
+    assert result.code == 2
+    assert f"--routes {route} needs {package}" in result.err
+    assert result.err.rstrip().endswith('pip install "unite[scores]"')
+    assert not (tmp_path / "m_sdf_scores").exists()
+
+
+def test_routes_of_others_know_real_molecules(run_cli: RunCli, tmp_path: Path) -> None:
+    pytest.importorskip("openbabel")
+    pytest.importorskip("pymatgen")
+    pytest.importorskip("posebusters")
+    write_xyz([*REALS, ODD[0]], tmp_path / "m.xyz")
+    found, _ = score(run_cli, tmp_path / "m.xyz", tmp_path / "o", "--no_novelty", "--routes", "adit", "posebusters")
+    assert 0.8 < found["validity_adit"] < 1
+    assert found["posebusters/bond_lengths"] > 0.95
+
+
+# ---------------------------------------------------------------------- images
+
+
+class MeanColour(FeatureNetwork):
+    """Mean of each corner: four features."""
+
+    name = "corners"
+    num_features = 4
+    num_logits = 4
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        means = torch.nn.functional.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), 2).flatten(1)
+        return means, means
+
+
+def write_images(folder: Path, number: int, seed: int, size: tuple[int, int] = (8, 8)) -> Path:
+    generator = np.random.default_rng(seed)
+    (folder / "a").mkdir(parents=True)
+    for index in range(number):
+        pixels = generator.integers(0, 256, size=(*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / ("a" if index % 2 else "") / f"{index:03d}.png")
+    return folder
+
+
+def test_a_folder_against_itself_has_no_distance(run_cli: RunCli, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    folder = write_images(tmp_path / "images", 12, 0)
+    (folder / "broken.png").write_text("not an image")
+    options = ("--features", "digits", "--digits_root", tmp_path / "digits", "--batch_size", "5")
+    with pytest.warns(UserWarning, match="fid_digits and the like of 12 images against 12 say little: fewer than 500"):
+        result = run_cli("score", "images", folder, "--reference", folder, *options)
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "images_scores" / "metrics.json").read_text())
+    assert found["num_images"] == found["num_reference_images"] == 12
+    assert found["fid_digits"] == pytest.approx(0, abs=1e-5)
+    assert found["precision_digits"] == found["recall_digits"] == 1
+    assert "fid" not in found
+    assert str(folder / "broken.png") in json.loads((tmp_path / "images_scores" / "rejects.json").read_text())
+    assert "compare these metrics only with others of that name" in result.out
+    again = run_cli("score", "images", folder, "--reference", folder, *options)
+    assert again.code == 2
+    assert "has files already" in again.err
+
+
+def test_statistics_stand_in_for_a_folder(tmp_path: Path) -> None:
+    network = MeanColour().freeze()
+    made, reference = (ImageFiles(write_images(tmp_path / str(seed), 30, seed), 3, None) for seed in (0, 1))
+    stacked = torch.stack(list(reference))
+    statistics = measure_features(iter([stacked]), network, torch.device("cpu"), num_kept=30)
+    statistics.save(tmp_path / "stats.npz")
+    np.savez(tmp_path / "adm.npz", mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy())
+    by_folder = score_images(made, reference, network, batch_size=7)
+    by_file = score_images(made, tmp_path / "stats.npz", network)
+    by_adm = score_images(made, tmp_path / "adm.npz", network)
+    assert by_folder["fid_corners"] > 0
+    for name, value in by_file.items():
+        assert by_folder[name] == pytest.approx(value, rel=1e-5)
+    assert by_adm["fid_corners"] == pytest.approx(by_file["fid_corners"])
+    assert "kid_corners" not in by_adm
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_one_image_has_no_statistics_on_either_side(tmp_path: Path, broken: bool) -> None:
+    from unite import UserError
+
+    many, one = write_images(tmp_path / "many", 6, 0), write_images(tmp_path / "one", 1, 0)
+    if broken:
+        (one / "b.png").write_text("not an image")
+    for folders in ((many, one), (one, many)):
+        made, reference = (ImageFiles(folder, 3, None) for folder in folders)
+        with pytest.raises(UserError, match="one has fewer than two images that can be used"):
+            score_images(made, reference, MeanColour().freeze())
+
+
+def test_images_of_different_sizes_need_a_crop(tmp_path: Path) -> None:
+    from unite import UserError
+
+    small, large = write_images(tmp_path / "s", 6, 0), write_images(tmp_path / "l", 6, 0, (12, 10))
+    network = MeanColour().freeze()
+    with pytest.raises(UserError, match=r"8x8 pixels, those in .* 10x12: choose one size with --image_size"):
+        score_images(ImageFiles(small, 3, None), ImageFiles(large, 3, None), network)
+    (tmp_path / "mixed").mkdir()
+    for folder, name in ((small, "000.png"), (large, "002.png")):
+        (tmp_path / "mixed" / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(UserError, match=r"002.png has 10x12 pixels, others in .* have 8x8"):
+        score_images(ImageFiles(tmp_path / "mixed", 3, None), ImageFiles(small, 3, None), network)
+    assert score_images(ImageFiles(small, 3, 6), ImageFiles(large, 3, 6), network)["fid_corners"] >= 0
