@@ -39,9 +39,9 @@ COMMANDS = {
     "ablate": Command("unite.commands.ablate", "train a list of variants of a config: unite ablate --overlays ..."),
     "compare": Command("unite.commands.compare", "runs side by side: unite compare RUN RUN ..."),
     "align": Command(
-        "unite.commands.analysis", "do the two passes agree? CKA and more by layer: unite align --ckpt_path RUN"
+        "unite.commands.align", "do the two passes agree? CKA and more by layer: unite align --ckpt_path RUN"
     ),
-    "latents": Command("unite.commands.analysis", "probes, neighbours, interpolations: unite latents --ckpt_path RUN"),
+    "latents": Command("unite.commands.latents", "probes, neighbours, interpolations: unite latents --ckpt_path RUN"),
     "prepare": Command("unite.commands.prepare", "caches, shards, statistics: unite prepare images SRC OUT"),
     "import-official": Command(
         "unite.commands.import_official", "the authors' checkpoint as ours: unite import-official UNITE-B.pt OUT"

@@ -20,10 +20,11 @@ from unite.callbacks.monitor import LossProgressBar, TrainingMonitor
 from unite.callbacks.non_finite import NonFiniteGuard
 from unite.callbacks.summary import OptimizerSummary
 from unite.console import as_table, info, shown
-from unite.errors import UserError, require
+from unite.errors import require
 from unite.files import require_writable
 from unite.files.locks import OUTPUT_HINT, RUN_HINT, only_one
 from unite.flow import Solver
+from unite.modalities.base import chosen_modality
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.outputs.folder import OutputFolder, folder_name
@@ -219,7 +220,7 @@ class UniteTrainer(Trainer):
             film_strip: Draw so many further samples on their way from noise to data, as film_strip.png.
         """
         model = self._as_unite(model)
-        modality = only_modality(model, modality)
+        modality = chosen_modality(model.adapters, modality)
         require(num_samples >= 1, f"num_samples is {num_samples}; it must be at least 1")
         require(film_strip >= 0, f"film_strip is {film_strip}; it must be at least 0")
         settings = SampleSettings(
@@ -277,7 +278,7 @@ class UniteTrainer(Trainer):
             modality: What to reconstruct; may be left out if the model has one modality.
         """
         model = self._as_unite(model)
-        modality = only_modality(model, modality)
+        modality = chosen_modality(model.adapters, modality)
         require(num_samples >= 1, f"num_samples is {num_samples}; it must be at least 1")
         self._load(model, ckpt_path, weights_only)
         settings = {"split": split, "num_samples": num_samples, "modality": modality, "seed": torch.initial_seed()}
@@ -384,16 +385,3 @@ class UniteTrainer(Trainer):
             if verbose:
                 print(as_table(values))
             print(f"wrote {shown(write_metrics(values, Path(output or self.default_root_dir)))}")
-
-
-def only_modality(model: UniteModule, modality: str | None) -> str:
-    """The modality asked for, or the one there is.
-
-    Raises:
-        UserError: There are several and none is named, or none of that name.
-    """
-    if modality is None and len(model.adapters) > 1:
-        raise UserError(f"this model has several modalities; choose with --modality: {', '.join(model.adapters)}")
-    modality = modality or next(iter(model.adapters))
-    model.adapter(modality)
-    return modality

@@ -144,7 +144,7 @@ def test_each_modality_is_aligned_where_compare_looks(tmp_path: Path, monkeypatc
         return 130
 
     monkeypatch.setattr(ablate, "call", call)
-    assert ablate.align(trial) == 130
+    assert ablate.align_trial(trial) == 130
     folder = str(trial.folder / "align_molecule")
     assert made == [("align", "--ckpt_path", str(trial.folder), "--modality", "molecule", "--output", folder)]
 

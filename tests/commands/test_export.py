@@ -277,7 +277,7 @@ def test_a_command_imports_nothing_that_a_shared_folder_names(run_cli: RunCli, s
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("export",), "required: CKPT, DIR"),
+        (("export",), "required: CHECKPOINT, FOLDER"),
         (("export", "{tmp}/none", "{tmp}/out"), "no such checkpoint"),
         (("export", "{tmp}/text.ckpt", "{tmp}/out"), "not a unite checkpoint"),
         (("export", "{tmp}/run", "{tmp}/shared"), "add --overwrite"),

@@ -4,6 +4,7 @@ import argparse
 import copy
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ import yaml
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import instantiate_module
 
-from unite.console import one_line, shown
-from unite.errors import UserError
+from unite.console import one_line, shown, silence_noise
+from unite.errors import UserError, require
+from unite.files import leaving_no_empty_folders, require_writable
+from unite.files.locks import OUTPUT_HINT, only_one
+from unite.modalities.base import chosen_modality
 from unite.module import UniteModule
 from unite.moved import moved
 from unite.runs.exported import is_exported
-from unite.runs.folder import find_checkpoint, find_run_config, read_checkpoint, require_writable
+from unite.runs.folder import find_checkpoint, find_run_config, read_checkpoint
 from unite.runs.known_classes import require_known_classes, require_known_config
 
 STAGES = {"train": "fit", "val": "validate", "test": "test"}
@@ -33,6 +37,7 @@ class Run:
     Attributes:
         module: The model, in evaluation mode, with the weights that evaluations use.
         datamodule: The data of the run; :func:`batches` prepares it.
+        modality: What to look at.
         name: Name of the run folder and step, for titles.
         checkpoint: The checkpoint file.
         step: Optimizer steps behind it.
@@ -40,23 +45,78 @@ class Run:
 
     module: UniteModule
     datamodule: LightningDataModule
+    modality: str
     name: str
     checkpoint: Path
     step: int
 
+    def origin(self) -> dict[str, Any]:
+        """What a result is of."""
+        return {"run": self.name, "checkpoint": str(self.checkpoint), "step": self.step, "modality": self.modality}
 
-def load_run(options: argparse.Namespace, data_options: list[str]) -> Run:
-    """The run that ``--ckpt_path``, ``--config``, ``--device`` and ``--data...`` name.
+
+@contextmanager
+def opened_run(
+    command: str,
+    ckpt_path: str,
+    configs: list[Path],
+    data_options: list[str],
+    device: torch.device,
+    modality: str | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> Iterator[tuple[Run, Path]]:
+    """A run, and the folder for what a command measures of it, which no other process writes to meanwhile.
+
+    Args:
+        command: Names the folder in the run folder, and the file that stands for a finished command.
+        ckpt_path: A checkpoint, a run folder, or an exported folder.
+        configs: Config files that describe the data, in place of the run's own.
+        data_options: Options that are laid over them: ``--data...``.
+        device: Where to compute.
+        modality: What to look at; None for the only one.
+        output: Folder for the results, in place of the one in the run folder.
+        overwrite: Replace an earlier result.
+
+    Raises:
+        UserError: The checkpoint or its data cannot be found, an option is wrong, or there is a result already.
+    """
+    silence_noise()
+    _require_data_options(data_options, command)
+    checkpoint = find_checkpoint(ckpt_path)
+    assert checkpoint is not None
+    folder = output or checkpoint.parent / command
+    with leaving_no_empty_folders(folder):
+        if (folder / f"{command}.json").exists() and not overwrite:
+            raise UserError(
+                f"{shown(folder / command)}.json exists; add --overwrite to replace it, or choose another --output"
+            )
+        require_writable(folder)
+        with only_one(folder, OUTPUT_HINT):
+            run = load_run(checkpoint, configs, data_options, device, modality)
+            print(f"checkpoint {shown(run.checkpoint)}, step {run.step}", flush=True)
+            yield run, folder
+
+
+def _require_data_options(options: list[str], command: str) -> None:
+    is_data = False
+    for option in options:
+        if option.startswith("-"):
+            is_data = option.split("=")[0] == "--data" or option.startswith("--data.")
+        require(is_data, f"{command}: unknown option {option}; see unite {command} --help")
+
+
+def load_run(
+    path: Path, configs: list[Path], data_options: list[str], device: torch.device, modality: str | None = None
+) -> Run:
+    """The run of a checkpoint with its data; arguments are those of :func:`opened_run`.
 
     Raises:
         UserError: The checkpoint or its data cannot be found, or an option is wrong.
     """
-    path = find_checkpoint(options.ckpt_path)
-    if path is None:
-        raise UserError("--ckpt_path is missing: name a checkpoint, or a run folder with one")
     checkpoint = read_checkpoint(path)
     step = int(checkpoint.get("global_step", 0))
-    datamodule = _datamodule(path, options.config, data_options)  # imports what a --config of the user's names
+    datamodule = _datamodule(path, configs, data_options)  # imports what a --config of the user's names
     require_known_classes(checkpoint["hyper_parameters"], path, UniteModule)
     del checkpoint
     config = find_run_config(path)
@@ -69,15 +129,8 @@ def load_run(options: argparse.Namespace, data_options: list[str]) -> Run:
         except (ImportError, AttributeError) as error:
             raise UserError(f"{path}: {one_line(error)}") from error
         folder = config.resolve().parent.name if config else path.stem
-    return Run(module.eval().to(_device(options.device)), datamodule, f"{folder}, step {step:,}", path, step)
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU here; leave it out, or choose cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    chosen = chosen_modality(module.adapters, modality)
+    return Run(module.eval().to(device), datamodule, chosen, f"{folder}, step {step:,}", path, step)
 
 
 def _datamodule(checkpoint: Path, configs: list[Path], options: list[str]) -> LightningDataModule:
@@ -113,30 +166,17 @@ def _datamodule(checkpoint: Path, configs: list[Path], options: list[str]) -> Li
     return datamodule
 
 
-def choose_modality(module: UniteModule, name: str | None) -> str:
-    """The modality asked for, or the only one.
-
-    Raises:
-        UserError: There are several to choose from, or none of that name.
-    """
-    if name is None and len(module.adapters) > 1:
-        raise UserError(f"this model has several modalities; choose with --modality: {', '.join(module.adapters)}")
-    name = name or next(iter(module.adapters))
-    module.adapter(name)
-    return name
-
-
-def batches(run: Run, modality: str, split: str, num_samples: int) -> Iterator[Any]:
+def batches(run: Run, split: str, num_samples: int) -> Iterator[Any]:
     """Batches of one modality on the model's device, until there are ``num_samples`` or the split is at its end."""
     found = 0
     run.datamodule.prepare_data()
     run.datamodule.setup(STAGES[split])
     loader = getattr(run.datamodule, f"{split}_dataloader")()
     for batch in loader:
-        if modality not in batch:
+        if run.modality not in batch:
             continue  # of several modalities side by side, this one has ended
-        samples = run.module.transfer_batch_to_device(batch, run.module.device, 0)[modality]
-        adapter = run.module.adapter(modality)
+        samples = run.module.transfer_batch_to_device(batch, run.module.device, 0)[run.modality]
+        adapter = run.module.adapter(run.modality)
         yield samples
         found += len(adapter.template(adapter.prepare(samples)))
         if found >= num_samples:
@@ -169,14 +209,3 @@ def scrambled_module(module: UniteModule, seed: int = 0) -> UniteModule:
                 order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
     return scrambled
-
-
-def claim_output(folder: Path, marker: str, overwrite: bool) -> None:
-    """Make the folder for results.
-
-    Raises:
-        UserError: It holds results already, or cannot be written to.
-    """
-    if (folder / marker).exists() and not overwrite:
-        raise UserError(f"{shown(folder / marker)} exists; add --overwrite to replace it, or choose another --output")
-    require_writable(folder)

@@ -4,7 +4,6 @@ Every training is a process of its own, so that none can disturb another, and a 
 The command may be interrupted at any time and typed again: what is finished is skipped, what was begun continues.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -17,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
+from unite.commands.options import run_as_command
 from unite.console import info, is_quiet
 from unite.errors import UserError
 from unite.files import write_whole
@@ -74,89 +74,70 @@ class Trial:
 
 
 def run(args: list[str]) -> None:
-    """Train the variants that the arguments name; writes ablations.md and ablations.json.
+    """Train the variants that the arguments name."""
+    run_as_command(ablate, "ablate", args[1:])
+
+
+def ablate(
+    *,
+    config: list[str],
+    overlays: list[str],
+    others: list[str],
+    seeds: list[int] = [0],  # noqa: B006 (shown in --help, never written to)
+    output: Path = Path("runs/ablations"),
+    align: bool = False,
+) -> None:
+    """Train a config and variants of it one after the other, each with every seed.
+
+    Runs lie in OUTPUT/VARIANT/seed_N; a table of their metrics, mean ± standard deviation over the seeds, is written to
+    ablations.md and ablations.json. The same command again skips what is finished and continues what was interrupted.
+    Example: unite ablate --config configs/qm9_small.yaml --overlays configs/ablations/separate.yaml
+    configs/ablations/separate.yaml+configs/ablations/flow_steps_4.yaml --seeds 0 1 2 --output runs/ablations
 
     Args:
-        args: ``ablate`` and its options; those it does not know go to ``unite fit``.
+        config: The base; of several files, -c FILE -c FILE, later ones win.
+        overlays: What each variant changes: FILE, or FILE+FILE for one variant of several. The base itself is always
+            trained, too.
+        others: Those of unite fit, for instance --trainer.max_steps 500.
+        seeds: Seeds of every variant.
+        output: Folder of the run folders.
+        align: Run unite align after each training, so that unite compare OUTPUT/*/seed_* has alignment and compression.
 
     Raises:
         UserError: A file is missing, ``unite fit`` would refuse a setting, or the folder holds other trials.
         SystemExit: A training failed; the others were done.
         KeyboardInterrupt: The command was interrupted.
     """
-    options, fit_options = _parser().parse_known_args(args[1:])
-    trials = make_trials(options.config, options.overlays, options.seeds, options.output, fit_options)
+    trials = make_trials(config, overlays, seeds, output, others)
     from unite.files.locks import OUTPUT_HINT, only_one
     from unite.runs.folder import require_writable
 
-    if options.align:
+    if align:
         from unite.analysis.probes import require_analysis_packages
 
         require_analysis_packages()
     check_settings(trials)
-    require_writable(options.output)
-    with only_one(options.output, OUTPUT_HINT):
-        _perform_all(trials, options)
+    require_writable(output)
+    with only_one(output, OUTPUT_HINT):
+        _perform_all(trials, output, align)
 
 
-def _perform_all(trials: Sequence[Trial], options: argparse.Namespace) -> None:
+def _perform_all(trials: Sequence[Trial], output: Path, is_aligned: bool) -> None:
     failed = []
     for number, trial in enumerate(trials, start=1):
         info(f"[{number}/{len(trials)}] {trial}")
-        code = perform(trial) or (align(trial) if options.align else 0)
+        code = perform(trial) or (align_trial(trial) if is_aligned else 0)
         if code in INTERRUPTED:
             raise KeyboardInterrupt(f"interrupted in {trial}; the same command continues there")
         if code != 0:
             failed.append(trial)
             print(f"unite: {trial} failed (exit code {code}); the others go on", file=sys.stderr, flush=True)
-    for path in write_summary(trials, options.output):
+    for path in write_summary(trials, output):
         print(f"wrote {path}")
     if failed:
         named = "; ".join(map(str, failed))
         print(f"unite: {len(failed)} of {len(trials)} trainings failed: {named}", file=sys.stderr)
         raise SystemExit(1)
-
-
-def _parser() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UserError(f"ablate: {message}; see unite ablate --help")
-
-    parser = Parser(
-        prog="unite ablate",
-        description="Train a config and variants of it one after the other, each with every seed. Runs lie in "
-        "OUTPUT/VARIANT/seed_N; a table of their metrics, mean ± standard deviation over the seeds, is written to "
-        "ablations.md and ablations.json. The same command again skips what is finished and continues what was "
-        "interrupted. Any other option goes to unite fit, for instance --trainer.max_steps 500.",
-        epilog="example: unite ablate --config configs/qm9_small.yaml --overlays configs/ablations/separate.yaml "
-        "configs/ablations/separate.yaml+configs/ablations/flow_steps_4.yaml --seeds 0 1 2 --output runs/ablations",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "-c",
-        "--config",
-        action="append",
-        required=True,
-        metavar="FILE",
-        help="the base; may be repeated: -c FILE -c FILE, later ones win",
-    )
-    parser.add_argument(
-        "--overlays",
-        nargs="+",
-        required=True,
-        metavar="FILE[+FILE]",
-        help="what each variant changes; files joined by + make one variant. The base itself is always trained, too",
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="(default: 0)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/ablations"), metavar="DIR", help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--align",
-        action="store_true",
-        help="run unite align after each training, so that unite compare OUTPUT/*/seed_* has alignment and compression",
-    )
-    return parser
 
 
 def make_trials(
@@ -255,7 +236,7 @@ def perform(trial: Trial) -> int:
     return code
 
 
-def align(trial: Trial) -> int:
+def align_trial(trial: Trial) -> int:
     """Run ``unite align`` for each modality that has no result yet; the exit code of what failed, else 0."""
     from unite.runs.checkpoint_io import LAST_CHECKPOINT
     from unite.runs.folder import read_checkpoint

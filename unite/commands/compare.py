@@ -5,7 +5,6 @@ parameters and steps from last.ckpt, training time from the TensorBoard events, 
 align.json of ``unite align``. What a run does not have is a dash, never a zero.
 """
 
-import argparse
 import csv
 import importlib.util
 import json
@@ -15,9 +14,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from unite.analysis.comparison import RunSummary, comparison, draw_comparison, markdown_table
+from unite.commands.options import run_as_command
+from unite.console import shown
 from unite.errors import UserError, require
 from unite.files import leaving_no_empty_folders, require_writable, write_json
 
@@ -27,60 +28,47 @@ FIGURE_FILE = "compare.png"
 
 
 def run(args: list[str]) -> None:
-    """Compare the runs that the arguments name; writes compare.md, compare.json and compare.png.
+    """Compare the runs that the arguments name."""
+    run_as_command(compare, "compare", args[1:])
+
+
+def compare(runs: list[Path], *, output: Path = Path("runs/compare"), overwrite: bool = False) -> None:
+    """Runs side by side: reconstruction, generation, alignment, compression, parameters, steps, time.
+
+    Writes compare.md, compare.json and compare.png. Alignment and compression are shown for runs on which ``unite
+    align`` was run, in RUN/align or, with --output, in another folder of the run: one for each modality.
 
     Args:
-        args: ``compare``, run folders, and options.
+        runs: Run folders, or checkpoints in them.
+        output: Where to write.
+        overwrite: Replace a comparison of other runs there.
 
     Raises:
         UserError: A run is missing or damaged, or the output has a comparison of other runs.
     """
-    options = _parser().parse_args(args[1:])
-    folders = [_run_folder(path) for path in options.runs]
+    folders = [_run_folder(path) for path in runs]
     names = _short_names(folders)
-    _claim(options.output, folders, options.overwrite)
-    with leaving_no_empty_folders(options.output):
-        require_writable(options.output)
-        runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
-    tables = comparison(runs)
+    _claim(output, folders, overwrite)
+    with leaving_no_empty_folders(output):
+        require_writable(output)
+        summaries = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    tables = comparison(summaries)
     text = "\n\n".join(f"{title}\n\n{markdown_table(rows)}" for title, rows in tables.items()) + "\n"
     print(text)
-    from unite.console import shown
 
-    written = [options.output / name for name in (TABLE_FILE, VALUES_FILE)]
+    written = [output / name for name in (TABLE_FILE, VALUES_FILE)]
     written[0].write_text(f"# {', '.join(names)}\n\n{text}")
     values = [
-        {"folder": path, **asdict(summary)}
-        for path, summary in zip(_relative(folders, options.output), runs, strict=True)
+        {"folder": path, **asdict(summary)} for path, summary in zip(_relative(folders, output), summaries, strict=True)
     ]
     write_json(written[1], values)
     if importlib.util.find_spec("matplotlib") is None:
         print("no figure: it takes matplotlib, which is not installed (pip install matplotlib)", file=sys.stderr)
     else:
-        written.append(options.output / FIGURE_FILE)
-        draw_comparison(runs, written[-1])
+        written.append(output / FIGURE_FILE)
+        draw_comparison(summaries, written[-1])
     for path in written:
         print(f"wrote {shown(path)}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UserError(f"compare: {message}; see unite compare --help")
-
-    parser = Parser(
-        prog="unite compare",
-        description="Runs side by side: reconstruction, generation, alignment, compression, parameters, steps, time.",
-        epilog="Alignment and compression are shown for runs on which `unite align` was run, in RUN/align or, with "
-        "--output, in another folder of the run: one for each modality.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders, or checkpoints in them")
-    parser.add_argument(
-        "--output", metavar="DIR", type=Path, default=Path("runs/compare"), help="where to write (default: %(default)s)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a comparison of other runs there")
-    return parser
 
 
 def _claim(output: Path, folders: Sequence[Path], overwrite: bool) -> None:
@@ -89,8 +77,6 @@ def _claim(output: Path, folders: Sequence[Path], overwrite: bool) -> None:
     Raises:
         UserError: Files of another comparison are there.
     """
-    from unite.console import shown
-
     found = [name for name in (TABLE_FILE, VALUES_FILE, FIGURE_FILE) if (output / name).exists()]
     if not found or overwrite:
         return
@@ -227,7 +213,6 @@ def count_parameters(hyper_parameters: Mapping[str, Any]) -> dict[str, int]:
 def _add_alignment(summary: RunSummary, file: Path) -> None:
     """Take alignment and compression from an align.json of ``unite align``; of an unknown form, say so."""
     from unite.analysis.alignment import late_layer
-    from unite.console import shown
 
     try:
         found = json.loads(file.read_text())

@@ -11,11 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unite import __version__
-from unite.commands.options import OptionParser
+from unite.commands.options import run_as_command
 from unite.console import one_line, shown
 from unite.errors import UserError
 from unite.files import leaving_no_empty_folders, replacing, require_writable
 from unite.files.locks import only_one
+from unite.runs.exported import (
+    CARD_FILE,
+    FILES,
+    FORMAT_VERSION,
+    SETTINGS_FILE,
+    WEIGHTS_FILE,
+    _sha256,
+    hub_library,
+    is_exported,
+    require_repo_id,
+)
+from unite.runs.exported import push_to_hub as upload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,19 +35,6 @@ if TYPE_CHECKING:
     from unite.module import UniteModule
 
     Module = TypeVar("Module", bound=UniteModule)
-from unite.runs.exported import (
-    CARD_FILE,
-    FILES,
-    FORMAT_VERSION,
-    HUB_HINT,
-    SETTINGS_FILE,
-    WEIGHTS_FILE,
-    _hub,
-    _require_repo_id,
-    _sha256,
-    is_exported,
-    push_to_hub,
-)
 
 #: Settings that name files of the machine a model was trained on; training alone needs them.
 MACHINE_PATHS = ("vgg16_weights", "inception_weights")
@@ -259,38 +258,43 @@ def _data_text(config: Path | None) -> str:
 
 
 def run(args: list[str]) -> None:
-    """The command ``unite export``."""
-    options = _parser().parse_args(args[1:])
-    if options.push_to_hub:
-        _require_repo_id(options.push_to_hub)
-        _hub(options.push_to_hub)
-    with leaving_no_empty_folders(options.folder):
-        written = export_checkpoint(
-            options.checkpoint, options.folder, options.license, options.overwrite, options.push_to_hub
-        )
+    """Export what the arguments say."""
+    run_as_command(export, "export", args[1:])
+
+
+def export(
+    checkpoint: str,
+    folder: Path,
+    *,
+    license: str = "unknown",
+    overwrite: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
+) -> None:
+    """Write a checkpoint as a folder to share: model.safetensors (averaged weights), config.json and a model card.
+
+    Read it with UniteModule.from_pretrained(FOLDER), or unite sample --ckpt_path FOLDER.
+
+    Args:
+        checkpoint: A checkpoint, or a run folder for its last.ckpt.
+        folder: Folder to write.
+        license: Licence of the weights, e.g. mit.
+        overwrite: Replace an exported model in the folder.
+        push_to_hub: Then upload the folder to the Hugging Face Hub as OWNER/NAME; this takes the package
+            huggingface_hub.
+        private: Make the uploaded model private.
+
+    Raises:
+        UserError: The checkpoint cannot be read, the folder not be written, or nothing be uploaded.
+    """
+    if push_to_hub:
+        require_repo_id(push_to_hub)
+        hub_library(push_to_hub)
+    with leaving_no_empty_folders(folder):
+        written = export_checkpoint(checkpoint, folder, license, overwrite, push_to_hub)
     for path in written:
         print(f"wrote {shown(path)}")
-    if options.license == "unknown":
-        print(f"the licence is not stated: name one with --license, or edit {shown(options.folder / CARD_FILE)}")
-    if options.push_to_hub:
-        print(f"uploaded to {push_to_hub(options.folder, options.push_to_hub, options.private)}")
-
-
-def _parser() -> OptionParser:
-    parser = OptionParser(
-        prog="unite export",
-        description="Write a checkpoint as a folder to share: model.safetensors (averaged weights), config.json and a "
-        "model card. Read it with UniteModule.from_pretrained(DIR), or unite sample --ckpt_path DIR.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint, or a run folder for its last.ckpt")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder to write")
-    parser.add_argument(
-        "--license", default="unknown", metavar="ID", help="licence of the weights, e.g. mit (default: unknown)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an exported model in DIR")
-    parser.add_argument(
-        "--push_to_hub", metavar="OWNER/NAME", help=f"then upload DIR to the Hugging Face Hub ({HUB_HINT})"
-    )
-    parser.add_argument("--private", action="store_true", help="make the uploaded model private")
-    return parser
+    if license == "unknown":
+        print(f"the licence is not stated: name one with --license, or edit {shown(folder / CARD_FILE)}")
+    if push_to_hub:
+        print(f"uploaded to {upload(folder, push_to_hub, private)}")

@@ -6,7 +6,6 @@ class table and the first row of the patches' position embedding. :func:`to_offi
 file compares it with that, tensor by tensor.
 """
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unite.commands.official_names import MODALITY, _image_adapter, official_name_table
-from unite.commands.options import OptionParser
+from unite.commands.options import run_as_command
 from unite.console import shown
 from unite.errors import UserError
 from unite.files import replacing, require_writable
@@ -295,16 +294,39 @@ def vgg16_of(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def run(args: list[str]) -> None:
-    """The command ``unite import-official``."""
-    options = _parser().parse_args(args[1:])
-    state, others = read_official(Path(options.file), options.weights)
+    """Import what the arguments say."""
+    run_as_command(import_official, "import-official", args[1:])
+
+
+def import_official(
+    file: Path,
+    out: Path,
+    *,
+    weights: Literal["ema", "model"] = "ema",
+    context_start: int = 4,
+    decoder_heads: int | None = None,
+    max_tokenize_time: float = 0.01,
+    vgg16: Path | None = None,
+) -> None:
+    """Make a checkpoint of ours from a file of the authors' training script.
+
+    Args:
+        file: The authors' .pt file.
+        out: Checkpoint to write, or a folder that gets a last.ckpt.
+        weights: Averaged, or of the last step.
+        context_start: Block at which the class tokens join.
+        decoder_heads: Attention heads of the decoder; default: width / 64.
+        max_tokenize_time: Largest time in tokenization.
+        vgg16: Also write the file's VGG16, for LPIPS.
+
+    Raises:
+        UserError: The file is not the authors', or nothing can be written.
+    """
+    state, others = read_official(file, weights)
     imported = from_official_names(
-        state,
-        context_start=options.context_start,
-        decoder_heads=options.decoder_heads,
-        max_tokenize_time=options.max_tokenize_time,
+        state, context_start=context_start, decoder_heads=decoder_heads, max_tokenize_time=max_tokenize_time
     )
-    path = write_checkpoint(imported, Path(options.out))
+    path = write_checkpoint(imported, out)
     encoder, adapter = imported.module.encoder, _image_adapter(imported.module, MODALITY)
     num_trainable = sum(parameter.numel() for parameter in imported.module.parameters())
     print(
@@ -317,27 +339,8 @@ def run(args: list[str]) -> None:
     )
     if "current_best_cfg_scale" in others:
         print(f"guidance scale that its training found best: {float(others['current_best_cfg_scale']):g}")
-    if options.vgg16:
-        require_writable(Path(options.vgg16).parent)
-        torch.save(vgg16_of(state), options.vgg16)
-        print(f"wrote {shown(options.vgg16)} (for UNITE_VGG16_WEIGHTS)")
+    if vgg16:
+        require_writable(vgg16.parent)
+        torch.save(vgg16_of(state), vgg16)
+        print(f"wrote {shown(vgg16)} (for UNITE_VGG16_WEIGHTS)")
     print(f"wrote {shown(path)}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = OptionParser(
-        prog="unite import-official",
-        description="Make a checkpoint of ours from a file of the authors' training script.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("file", metavar="FILE", help="the authors' .pt file")
-    parser.add_argument("out", metavar="OUT", help="checkpoint to write, or a folder that gets a last.ckpt")
-    parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged, or of the last step")
-    parser.add_argument("--context_start", type=int, default=4, help="block at which the class tokens join")
-    parser.add_argument(
-        "--decoder_heads", type=int, default=None, help="attention heads of the decoder; None: width / 64"
-    )
-    parser.add_argument("--max_tokenize_time", type=float, default=0.01, help="largest time in tokenization")
-    parser.add_argument("--vgg16", metavar="FILE", default=None, help="also write the file's VGG16, for LPIPS")
-    return parser

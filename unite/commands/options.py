@@ -1,16 +1,76 @@
-"""Options that several commands share, told alike when they are wrong. Imports nothing heavy."""
+"""Commands as functions: their options, types, defaults and help come from the signature and the docstring.
+
+jsonargparse, which reads the options of Lightning's commands, takes ``[1,2]`` for a list and ``--overwrite true`` for a
+flag. Here people type ``1 2`` and ``--overwrite``.
+
+Imports nothing heavy, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import re
-from typing import TYPE_CHECKING, NoReturn
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from unite.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+METAVARS = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
+
+
+def run_as_command(function: Callable[..., object], name: str, args: list[str]) -> None:
+    """Call a function with what was typed.
+
+    Parameters before ``*`` are positional, those behind it are options: a bool is a flag, a list takes several words, a
+    Literal is a choice. If the last parameter of the function is ``others: list[str]``, it is given the options that
+    the function does not know.
+
+    Args:
+        function: What to call; its docstring has a line for each parameter.
+        name: Name of the command, ``score molecules``.
+        args: What was typed behind it.
+
+    Raises:
+        UserError: An option is unknown, missing, or of another type.
+    """
+    parser = parser_of(function, name)
+    if "others" in inspect.signature(function).parameters:
+        options, others = parser.parse_known_args(args)
+        function(**vars(options), others=others)
+        return
+    known = {name for action in parser._actions for name in action.option_strings}
+    for arg in args:  # argparse would first ask for what is missing, and not say that it was misspelt
+        if arg.startswith("--") and arg.partition("=")[0] not in known:
+            parser.error(f"unrecognized arguments: {arg}")
+    function(**vars(parser.parse_args(args)))
+
+
+def run_one_of(functions: Mapping[str, Callable[..., object]], command: str, args: list[str]) -> None:
+    """Call the function that the first word names, as :func:`run_as_command` does.
+
+    Args:
+        functions: By the word that names each.
+        command: Name of the command before that word.
+        args: The word, and what was typed behind it.
+
+    Raises:
+        UserError: There is no such word, or an option is wrong.
+    """
+    if args and args[0] in functions:
+        run_as_command(functions[args[0]], f"{command} {args[0]}", args[1:])
+        return
+    parser = OptionParser(prog=f"unite {command}", allow_abbrev=False)
+    kinds = parser.add_subparsers(metavar="WHAT", required=True, parser_class=OptionParser)
+    for word, function in functions.items():
+        kinds.add_parser(word, help=_described(function).short_description.rstrip("."), add_help=False)
+    parser.parse_args(args)
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -26,21 +86,73 @@ class OptionParser(argparse.ArgumentParser):
         choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         close: list[str] = []
         if option:
-            close = difflib.get_close_matches(option[1], _options(self), n=1, cutoff=0.7)
+            options = [name for action in self._actions for name in action.option_strings]
+            close = difflib.get_close_matches(option[1], options, n=1, cutoff=0.7)
         elif choice:
             close = difflib.get_close_matches(choice[1], re.findall(r"[\w-]+", choice[2]), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(f"{self.prog.removeprefix('unite ')}: {message}{hint}; see {self.prog} --help")
 
 
-def _options(parser: argparse.ArgumentParser) -> list[str]:
-    """Options of a parser and of those below it."""
-    found: list[str] = []
-    for action in parser._actions:
-        found += action.option_strings
-        if isinstance(action, argparse._SubParsersAction):
-            found += [option for part in action.choices.values() for option in _options(part)]
-    return found
+def parser_of(function: Callable[..., object], name: str) -> OptionParser:
+    """The parser of a command that is a function."""
+    described = _described(function)
+    told = {item.arg_name: " ".join((item.description or "").split()) for item in described.params}
+    texts = [text for text in (described.short_description, described.long_description) if text]
+    parser = OptionParser(
+        prog=f"unite {name}",
+        description=" ".join(" ".join(texts).replace("``", "`").split()),
+        allow_abbrev=False,
+    )
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        if parameter.name == "others":
+            parser.epilog = f"Further options: {told['others']}"
+        else:
+            _add_parameter(parser, parameter, told[parameter.name].rstrip(".").replace("``", "").replace("%", "%%"))
+    return parser
+
+
+def _described(function: Callable[..., object]) -> Any:
+    import docstring_parser
+
+    return docstring_parser.parse(function.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
+
+
+def _add_parameter(parser: OptionParser, parameter: inspect.Parameter, help_text: str) -> None:
+    kind, is_list = _kind_of(parameter.annotation)
+    is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    is_required = parameter.default is inspect.Parameter.empty
+    default = None if is_required else parameter.default
+    settings: dict[str, Any] = {"help": help_text}
+    if is_option:
+        settings |= {"default": default, "required": is_required}
+    if kind is bool:
+        parser.add_argument(f"--{parameter.name}", action="store_true", help=help_text)
+        return
+    if get_origin(kind) is Literal:
+        settings["choices"] = get_args(kind)
+        kind = type(get_args(kind)[0])
+    elif not is_option:
+        settings["metavar"] = parameter.name.removesuffix("s").upper() if is_list else parameter.name.upper()
+    else:
+        settings["metavar"] = METAVARS[kind]
+    if is_list:
+        settings["nargs"] = "+"
+    if default not in (None, (), []):
+        shown = " ".join(map(str, default)) if is_list else f"{default}"
+        settings["help"] += f" (default: {shown})"
+    names = [f"--{parameter.name}"] if is_option else [parameter.name]
+    if parameter.name == "config":  # may be repeated, as for the commands that train
+        names, settings = ["-c", *names], {**settings, "action": "append", "nargs": None}
+    parser.add_argument(*names, type=kind, **settings)
+
+
+def _kind_of(annotation: Any) -> tuple[Any, bool]:
+    """The type of one word, and whether there may be several."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = (part for part in get_args(annotation) if part is not type(None))
+    is_list = get_origin(annotation) in (list, tuple)
+    return (get_args(annotation)[0] if is_list else annotation), is_list
 
 
 def torch_device(name: str | None) -> torch.device:

@@ -3,212 +3,162 @@
 Imports come with the work: scoring molecules needs no torch unless novelty is asked for.
 """
 
-import argparse
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from unite.commands.options import OptionParser, torch_device
+from unite.commands.options import run_one_of, torch_device
 from unite.console import as_table, is_quiet, shown, silence_noise
-from unite.errors import UserError
-from unite.files import leaving_no_empty_folders, require_writable, write_json
-from unite.files.locks import OUTPUT_HINT, only_one
-from unite.outputs.folder import require_empty
+from unite.errors import UserError, require
+from unite.files import write_json
+from unite.outputs.folder import new_results
+
+FileFormat = Literal["sdf", "xyz"]
 
 if TYPE_CHECKING:
     from unite.modalities.image.features import FeatureNetwork
     from unite.modalities.image.scores import ImageFiles
+    from unite.modalities.molecule.metrics.scores import MoleculeScores
 
 
 def run(args: list[str]) -> None:
-    """Score what the arguments say.
+    """Score what the arguments say."""
+    run_one_of({"molecules": score_molecules, "images": score_images}, "score", args[1:])
+
+
+def score_molecules(
+    path: Path,
+    *,
+    format: FileFormat | None = None,
+    bonds: Literal["perceived", "as_written"] = "perceived",
+    qm9_root: Path = Path("data/qm9"),
+    no_novelty: bool = False,
+    routes: list[Literal["adit", "posebusters"]] = [],  # noqa: B006 (shown in --help, never written to)
+    num_workers: int | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Validity and the like of SDF or XYZ files.
+
+    Judge molecules by elements and coordinates alone, as unite's own samples are judged. Bonds and charges in a file
+    do not count, unless --bonds as_written asks for them. Every record of the files counts, the broken ones as
+    rejected. Writes metrics.json and rejects.json.
 
     Args:
-        args: `score`, what to score, and its options.
+        path: SDF, MOL or XYZ file, or a folder with such files.
+        format: Files to take from a folder that has both, and what .txt files are.
+        bonds: as_written: SDF bonds, charges and hydrogens are judged too, as metrics of their own that are named
+            ..._as_written.
+        qm9_root: Cache of QM9, whose 100,000 training molecules are not novel.
+        no_novelty: Leave novelty out, for which the training molecules are perceived: about a minute on two cores, the
+            first time that a molecule is valid; the result is kept in the folder of --qm9_root.
+        routes: Also judge by other definitions, under their names: validity_adit, posebusters/...; slow, and each
+            needs packages of its own: pip install "unite[scores]".
+        num_workers: Processes that judge; default: one per CPU, at most 8.
+        output: Folder for the files; default: beside what is scored, samples_sdf_scores for samples.sdf.
+        overwrite: Replace files that the folder has already.
+
+    Raises:
+        UserError: There is nothing to score, or an option is wrong.
     """
-    options = _parser().parse_args(args[1:])
-    with leaving_no_empty_folders(_output_path(options)), ExitStack() as options.locks:
-        options.run(options)
+    from unite.modalities.molecule.files.reading import SUFFIXES, find_files
+    from unite.modalities.molecule.metrics.routes import require_route
 
-
-def _parser() -> OptionParser:
-    parser = OptionParser(prog="unite score", description="Metrics of any files.", allow_abbrev=False)
-    kinds = parser.add_subparsers(metavar="WHAT", required=True, parser_class=OptionParser)
-
-    molecules = kinds.add_parser(
-        "molecules",
-        help="validity and the like of SDF or XYZ files",
-        description="Judge molecules by elements and coordinates alone, as unite's own samples are judged. Bonds and "
-        "charges in a file do not count, unless --bonds as_written asks for them. Every record of the files counts, "
-        "the broken ones as rejected. Writes metrics.json and rejects.json.",
-        allow_abbrev=False,
-    )
-    molecules.add_argument("path", metavar="PATH", type=Path, help="SDF, MOL or XYZ file, or a folder with such files")
-    molecules.add_argument(
-        "--format", choices=("sdf", "xyz"), help="files to take from a folder that has both, and what .txt files are"
-    )
-    molecules.add_argument(
-        "--bonds",
-        default="perceived",
-        choices=("perceived", "as_written"),
-        help="as_written: SDF bonds, charges and hydrogens are judged too, as metrics of their own that are named "
-        "..._as_written (default: %(default)s)",
-    )
-    molecules.add_argument(
-        "--qm9_root",
-        type=Path,
-        default=Path("data/qm9"),
-        help="cache of QM9, whose 100,000 training molecules are not novel (default: %(default)s)",
-    )
-    molecules.add_argument(
-        "--no_novelty",
-        action="store_true",
-        help="leave novelty out, for which the training molecules are perceived: about a minute on two cores, the "
-        "first time that a molecule is valid; the result is kept in the folder of --qm9_root",
-    )
-    molecules.add_argument(
-        "--routes",
-        nargs="+",
-        default=[],
-        choices=("adit", "posebusters"),
-        help="also judge by other definitions, under their names: validity_adit, posebusters/...; slow, and each needs "
-        'packages of its own: pip install "unite[scores]"',
-    )
-    molecules.add_argument("--num_workers", type=int, help="processes that judge (default: one per CPU, at most 8)")
-    molecules.set_defaults(run=_score_molecules)
-
-    images = kinds.add_parser(
-        "images",
-        help="FID and the like of image files",
-        description="Compare images with a reference set. Writes metrics.json, and rejects.json if files cannot be "
-        "read.",
-        allow_abbrev=False,
-    )
-    images.add_argument("path", metavar="DIR", type=Path, help="folder with images, in subfolders or not")
-    images.add_argument(
-        "--reference",
-        required=True,
-        type=Path,
-        metavar="DIR|STATS.npz",
-        help="folder with images, or mu and sigma of their features as unite prepare reference, ADM or pytorch-fid "
-        "write them",
-    )
-    images.add_argument(
-        "--features",
-        default="inception",
-        choices=("inception", "digits"),
-        help="network whose features are compared. Only inception's give what papers call FID; digits is a small one "
-        "for handwritten digits, whose metrics are named fid_digits and so on (default: %(default)s)",
-    )
-    images.add_argument("--inception_weights", help="weight file (default: what UNITE_INCEPTION_WEIGHTS names)")
-    images.add_argument(
-        "--digits_root", default="data/digits", help="where the network for digits is kept (default: %(default)s)"
-    )
-    images.add_argument("--image_size", type=int, help="crop to squares of so many pixels, as ADM does (default: none)")
-    images.add_argument("--channels", type=int, default=3, choices=(1, 3), help="3 for colour, 1 for gray")
-    images.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
-    images.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
-    images.set_defaults(run=_score_images)
-
-    for part in (molecules, images):
-        part.add_argument(
-            "--output",
-            type=Path,
-            metavar="FOLDER",
-            help="(default: beside what is scored, samples_sdf_scores for samples.sdf, NAME_scores for a folder)",
+    require(num_workers is None or num_workers >= 1, f"--num_workers is {num_workers}; it must be at least 1")
+    files = find_files(path, format)
+    is_as_written = bonds == "as_written"
+    other = next((file for file in files if SUFFIXES.get(file.suffix.lower(), format) != "sdf"), None)
+    if is_as_written and other:
+        raise UserError(f"--bonds as_written: {other} has no bonds; leave the option out, or give SDF files")
+    for route in routes:
+        require_route(route)
+    with new_results(output or _default_output(path), overwrite) as folder:
+        scores, train_keys, novelty = _judge(
+            files, format, is_as_written, num_workers, None if no_novelty else qm9_root
         )
-        part.add_argument("--overwrite", action="store_true", help="replace files that the folder has already")
-    return parser
+        if scores.num_readable == 0:
+            raise UserError(
+                f"{path} has no molecules"
+                if not scores.num_records
+                else f"none of the {scores.num_records:,} records of {path} can be read as a molecule; the first: "
+                f"{scores.rejects[0]['detail']}"
+            )
+        values = scores.metrics(train_keys) | _metrics_of_routes(routes, files, format)
+        rejects = {
+            "num_rejected": len(scores.rejects),
+            "unknown_elements": dict(scores.unknown_elements.most_common()),
+            "rejected": scores.rejects,
+        }
+        # Before anything is printed: whoever reads the output may stop reading.
+        written = [write_json(folder / "metrics.json", values), write_json(folder / "rejects.json", rejects)]
+    _say_scores(scores, values, files, is_as_written)
+    if train_keys is None:
+        print(f"novelty: {novelty}")
+    _report(written)
 
 
-def _output_path(options: argparse.Namespace) -> Path:
-    """The folder asked for, or one named after what is scored, beside it."""
-    path: Path = options.path
+def _default_output(path: Path) -> Path:
+    """A folder named after what is scored, beside it."""
     name = path.resolve().name if path.is_dir() else f"{path.stem}_{path.suffix[1:]}"
-    folder: Path = options.output or (path.resolve() if path.is_dir() else path.absolute()).parent / f"{name}_scores"
-    return folder
+    return (path.resolve() if path.is_dir() else path.absolute()).parent / f"{name}_scores"
 
 
-def _output_folder(options: argparse.Namespace) -> Path:
-    """The same, made if need be; refused if it has files, or if another process has it."""
-    folder = _output_path(options)
-    require_writable(folder)
-    options.locks.enter_context(only_one(folder, OUTPUT_HINT))
-    require_empty(folder, options.overwrite)
-    return folder
-
-
-def _score_molecules(options: argparse.Namespace) -> None:
+def _judge(
+    files: list[Path], format: FileFormat | None, is_as_written: bool, num_workers: int | None, qm9_root: Path | None
+) -> "tuple[MoleculeScores, Callable[[bool], Collection[int]] | None, str]":
+    """All records judged, with the keys of the training molecules, or why there are none."""
     from tqdm import tqdm
 
-    from unite.modalities.molecule.files.reading import SUFFIXES, find_files, parse, read_records
-    from unite.modalities.molecule.metrics.routes import require_route, route_metrics
-    from unite.modalities.molecule.metrics.scores import MoleculeScores, file_reason, judge_all, num_cpus
+    from unite.modalities.molecule.files.reading import read_records
+    from unite.modalities.molecule.metrics.scores import MoleculeScores, judge_all, num_cpus
 
-    if options.num_workers is not None and options.num_workers < 1:
-        raise UserError(f"--num_workers is {options.num_workers}; it must be at least 1")
-    files = find_files(options.path, options.format)
-    as_written = options.bonds == "as_written"
-    if as_written and (
-        other := next((file for file in files if SUFFIXES.get(file.suffix.lower(), options.format) != "sdf"), None)
-    ):
-        raise UserError(f"--bonds as_written: {other} has no bonds; leave the option out, or give SDF files")
-    for route in options.routes:
-        require_route(route)
-    folder = _output_folder(options)
     scores = MoleculeScores()
-    novelty = "left out as asked" if options.no_novelty else "left out: no molecule is valid"
+    novelty = "left out: no molecule is valid" if qm9_root else "left out as asked"
     train_keys = loading = None
-    with (
-        closing(
-            judge_all(read_records(files, options.format), as_written, options.num_workers or num_cpus())
-        ) as judged,
-        ThreadPoolExecutor(1) as thread,
-    ):
+    judging = judge_all(read_records(files, format), is_as_written, num_workers or num_cpus())
+    with closing(judging) as judged, ThreadPoolExecutor(1) as thread:
         for found in tqdm(judged, desc="score", unit="mol", leave=False, disable=is_quiet() or None):
             scores.add(found)
             # The processes of judge_all are forked by now, and not while the thread runs.
-            if loading is None and scores.has_valid and not options.no_novelty:
-                loading = thread.submit(_training_keys, options.qm9_root)
+            if loading is None and scores.has_valid and qm9_root:
+                loading = thread.submit(_training_keys, qm9_root)
         if loading is not None:
             try:
                 train_keys = loading.result()
             except UserError as error:
                 novelty = f"left out: {error}"
-    if scores.num_readable == 0:
-        raise UserError(
-            f"{options.path} has no molecules"
-            if not scores.num_records
-            else f"none of the {scores.num_records:,} records of {options.path} can be read as a molecule; the first: "
-            f"{scores.rejects[0]['detail']}"
-        )
-    values = scores.metrics(train_keys)
-    if options.routes:
-        entries = map(parse, read_records(files, options.format))
-        values |= route_metrics(options.routes, [None if file_reason(item) else item.molecule for item in entries])
-    rejects = {
-        "num_rejected": len(scores.rejects),
-        "unknown_elements": dict(scores.unknown_elements.most_common()),
-        "rejected": scores.rejects,
-    }
-    # Before anything is printed: whoever reads the output may stop reading.
-    written = [write_json(folder / "metrics.json", values), write_json(folder / "rejects.json", rejects)]
+    return scores, train_keys, novelty
+
+
+def _metrics_of_routes(routes: Iterable[str], files: list[Path], format: FileFormat | None) -> dict[str, float]:
+    from unite.modalities.molecule.files.reading import parse, read_records
+    from unite.modalities.molecule.metrics.routes import route_metrics
+    from unite.modalities.molecule.metrics.scores import file_reason
+
+    if not routes:
+        return {}
+    entries = map(parse, read_records(files, format))
+    return route_metrics(list(routes), [None if file_reason(item) else item.molecule for item in entries])
+
+
+def _say_scores(scores: "MoleculeScores", values: dict[str, Any], files: list[Path], is_as_written: bool) -> None:
     print(f"{scores.num_records:,} molecules in {', '.join(map(shown, files[:3]))}{', ...' if files[3:] else ''}")
-    if not as_written:
+    if not is_as_written:
         print("bonds perceived from elements and coordinates; denominators count every record")
     rare = ("reject/", "reject_as_written/")
     print(as_table({name: value for name, value in list(values.items())[1:] if value or not name.startswith(rare)}))
-    if train_keys is None:
-        print(f"novelty: {novelty}")
     if num_flat := round(values["reject/flat"] * scores.num_records):
         print(f"{num_flat:,} are drawings in the plane (2D), all rejected; --bonds as_written judges their bonds")
     if not scores.num_with_hydrogens:
         print("no molecule has a hydrogen, which perception needs; add them, or count them in a column num_hydrogens")
     for symbol, number in scores.unknown_elements.most_common():
         print(f"unknown element {symbol}: in {number:,} molecules, all rejected")
+
+
+def _report(written: list[Path]) -> None:
     for path in written:
         print(f"wrote {shown(path)}")
 
@@ -236,38 +186,69 @@ def _training_keys(root: Path) -> Callable[[bool], Collection[int]]:
     return keys
 
 
-def _score_images(options: argparse.Namespace) -> None:
+def score_images(
+    path: Path,
+    *,
+    reference: Path,
+    features: Literal["inception", "digits"] = "inception",
+    inception_weights: str | None = None,
+    digits_root: str = "data/digits",
+    image_size: int | None = None,
+    channels: Literal[1, 3] = 3,
+    batch_size: int = 64,
+    device: str | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """FID and the like of image files.
+
+    Compare images with a reference set. Writes metrics.json, and rejects.json if files cannot be read.
+
+    Args:
+        path: Folder with images, in subfolders or not.
+        reference: Folder with images, or a file of mu and sigma of their features as unite prepare reference, ADM or
+            pytorch-fid write it (STATS.npz).
+        features: Network whose features are compared. Only inception's give what papers call FID; digits is a small
+            one for handwritten digits, whose metrics are named fid_digits and so on.
+        inception_weights: Weight file; default: what UNITE_INCEPTION_WEIGHTS names.
+        digits_root: Where the network for digits is kept.
+        image_size: Crop to squares of so many pixels, as ADM does; default: none.
+        channels: 3 for colour, 1 for gray.
+        batch_size: Images at a time.
+        device: cpu, cuda, cuda:N or mps; default: cuda if there is one, else cpu.
+        output: Folder for the files; default: beside what is scored, NAME_scores for a folder.
+        overwrite: Replace files that the folder has already.
+
+    Raises:
+        UserError: There are no images or no weights, or an option is wrong.
+    """
     from unite.modalities.image.scores import ImageFiles, score_images
 
     silence_noise()
-    for name in ("batch_size", "image_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}; it must be at least 1")
-    reference: Path | ImageFiles = options.reference
-    images = ImageFiles(options.path, options.channels, options.image_size)
-    if options.reference.suffix.lower() != ".npz":
-        reference = ImageFiles(options.reference, options.channels, options.image_size)
-    device = torch_device(options.device)
-    folder = _output_folder(options)
-    network = _feature_network(options, images)
-    values = score_images(images, reference, network, options.batch_size, device)
-    written = [write_json(folder / "metrics.json", values)]
-    if rejects := images.rejects | (reference.rejects if isinstance(reference, ImageFiles) else {}):
-        written.append(write_json(folder / "rejects.json", rejects))
-    print(f"{images.num_used:,} images in {shown(images.folder)} against {shown(options.reference)}")
+    for name, value in (("batch_size", batch_size), ("image_size", image_size)):
+        require(value is None or value >= 1, f"--{name} is {value}; it must be at least 1")
+    images = ImageFiles(path, channels, image_size)
+    is_file = reference.suffix.lower() == ".npz"
+    compared = reference if is_file else ImageFiles(reference, channels, image_size)
+    chosen_device = torch_device(device)
+    with new_results(output or _default_output(path), overwrite) as folder:
+        network = _feature_network(features, inception_weights, digits_root, images)
+        values = score_images(images, compared, network, batch_size, chosen_device)
+        written = [write_json(folder / "metrics.json", values)]
+        if rejects := images.rejects | (compared.rejects if isinstance(compared, ImageFiles) else {}):
+            written.append(write_json(folder / "rejects.json", rejects))
+    print(f"{images.num_used:,} images in {shown(images.folder)} against {shown(reference)}")
     if network.name:
         print(f"features of the network {network.name}: compare these metrics only with others of that name")
-    if not isinstance(reference, ImageFiles) and network.metric("kid") not in values:
+    if is_file and network.metric("kid") not in values:
         print("no KID, precision and recall: the file has no features of single images")
     print(as_table({name: value for name, value in values.items() if not name.startswith("num_")}))
     if rejects:
         print(f"{len(rejects):,} files were left out, because they cannot be used")
-    for path in written:
-        print(f"wrote {shown(path)}")
+    _report(written)
 
 
-def _feature_network(options: argparse.Namespace, images: "ImageFiles") -> "FeatureNetwork":
+def _feature_network(features: str, weights: str | None, digits_root: str, images: "ImageFiles") -> "FeatureNetwork":
     """The network whose features are compared.
 
     Raises:
@@ -275,13 +256,13 @@ def _feature_network(options: argparse.Namespace, images: "ImageFiles") -> "Feat
     """
     from unite.modalities.image.inception import WEIGHTS_HINT, WEIGHTS_VARIABLE, inception_weights, load_inception
 
-    if options.features == "digits":
+    if features == "digits":
         from unite.modalities.image.digits import DigitsDataModule
 
-        return DigitsDataModule(options.digits_root, image_size=max(images.first().shape[1], 8)).feature_network()
-    if options.inception_weights is None and inception_weights() is None:
+        return DigitsDataModule(digits_root, image_size=max(images.first().shape[1], 8)).feature_network()
+    if weights is None and inception_weights() is None:
         raise UserError(
             f"FID needs Inception's weights: name the file {WEIGHTS_HINT} with --inception_weights or in "
             f"{WEIGHTS_VARIABLE}; for handwritten digits there is --features digits, whose metric is named fid_digits"
         )
-    return load_inception(options.inception_weights)
+    return load_inception(weights)

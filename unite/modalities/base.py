@@ -8,7 +8,7 @@ Letters: B samples, N data tokens, K registers, C latent channels, D width of th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from unite.configurable import Configurable
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.nn.generative_encoder import Tokens
 
 
@@ -227,3 +227,18 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         if wrong:
             raise UserError(f"label {wrong[0]} is outside 0 .. {self.num_classes - 1}")
         return torch.tensor(chosen)[torch.arange(num_samples) % len(chosen)]
+
+
+def chosen_modality(adapters: Mapping[str, object], name: str | None) -> str:
+    """The modality asked for, or the one there is.
+
+    Raises:
+        UserError: There are several and none is named, or none of that name.
+    """
+    modalities = ", ".join(adapters)
+    require(
+        name is not None or len(adapters) == 1,
+        f"this model has several modalities; choose with --modality: {modalities}",
+    )
+    require(name is None or name in adapters, f"modality {name!r} is not in this model; it has {modalities}")
+    return name or next(iter(adapters))

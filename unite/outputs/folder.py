@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from unite.errors import UserError
-from unite.files import require_writable, write_whole
+from unite.files import leaving_no_empty_folders, require_writable, write_whole
+from unite.files.locks import OUTPUT_HINT, only_one
 
 PARTS = "parts"
 SETTINGS_FILE = "settings.json"
@@ -116,6 +117,20 @@ def require_empty(path: Path, overwrite: bool) -> None:
     if found and not overwrite:
         some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
         raise UserError(f"{path} has files already ({some}); choose another --output, or replace them with --overwrite")
+
+
+@contextmanager
+def new_results(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder for the files of one command, which no other process writes to meanwhile; none is left if it fails.
+
+    Raises:
+        UserError: It cannot be written to, has files already, or another process has it.
+    """
+    with leaving_no_empty_folders(path):
+        require_writable(path)
+        with only_one(path, OUTPUT_HINT):
+            require_empty(path, overwrite)
+            yield path
 
 
 def _short(value: Any) -> str:

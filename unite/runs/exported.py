@@ -138,10 +138,10 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = False, api: An
     Raises:
         UserError: The folder is no exported model, ``huggingface_hub`` is missing, or the Hub refuses.
     """
-    _require_repo_id(repo_id)
+    require_repo_id(repo_id)
     read_exported(Path(folder))
     if api is None:
-        api = _hub(repo_id).HfApi()
+        api = hub_library(repo_id).HfApi()
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(FILES))
@@ -156,14 +156,19 @@ def _download(repo_id: str, revision: str | None) -> Path:
         raise UserError(
             f"{repo_id} is no folder; give one that unite export wrote, or OWNER/NAME on the Hugging Face Hub"
         )
-    hub = _hub(repo_id)
+    hub = hub_library(repo_id)
     try:
         return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=[WEIGHTS_FILE, SETTINGS_FILE]))
     except Exception as error:  # see push_to_hub
         raise UserError(f"cannot download {repo_id}: {one_line(error)}") from error
 
 
-def _hub(repo_id: str) -> Any:
+def hub_library(repo_id: str) -> Any:
+    """The package ``huggingface_hub``.
+
+    Raises:
+        UserError: It is not installed, which the model ``repo_id`` needs.
+    """
     try:
         return importlib.import_module("huggingface_hub")
     except ImportError as error:
@@ -172,7 +177,12 @@ def _hub(repo_id: str) -> Any:
         ) from error
 
 
-def _require_repo_id(repo_id: str) -> None:
+def require_repo_id(repo_id: str) -> None:
+    """Refuse a name that is not OWNER/NAME.
+
+    Raises:
+        UserError: It is not.
+    """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise UserError(f"--push_to_hub is {repo_id!r}; it must be OWNER/NAME")
 
