@@ -11,6 +11,7 @@ where hydrogens are counted. Letters: A atoms, E directed edges.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -123,8 +124,17 @@ def assemble(graph: MolecularGraph) -> Assembly:
     """Build the molecule exactly as the graph says it, or tell why that is none.
 
     RDKit sanitizes it without its clean-up and without adding a hydrogen, so nothing is repaired. It must be one piece,
-    neutral in sum and without radicals. RDKit's log is silenced.
+    neutral in sum and without radicals. RDKit's log is silenced. What is found of a graph is kept while it exists.
     """
+    if graph not in _assembled:
+        _assembled[graph] = _assemble(graph)
+    return _assembled[graph]
+
+
+_assembled: WeakKeyDictionary[MolecularGraph, Assembly] = WeakKeyDictionary()
+
+
+def _assemble(graph: MolecularGraph) -> Assembly:
     if len(graph.atomic_numbers) == 0:
         return Assembly(None, "empty", False)
     mol = as_written(graph)

@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -432,3 +433,22 @@ def test_rdkit_is_silent_and_can_be_heard_again(capfd: pytest.CaptureFixture[str
     assert capfd.readouterr().err == ""
     assert Chem.MolFromSmiles("C(") is None
     assert "SMILES" in capfd.readouterr().err
+
+
+def test_a_molecule_is_perceived_once_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics, the SDF, the XYZ file and the picture of one command ask for the same molecules."""
+    molecules = [molecule for molecule, _ in tiny_molecules()[:4]]
+    seen: list[int] = []
+    of_rdkit = bond_orders._assign_bond_orders
+
+    def counted(molecule: Molecule, bonds: list[tuple[int, int]]) -> tuple[Chem.Mol | None, str | None]:
+        seen.append(id(molecule))
+        return of_rdkit(molecule, bonds)
+
+    monkeypatch.setattr("unite.modalities.molecule.perception.perceive._assign_bond_orders", counted)
+    fresh = [replace(molecule) for molecule in molecules]
+    first = perceive_all([*fresh, fresh[0]])
+    assert first[0] is first[-1]
+    assert [found.mol is None for found in first] == [False] * 5
+    assert perceive_all(fresh[::-1]) == first[3::-1]
+    assert sorted(seen) == sorted(map(id, fresh))

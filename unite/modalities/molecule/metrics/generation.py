@@ -6,39 +6,23 @@ All state is summed or concatenated over devices, so shards give the metrics of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
-import torch
 from rdkit import Chem
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from unite.errors import UserError
+from unite.modalities.molecule.metrics.counter import GenerationCounter
+from unite.modalities.molecule.metrics.shares import share
 from unite.modalities.molecule.perception.molecule import (
     REJECT_REASONS,
     Molecule,
-    has_charged_carbon,
-    hash_key,
-    molecule_key,
 )
 from unite.modalities.molecule.perception.perceive import perceive_all
 from unite.modalities.molecule.perception.stability import edm_stability
 
-_COUNTERS: Final = (
-    "num_requested",
-    "num_valid",
-    "num_charged_carbon",
-    "num_connected",
-    "num_atoms",
-    "num_stable_atoms",
-    "num_stable",
-    "num_valid_edm",
-)
 
-
-class MoleculeGenerationMetrics(Metric):
+class MoleculeGenerationMetrics(GenerationCounter):
     """Quality of generated molecules, judged from elements and coordinates alone.
 
     Every fraction except uniqueness, novelty and atom stability is of the molecules *passed*; pass all that
@@ -70,43 +54,12 @@ class MoleculeGenerationMetrics(Metric):
         ValueError: If ``train_keys`` are not sorted int64.
     """
 
-    full_state_update = False
-    is_differentiable = False
+    reasons = REJECT_REASONS
+    counters = ("num_stable_atoms", "num_stable", "num_valid_edm")
 
-    num_requested: Tensor
-    num_valid: Tensor
-    num_charged_carbon: Tensor
-    num_connected: Tensor
-    num_atoms: Tensor
     num_stable_atoms: Tensor
     num_stable: Tensor
     num_valid_edm: Tensor
-    num_rejected: Tensor  # (len(REJECT_REASONS),)
-    valid_keys: list[Tensor]  # hashes, each (V,)
-    train_keys: Tensor | None
-
-    def __init__(self, train_keys: Tensor | None = None) -> None:
-        super().__init__()
-        if train_keys is not None and (
-            train_keys.dtype != torch.int64 or train_keys.ndim != 1 or bool((train_keys.diff() < 0).any())
-        ):
-            raise ValueError(
-                f"train_keys must be hashed keys in rising order, int64 of shape (T,); got "
-                f"{train_keys.dtype} of shape {tuple(train_keys.shape)}: sort them, as torch.sort does"
-            )
-        self.register_buffer("train_keys", train_keys, persistent=False)
-        for name in _COUNTERS:
-            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("num_rejected", torch.zeros(len(REJECT_REASONS), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("valid_keys", [], dist_reduce_fx="cat")
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all molecules."""
-        super().reset()
-        # A process without molecules would otherwise contribute an empty float tensor when states are
-        # gathered, and concatenating it would round everybody's hashes.
-        self.valid_keys.append(torch.empty(0, dtype=torch.int64, device=self.device))
 
     def update(self, molecules: Sequence[Molecule]) -> None:
         """Add molecules.
@@ -114,43 +67,19 @@ class MoleculeGenerationMetrics(Metric):
         Args:
             molecules: Everything that was requested, failures included.
         """
-        perceptions = perceive_all(molecules)
-        keys = [hash_key(molecule_key(found.mol)) for found in perceptions if found.mol is not None]
-        reasons = [REJECT_REASONS.index(found.reason) for found in perceptions if found.reason is not None]
-        rejected = np.bincount(np.array(reasons, dtype=np.int64), minlength=len(REJECT_REASONS))
         edm = edm_stability(molecules)
-        self.valid_keys.append(torch.tensor(keys, dtype=torch.int64, device=self.device))
-        self.num_requested += len(molecules)
-        self.num_valid += len(keys)
-        self.num_charged_carbon += sum(found.mol is not None and has_charged_carbon(found.mol) for found in perceptions)
-        self.num_connected += sum(found.is_connected for found in perceptions)
-        self.num_rejected += torch.from_numpy(rejected).to(self.device)
-        self.num_atoms += int(edm.num_atoms.sum())
+        self.count(perceive_all(molecules), int(edm.num_atoms.sum()))
         self.num_stable_atoms += int(edm.num_stable_atoms.sum())
         self.num_stable += int(edm.is_stable.sum())
         self.num_valid_edm += int(edm.is_valid.sum())
 
-    def compute(self) -> dict[str, Tensor]:
-        """The metrics by name, each a scalar."""
-        distinct_keys = torch.unique(dim_zero_cat(self.valid_keys))
-        num_distinct = torch.tensor(len(distinct_keys), device=self.device)
-        metrics = {
-            "validity": _fraction(self.num_valid, self.num_requested),
-            "uniqueness": _fraction(num_distinct, self.num_valid),
-            "valid_unique": _fraction(num_distinct, self.num_requested),
-            "charged_carbon": _fraction(self.num_charged_carbon, self.num_requested),
-            "connected": _fraction(self.num_connected, self.num_requested),
-            "atom_stability": _fraction(self.num_stable_atoms, self.num_atoms),
-            "molecule_stability": _fraction(self.num_stable, self.num_requested),
-            "validity_edm": _fraction(self.num_valid_edm, self.num_requested),
-            "mean_atoms": _fraction(self.num_atoms, self.num_requested),
+    def further(self) -> dict[str, Tensor]:
+        """Stability by EDM's table."""
+        return {
+            "atom_stability": share(self.num_stable_atoms, self.num_atoms),
+            "molecule_stability": share(self.num_stable, self.num_requested),
+            "validity_edm": share(self.num_valid_edm, self.num_requested),
         }
-        if self.train_keys is not None:
-            num_novel = (~torch.isin(distinct_keys, self.train_keys)).sum()
-            metrics["novelty"] = _fraction(num_novel, num_distinct)
-        for reason, num_rejected in zip(REJECT_REASONS, self.num_rejected, strict=True):
-            metrics[f"reject/{reason}"] = _fraction(num_rejected, self.num_requested)
-        return metrics
 
 
 def score_molecules(
@@ -181,7 +110,3 @@ def _as_molecule(mol: Chem.Mol | None) -> Molecule:
         raise UserError("the conformer of an RDKit molecule is a drawing (2D), from which no bonds can be perceived")
     numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.int64)
     return Molecule(numbers, mol.GetConformer().GetPositions())
-
-
-def _fraction(count: Tensor, total: Tensor) -> Tensor:
-    return count / total.clamp(min=1)

@@ -5,38 +5,26 @@ Their names end in ``_bonds`` where the same is measured from positions in
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.wrappers.abstract import WrapperMetric
 
 from unite.modalities.molecule.graph import BOND_TYPES, GRAPH_REJECT_REASONS, Assembly, MolecularGraph, assemble
 from unite.modalities.molecule.layers import pair_mask
+from unite.modalities.molecule.metrics.counter import GenerationCounter
+from unite.modalities.molecule.metrics.shares import share
 from unite.modalities.molecule.perception.molecule import (
     Molecule,
     Perception,
-    has_charged_carbon,
-    hash_key,
     molecule_key,
 )
 from unite.modalities.molecule.perception.perceive import perceive_all
 
-_COUNTERS: Final = (
-    "num_requested",
-    "num_valid",
-    "num_charged_carbon",
-    "num_connected",
-    "num_atoms",
-    "num_with_positions",
-    "num_agreeing",
-)
 
-
-class GraphGenerationMetrics(Metric):
+class GraphGenerationMetrics(GenerationCounter):
     """Quality of generated molecules, judged from their predicted bonds alone.
 
     Every fraction except uniqueness and novelty is of the molecules *passed*; pass all that were requested.
@@ -64,36 +52,12 @@ class GraphGenerationMetrics(Metric):
         ValueError: If ``train_keys`` are not sorted int64.
     """
 
-    full_state_update = False
-    is_differentiable = False
+    reasons = GRAPH_REJECT_REASONS
+    suffix = "_bonds"
+    counters = ("num_with_positions", "num_agreeing")
 
-    num_requested: Tensor
-    num_valid: Tensor
-    num_charged_carbon: Tensor
-    num_connected: Tensor
-    num_atoms: Tensor
     num_with_positions: Tensor
     num_agreeing: Tensor
-    num_rejected: Tensor  # (len(GRAPH_REJECT_REASONS),)
-    valid_keys: list[Tensor]  # hashes, each (V,)
-    train_keys: Tensor | None
-
-    def __init__(self, train_keys: Tensor | None = None) -> None:
-        super().__init__()
-        if train_keys is not None and (train_keys.dtype != torch.int64 or bool((train_keys.diff() < 0).any())):
-            raise ValueError("train_keys must be hashed keys in rising order, int64 of shape (T,): sort them")
-        self.register_buffer("train_keys", train_keys, persistent=False)
-        for name in _COUNTERS:
-            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("num_rejected", torch.zeros(len(GRAPH_REJECT_REASONS), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("valid_keys", [], dist_reduce_fx="cat")
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all molecules."""
-        super().reset()
-        # As in MoleculeGenerationMetrics: an empty float tensor of a process without molecules would round the hashes.
-        self.valid_keys.append(torch.empty(0, dtype=torch.int64, device=self.device))
 
     def update(self, molecules: Sequence[Molecule | MolecularGraph]) -> None:
         """Add molecules.
@@ -109,43 +73,16 @@ class GraphGenerationMetrics(Metric):
         if len(whole) < len(molecules):
             raise ValueError(f"{len(molecules) - len(whole)} of the molecules have no graph")
         assemblies = [assemble(graph) for graph in whole]
-        mols = [made.mol for made in assemblies if made.mol is not None]
-        reasons = [GRAPH_REJECT_REASONS.index(made.reason) for made in assemblies if made.reason is not None]
-        rejected = np.bincount(np.array(reasons, dtype=np.int64), minlength=len(GRAPH_REJECT_REASONS))
-        keys = torch.tensor([hash_key(molecule_key(mol)) for mol in mols], dtype=torch.int64, device=self.device)
-        self.valid_keys.append(keys)
-        self.num_requested += len(molecules)
-        self.num_valid += len(mols)
-        self.num_charged_carbon += sum(map(has_charged_carbon, mols))
-        self.num_connected += sum(made.is_connected for made in assemblies)
-        self.num_atoms += sum(graph.num_atoms for graph in whole)
-        self.num_rejected += torch.from_numpy(rejected).to(self.device)
+        self.count(assemblies, sum(graph.num_atoms for graph in whole))
         with_positions = [molecule for molecule in molecules if isinstance(molecule, Molecule)]
         if with_positions:
             perceptions = perceive_all(with_positions)
             self.num_with_positions += len(with_positions)
             self.num_agreeing += sum(agree(made, found) for made, found in zip(assemblies, perceptions, strict=True))
 
-    def compute(self) -> dict[str, Tensor]:
-        """The metrics by name, each a scalar."""
-        distinct_keys = torch.unique(dim_zero_cat(self.valid_keys))
-        num_distinct = torch.tensor(len(distinct_keys), device=self.device)
-        metrics = {
-            "validity_bonds": _fraction(self.num_valid, self.num_requested),
-            "uniqueness_bonds": _fraction(num_distinct, self.num_valid),
-            "valid_unique_bonds": _fraction(num_distinct, self.num_requested),
-            "charged_carbon_bonds": _fraction(self.num_charged_carbon, self.num_requested),
-            "connected_bonds": _fraction(self.num_connected, self.num_requested),
-            "mean_atoms_bonds": _fraction(self.num_atoms, self.num_requested),
-        }
-        if self.train_keys is not None:
-            num_novel = (~torch.isin(distinct_keys, self.train_keys)).sum()
-            metrics["novelty_bonds"] = _fraction(num_novel, num_distinct)
-        if self.num_with_positions > 0:
-            metrics["bonds_agree"] = _fraction(self.num_agreeing, self.num_with_positions)
-        for reason, num_rejected in zip(GRAPH_REJECT_REASONS, self.num_rejected, strict=True):
-            metrics[f"reject_bonds/{reason}"] = _fraction(num_rejected, self.num_requested)
-        return metrics
+    def further(self) -> dict[str, Tensor]:
+        """Agreement of predicted and perceived bonds, of molecules that have both."""
+        return {"bonds_agree": share(self.num_agreeing, self.num_with_positions)} if self.num_with_positions > 0 else {}
 
 
 def agree(made: Assembly, found: Perception) -> bool:
@@ -253,10 +190,10 @@ class GraphReconstructionMetrics(Metric):
         """The metrics by name, each a scalar."""
         by_type = zip(BOND_TYPES, self.num_correct_pairs, self.num_pairs, strict=True)
         metrics = {
-            "exact_graph": _fraction(self.num_exact, self.num_molecules),
-            "bond_accuracy": _fraction(self.num_correct_bonds, self.num_bonds),
+            "exact_graph": share(self.num_exact, self.num_molecules),
+            "bond_accuracy": share(self.num_correct_bonds, self.num_bonds),
             **{f"bond_accuracy/{name}": right / total for name, right, total in by_type if total > 0},
-            "atom_accuracy": _fraction(self.num_correct_atoms, self.num_atoms),
+            "atom_accuracy": share(self.num_correct_atoms, self.num_atoms),
         }
         if self.num_charged > 0:
             metrics["charge_accuracy"] = self.num_correct_charged / self.num_charged
@@ -293,7 +230,3 @@ class TwoViews(WrapperMetric):
         super().reset()
         self.shape.reset()
         self.graph.reset()
-
-
-def _fraction(count: Tensor, total: Tensor) -> Tensor:
-    return count / total.clamp(min=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from unite.modalities.molecule.metrics.generation import _fraction
+from unite.modalities.molecule.metrics.shares import share
 
 _TOLERANCES: Final = {"match_rate": 0.1, "match_rate_005": 0.05, "match_rate_03": 0.3}  # Å
 
@@ -84,11 +84,11 @@ class MoleculeReconstructionMetrics(Metric):
         """The metrics by name, each a scalar."""
         matches = zip(_TOLERANCES, self.num_matches, strict=True)
         return {
-            **{name: _fraction(count, self.num_molecules) for name, count in matches},
+            **{name: share(count, self.num_molecules) for name, count in matches},
             "rmsd": self.rmsd_sum / self.num_measured,
             "rmsd_unaligned": self.rmsd_unaligned_sum / self.num_measured,
-            "type_accuracy": _fraction(self.num_correct_atoms, self.num_atoms),
-            "type_correct": _fraction(self.num_type_correct, self.num_molecules),
+            "type_accuracy": share(self.num_correct_atoms, self.num_atoms),
+            "type_correct": share(self.num_type_correct, self.num_molecules),
         }
 
 

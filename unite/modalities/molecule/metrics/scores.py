@@ -17,6 +17,7 @@ import numpy as np
 from rdkit import Chem, rdBase
 
 from unite.modalities.molecule.files.reading import Entry, Record, counted_hydrogens, parse
+from unite.modalities.molecule.metrics.shares import Counts, share
 from unite.modalities.molecule.perception.molecule import (
     REJECT_REASONS,
     Molecule,
@@ -292,36 +293,29 @@ class MoleculeScores:
         num_distinct = sum(map(len, self._keys.values()))
         values = {
             "num_molecules": float(total),
-            "validity": _share(counts["valid"], total),
-            "uniqueness": _share(num_distinct, counts["valid"]),
-            "valid_unique": _share(num_distinct, total),
-            "charged_carbon": _share(counts["charged_carbon"], total),
-            "connected": _share(counts["connected"], total),
-            "atom_stability": _share(counts["stable_atoms"], counts["atoms"]),
-            "molecule_stability": _share(counts["stable"], total),
-            "validity_edm": _share(counts["valid_edm"], total),
-            "mean_atoms": _share(counts["atoms"], total),
+            **Counts(
+                total, counts["valid"], num_distinct, counts["charged_carbon"], counts["connected"], counts["atoms"]
+            ).shares(),
+            "atom_stability": share(counts["stable_atoms"], counts["atoms"]),
+            "molecule_stability": share(counts["stable"], total),
+            "validity_edm": share(counts["valid_edm"], total),
         }
         if train_keys is not None:
             num_novel = sum(len(keys.difference(train_keys(united))) for united, keys in self._keys.items() if keys)
-            values["novelty"] = _share(num_novel, num_distinct)
+            values["novelty"] = share(num_novel, num_distinct)
         if self._written_reasons:
             num_valid, distinct = self._written_reasons["valid"], self._written_keys
-            values["validity_as_written"] = _share(num_valid, total)
-            values["uniqueness_as_written"] = _share(len(distinct), num_valid)
-            values["valid_unique_as_written"] = _share(len(distinct), total)
+            values["validity_as_written"] = share(num_valid, total)
+            values["uniqueness_as_written"] = share(len(distinct), num_valid)
+            values["valid_unique_as_written"] = share(len(distinct), total)
             if train_keys is not None:
                 num_novel = len(distinct.difference(train_keys(False))) if distinct else 0
-                values["novelty_as_written"] = _share(num_novel, len(distinct))
+                values["novelty_as_written"] = share(num_novel, len(distinct))
             for reason in WRITTEN_REASONS:
-                values[f"reject_as_written/{reason}"] = _share(self._written_reasons[reason], total)
+                values[f"reject_as_written/{reason}"] = share(self._written_reasons[reason], total)
         for reason in (*FILE_REASONS, *REJECT_REASONS):
-            values[f"reject/{reason}"] = _share(self._reasons[reason], total)
+            values[f"reject/{reason}"] = share(self._reasons[reason], total)
         sizes = np.array(self._sizes)
         values |= {f"atoms/{name}": float(getattr(np, name)(sizes)) for name in ("min", "median", "max", "std")}
         num_atoms = self._symbols.total()
         return values | {f"element/{symbol}": count / num_atoms for symbol, count in sorted(self._symbols.items())}
-
-
-def _share(count: int, total: int) -> float:
-    return count / max(total, 1)

@@ -18,13 +18,11 @@ Dimension letters: M molecules, B molecules of one padded batch, A atoms.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from rdkit import rdBase
 
-if TYPE_CHECKING:  # judging molecules needs no torch
-    pass
 from unite.modalities.molecule.perception.bond_orders import _assign_bond_orders, _require_capped_bond_orders
 from unite.modalities.molecule.perception.distances import (
     MIN_DISTANCE,
@@ -69,7 +67,19 @@ def perceive(molecule: Molecule) -> Perception:
 
 
 def perceive_all(molecules: Sequence[Molecule]) -> list[Perception]:
-    """What :func:`perceive` gives for each of the molecules, faster than one by one."""
+    """What :func:`perceive` gives for each of the molecules, faster than one by one.
+
+    Metrics, files and pictures ask for the same molecules: what was found of one is kept as long as it exists.
+    """
+    fresh = [molecule for molecule in dict.fromkeys(molecules) if molecule not in _perceived]
+    _perceived.update(zip(fresh, _perceive_all(fresh), strict=True))
+    return [_perceived[molecule] for molecule in molecules]
+
+
+_perceived: WeakKeyDictionary[Molecule, Perception] = WeakKeyDictionary()
+
+
+def _perceive_all(molecules: Sequence[Molecule]) -> list[Perception]:
     _require_capped_bond_orders()
     perceptions: list[Perception | None] = [None] * len(molecules)
     with rdBase.BlockLogs():

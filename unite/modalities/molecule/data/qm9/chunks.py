@@ -11,16 +11,17 @@ import rdkit
 from torch import Tensor
 from tqdm import tqdm
 
+from unite.modalities.molecule import perception
 from unite.modalities.molecule.data.qm9.table import checksum
 from unite.modalities.molecule.metrics.scores import leave_interrupts_to_the_parent
-from unite.modalities.molecule.perception import perceive as molecule_perception
 
 MOLECULES_PER_CHUNK = 2000
+RULES = Path(perception.__file__).parent
 
 
 def fingerprint(molecules: dict[str, Tensor]) -> str:
     """Short name that changes with the molecules, with the rules of perception, and with RDKit."""
-    rules = Path(molecule_perception.__file__).read_text(encoding="utf8")
+    rules = "".join(file.read_text(encoding="utf8") for file in sorted(RULES.glob("*.py")))
     return hashlib.sha256(f"{checksum(molecules)} {rdkit.__version__} {rules}".encode()).hexdigest()[:12]
 
 
