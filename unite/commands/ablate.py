@@ -253,20 +253,11 @@ def align_trial(trial: Trial) -> int:
 
 def _ends_with_validation(folder: Path) -> bool:
     """Whether the last step of a run was validated."""
-    import csv
-
     from unite.runs.checkpoint_io import LAST_CHECKPOINT
     from unite.runs.folder import read_checkpoint
+    from unite.runs.metrics_table import validations
 
-    table = folder / "metrics.csv"
-    if not table.is_file():
-        return False
-    with table.open(newline="") as file:
-        validated = [
-            int(row["step"])
-            for row in csv.DictReader(file)
-            if any(value for name, value in row.items() if name.startswith("val/"))
-        ]
+    validated = [step for step, _ in validations(folder)]
     return bool(validated) and validated[-1] + 1 == read_checkpoint(folder / LAST_CHECKPOINT)["global_step"]
 
 

@@ -5,7 +5,6 @@ parameters and steps from last.ckpt, training time from the TensorBoard events, 
 align.json of ``unite align``. What a run does not have is a dash, never a zero.
 """
 
-import csv
 import importlib.util
 import json
 import math
@@ -21,6 +20,7 @@ from unite.commands.options import run_as_command
 from unite.console import shown
 from unite.errors import UserError, require
 from unite.files import leaving_no_empty_folders, require_writable, write_json
+from unite.runs.metrics_table import validations
 
 TABLE_FILE = "compare.md"
 VALUES_FILE = "compare.json"
@@ -160,15 +160,12 @@ def read_run(folder: Path, name: str | None = None) -> RunSummary:
 def read_metrics(folder: Path) -> dict[str, float]:
     """Metrics of a run: of the last validation that has each of them, and of ``unite test``."""
     metrics: dict[str, float] = {}
-    table = folder / "metrics.csv"
-    if table.is_file():
-        with table.open(newline="") as file:
-            for row in csv.DictReader(file):
-                metrics |= {key: float(value) for key, value in row.items() if key.startswith("val/") and value}
+    for _, values in validations(folder):
+        metrics |= values
     evaluated = folder / "metrics.json"
     if evaluated.is_file():
-        values = json.loads(evaluated.read_text())
-        metrics |= {key: math.nan if value is None else float(value) for key, value in values.items()}
+        found = json.loads(evaluated.read_text())
+        metrics |= {key: math.nan if value is None else float(value) for key, value in found.items()}
     return metrics
 
 

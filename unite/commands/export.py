@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import re
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from unite.runs.exported import (
     require_repo_id,
 )
 from unite.runs.exported import push_to_hub as upload
+from unite.runs.metrics_table import validations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -214,7 +214,9 @@ def _metrics_text(checkpoint: Path, content: Mapping[str, Any]) -> str:
 
     tables = []
     step = int(content.get("global_step", 0))
-    validation = _validation_metrics(checkpoint.parent / "metrics.csv", step)
+    # Lightning counts steps from 0.
+    rows = [values for at, values in validations(checkpoint.parent) if at in (step, step - 1)]
+    validation = {name: value for values in rows for name, value in values.items()}
     if validation:
         tables.append(_table(f"Validation at step {step}", validation))
     with contextlib.suppress(OSError, ValueError):  # a card without metrics is better than no export
@@ -223,15 +225,6 @@ def _metrics_text(checkpoint: Path, content: Mapping[str, Any]) -> str:
         if values:
             tables.append(_table("The run's latest evaluation (`metrics.json`)", values))
     return "\n\n".join(tables) or "None were found in the run folder."
-
-
-def _validation_metrics(file: Path, step: int) -> dict[str, float]:
-    """What metrics.csv has of the validation after ``step`` optimizer steps; Lightning counts them from 0."""
-    if not file.is_file():
-        return {}
-    with file.open(newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["step"] in (str(step), str(step - 1))]
-    return {name: float(value) for row in rows for name, value in row.items() if name.startswith("val/") and value}
 
 
 def _table(caption: str, values: Mapping[str, float | None]) -> str:

@@ -93,7 +93,8 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     """Structural similarity of each image for values in [0, 1] (Wang et al. 2004).
 
     Gaussian windows of 11 pixels (standard deviation 1.5) that lie wholly within the image; images smaller than a
-    window get the largest odd one that fits.
+    window get the largest odd one that fits. torchmetrics' also averages windows that reach beyond the edge, over
+    reflected pixels, and refuses images of fewer than 11 pixels.
 
     Args:
         prediction: Shape (B, C, H, W).

@@ -8,7 +8,6 @@ PyG objects have ``z`` (A,), ``charge`` (A,), ``edge_index`` (2, E) with both di
 where hydrogens are counted. Letters: A atoms, E directed edges.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 from weakref import WeakKeyDictionary
@@ -379,11 +378,3 @@ def mol_from_data(data: Data) -> Chem.Mol:
         conformer.SetPositions(data.pos.double().cpu().numpy())
         mol.AddConformer(conformer)
     return mol
-
-
-def bond_matrix(pairs: Sequence[tuple[int, int, int]], num_atoms: int) -> IntArray:
-    """Symmetric matrix (A, A) of first atom, second atom and type of bonds."""
-    bonds = np.zeros((num_atoms, num_atoms), dtype=np.int64)
-    for first, second, kind in pairs:
-        bonds[first, second] = bonds[second, first] = kind
-    return bonds
