@@ -23,7 +23,8 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import SaveConfigCallback
 
 import unite
-from unite.cli import COMMANDS
+from unite.cli import run_command
+from unite.commands import COMMANDS
 from unite.engine.optimizer import OptimizerSettings, TwoStageDecay
 from unite.errors import UserError
 from unite.flow import TimeDistribution
@@ -111,17 +112,14 @@ def _command(name: str) -> str:
 
 def _helps(name: str) -> Iterator[str]:
     """What ``--help`` of a command says, and of the commands below it."""
-    module = importlib.import_module(COMMANDS[name].module)
-    text = _help(module, [name])
-    yield text
-    positional = text.partition("positional arguments:\n")[2].partition("\n\n")[0]
-    for part in re.findall(r"^ {4}(\w[\w-]*)(?= |$)", positional, flags=re.MULTILINE):
-        yield _help(module, [name, part])
+    yield _help(name)
+    for word in filter(None, COMMANDS[name].functions):
+        yield _help(name, word)
 
 
-def _help(module: Any, args: list[str]) -> str:
+def _help(*args: str) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        module.run([*args, "--help"])
+        run_command([*args, "--help"])
     return out.getvalue()
 
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.support.paths import REPOSITORY
 from unite import GenerativeEncoder, UniteModule, UniteTrainer
-from unite.cli import COMMANDS
+from unite.commands import COMMANDS
 from unite.modalities.molecule.adapter import MoleculeAdapter
 from unite.modalities.molecule.data.qm9 import table as qm9_cache
 

@@ -5,49 +5,12 @@ import importlib
 import os
 import sys
 import traceback
-from typing import NamedTuple
 
 from unite import __version__
+from unite.commands import COMMANDS
 from unite.console import coloured, quiet
 from unite.errors import TrainingError, UserError
 from unite.runs.known_classes import trusting
-
-
-class Command(NamedTuple):
-    """A command: what to import and call with the arguments, and what ``unite --help`` says."""
-
-    module: str
-    summary: str
-
-
-COMMANDS = {
-    "fit": Command("unite.commands.lightning_cli", "train: unite fit --config configs/qm9_small.yaml"),
-    "validate": Command("unite.commands.lightning_cli", "metrics of a checkpoint on the validation split"),
-    "test": Command("unite.commands.lightning_cli", "metrics of a checkpoint on the test split"),
-    "sample": Command(
-        "unite.commands.lightning_cli", "generate: unite sample --ckpt_path runs/qm9_small --num_samples 100"
-    ),
-    "reconstruct": Command(
-        "unite.commands.lightning_cli", "inputs beside their reconstructions: pictures, files, metrics"
-    ),
-    "predict": Command(
-        "unite.commands.lightning_cli", "latents of a data split as safetensors: --split train|val|test"
-    ),
-    "score": Command(
-        "unite.commands.score", "metrics of any files: unite score molecules FILE.sdf, unite score images DIR"
-    ),
-    "ablate": Command("unite.commands.ablate", "train a list of variants of a config: unite ablate --overlays ..."),
-    "compare": Command("unite.commands.compare", "runs side by side: unite compare RUN RUN ..."),
-    "align": Command(
-        "unite.commands.align", "do the two passes agree? CKA and more by layer: unite align --ckpt_path RUN"
-    ),
-    "latents": Command("unite.commands.latents", "probes, neighbours, interpolations: unite latents --ckpt_path RUN"),
-    "prepare": Command("unite.commands.prepare", "caches, shards, statistics: unite prepare images SRC OUT"),
-    "import-official": Command(
-        "unite.commands.import_official", "the authors' checkpoint as ours: unite import-official UNITE-B.pt OUT"
-    ),
-    "export": Command("unite.commands.export", "a folder to share: unite export runs/qm9_small DIR"),
-}
 
 HELP = f"""usage: unite COMMAND [options]
 
@@ -94,6 +57,8 @@ def main(args: list[str] | None = None) -> int:
         print(f"unite {__version__}")
         return 0
     try:
+        if warning := namesake():
+            print(f"unite: {coloured('warning:', 'yellow', sys.stderr)} {warning}", file=sys.stderr)
         with quiet(is_quiet), trusting(is_trusting):
             run_command(args)
             sys.stdout.flush()
@@ -127,16 +92,47 @@ def main(args: list[str] | None = None) -> int:
     return 0
 
 
+def namesake() -> str | None:
+    """A warning, if PyPI's `unite`, which has nothing to do with this package, is installed beside it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version("unite-lightning")
+        other = version("unite")
+    except PackageNotFoundError:
+        return None
+    return (
+        f"the package unite {other} is installed beside unite-lightning, and both have their files in one folder: "
+        "pip uninstall unite unite-lightning, then install unite-lightning again"
+    )
+
+
 def run_command(args: list[str]) -> None:
     """Import the command that ``args`` begin with, and run it.
 
     Raises:
         UserError: There is no such command, or its options are wrong.
     """
-    if args[0] not in COMMANDS:
+    from unite.commands.options import run_as_command, run_one_of
+    from unite.commands.typed import MODEL_COMMANDS, OTHER_NAMES, short_help, understood
+
+    if args[0] not in {**COMMANDS, **OTHER_NAMES}:
         close = difflib.get_close_matches(args[0], COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"no command {args[0]!r}; {hint}")
+    args = understood(args)
+    if args[0] in MODEL_COMMANDS and {"-h", "--help"} & set(args):
+        print(short_help(args[0]), end="")
+        return
+    args = ["--help" if arg == "--help-all" else arg for arg in args]
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a class_path may name a file of the user's that is not installed
-    importlib.import_module(COMMANDS[args[0]].module).run(args)
+    command = COMMANDS[args[0]]
+    module = importlib.import_module(command.module)
+    functions = {word: getattr(module, name) for word, name in command.functions.items()}
+    if not functions:
+        module.run(args)
+    elif "" in functions:
+        run_as_command(functions[""], args[0], args[1:])
+    else:
+        run_one_of(functions, args[0], args[1:])

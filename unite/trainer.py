@@ -32,7 +32,7 @@ from unite.outputs.latents import LatentFiles, Split, limit_batches, write_laten
 from unite.outputs.samples import SampleSettings, fingerprint, write_samples
 from unite.runs.checkpoint_io import AtomicCheckpointIO
 from unite.runs.folder import write_metrics
-from unite.runs.logs import ContinuedLogs, RunCSVLogger, RunTensorBoardLogger
+from unite.runs.logs import ContinuedLogs, LoggerName, loggers_of
 
 
 class UniteTrainer(Trainer):
@@ -41,7 +41,8 @@ class UniteTrainer(Trainer):
     Args:
         default_root_dir: The run folder; the command line puts in ``runs/NAME``. It holds config.yaml,
             last.ckpt, the best checkpoints, TensorBoard events and metrics.csv.
-        logger: True for TensorBoard and metrics.csv in the run folder, False for none, or Lightning loggers.
+        logger: True for TensorBoard and metrics.csv in the run folder, False for none; ``tensorboard`` or ``csv`` for
+            one of the two, ``wandb`` for Weights & Biases and metrics.csv; or Lightning loggers.
         callbacks: Lightning callbacks. A ``ModelCheckpoint`` without ``dirpath`` writes into the run folder.
         enable_checkpointing: False to write no checkpoints.
         enable_model_summary: False to print no table of the model's parts and of its optimizer.
@@ -56,7 +57,7 @@ class UniteTrainer(Trainer):
         self,
         *,
         default_root_dir: str | Path | None = None,
-        logger: Logger | list[Logger] | bool | None = True,
+        logger: Logger | list[Logger] | bool | LoggerName | None = True,
         callbacks: list[Callback] | Callback | None = None,
         enable_checkpointing: bool | None = None,
         enable_model_summary: bool | None = None,
@@ -78,8 +79,8 @@ class UniteTrainer(Trainer):
         callbacks += [Forecast(), TrainingMonitor(), ContinuedLogs()]
         if enable_checkpointing is not False and not any(isinstance(item, LastCheckpoint) for item in callbacks):
             callbacks.append(LastCheckpoint())
-        if logger is True:
-            logger = [RunTensorBoardLogger(run_folder), RunCSVLogger(run_folder)]
+        if logger is True or isinstance(logger, str):
+            logger = loggers_of(logger, run_folder)
         plugins = kwargs.pop("plugins", None) or []
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

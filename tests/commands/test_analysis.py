@@ -237,7 +237,7 @@ LATENTS = ("latents", "--ckpt_path", "{toy}", "--output", "{tmp}/out")
         ((*ALIGN, "--modality", "sound"), ["'sound'", "curve"]),
         ((*ALIGN, "--sead", "1"), ["unknown option --sead"]),
         ((*ALIGN, "--data.batch_sise", "2"), ["batch_sise"]),
-        ((*ALIGN, "--config", "no.yaml"), ["no.yaml", "cannot be read"]),
+        ((*ALIGN, "--config", "no.yaml"), ["no.yaml", "does not exist"]),
         ((*ALIGN[:-1], "{tmp}/file/out"), ["cannot write to"]),
         ((*LATENTS, "--num_samples", "3"), ["--num_samples is 3"]),
         ((*LATENTS, "--num_steps", "0"), ["--num_steps is 0"]),
@@ -266,7 +266,7 @@ def test_missing_packages_are_named(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else find_spec(name))
     result = run_cli(command, "--ckpt_path", toy_run)
     assert result.code == 2
-    assert 'scikit-learn, which is not installed: pip install "unite[analysis]"' in result.err
+    assert 'scikit-learn, which is not installed: pip install "unite-lightning[analysis]"' in result.err
 
 
 @pytest.mark.parametrize("command", ["align", "latents"])

@@ -334,13 +334,13 @@ def test_without_its_package_the_hub_is_explained(
     run_cli: RunCli, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r'owner/model is no folder here.*pip install "unite\[hub\]"'):
+    with pytest.raises(UserError, match=r'owner/model is no folder here.*pip install "unite-lightning\[hub\]"'):
         UniteModule.from_pretrained("owner/model")
     with pytest.raises(UserError, match="nowhere/at/all is no folder"):
         UniteModule.from_pretrained("nowhere/at/all")
     result = run_cli("export", tmp_path / "run", tmp_path / "out", "--push_to_hub", "owner/model")
     assert result.code == 2
-    assert "unite[hub]" in result.err
+    assert "unite-lightning[hub]" in result.err
     assert not (tmp_path / "out").exists()
 
 

@@ -308,7 +308,7 @@ def test_a_route_without_its_package_says_how_to_get_it(
     result = run_cli("score", "molecules", tmp_path / "m.sdf", "--no_novelty", "--routes", route)
     assert result.code == 2
     assert f"--routes {route} needs {package}" in result.err
-    assert result.err.rstrip().endswith('pip install "unite[scores]"')
+    assert result.err.rstrip().endswith('pip install "unite-lightning[scores]"')
     assert not (tmp_path / "m_sdf_scores").exists()
 
 

@@ -215,4 +215,4 @@ def require_analysis_packages() -> None:
     """
     for package, name in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f'this takes {name}, which is not installed: pip install "unite[analysis]"')
+            raise UserError(f'this takes {name}, which is not installed: pip install "unite-lightning[analysis]"')

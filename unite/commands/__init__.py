@@ -1,1 +1,67 @@
-"""One file per command; nothing in the package imports them but `unite.cli`."""
+"""The commands: one file each, and the table of them. Imports nothing heavy."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+        module: What to import.
+        summary: What ``unite --help`` says.
+        functions: Name of the function for each word that may follow the command, ``""`` if none does. Commands
+            without one run a model: their module has ``run``, which takes the arguments.
+    """
+
+    module: str
+    summary: str
+    functions: Mapping[str, str] = {}
+
+
+COMMANDS = {
+    "fit": Command("unite.commands.lightning_cli", "train: unite fit --config configs/qm9_small.yaml"),
+    "validate": Command("unite.commands.lightning_cli", "metrics of a checkpoint on the validation split"),
+    "test": Command("unite.commands.lightning_cli", "metrics of a checkpoint on the test split"),
+    "sample": Command(
+        "unite.commands.lightning_cli", "generate: unite sample --ckpt_path runs/qm9_small --num_samples 100"
+    ),
+    "reconstruct": Command(
+        "unite.commands.lightning_cli", "inputs beside their reconstructions: pictures, files, metrics"
+    ),
+    "predict": Command(
+        "unite.commands.lightning_cli", "latents of a data split as safetensors: --split train|val|test"
+    ),
+    "score": Command(
+        "unite.commands.score",
+        "metrics of any files: unite score molecules FILE.sdf, unite score images DIR",
+        {"molecules": "score_molecules", "images": "score_images"},
+    ),
+    "ablate": Command(
+        "unite.commands.ablate", "train a list of variants of a config: unite ablate --overlays ...", {"": "ablate"}
+    ),
+    "compare": Command("unite.commands.compare", "runs side by side: unite compare RUN RUN ...", {"": "compare"}),
+    "align": Command(
+        "unite.commands.align",
+        "do the two passes agree? CKA and more by layer: unite align --ckpt_path RUN",
+        {"": "align"},
+    ),
+    "latents": Command(
+        "unite.commands.latents", "probes, neighbours, interpolations: unite latents --ckpt_path RUN", {"": "latents"}
+    ),
+    "prepare": Command(
+        "unite.commands.prepare",
+        "caches, shards, statistics: unite prepare images SRC OUT",
+        {"qm9": "prepare_qm9", "images": "prepare_images", "reference": "prepare_reference"},
+    ),
+    "import-official": Command(
+        "unite.commands.import_official",
+        "the authors' checkpoint as ours: unite import-official UNITE-B.pt OUT",
+        {"": "import_official"},
+    ),
+    "info": Command("unite.commands.info", "what a model is, and what to type next: unite info RUN", {"": "info"}),
+    "completion": Command(
+        "unite.commands.completion", 'for the shell: eval "$(unite completion bash)"', {"": "completion"}
+    ),
+    "export": Command("unite.commands.export", "a folder to share: unite export runs/qm9_small DIR", {"": "export"}),
+}

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from unite.commands.options import run_as_command
 from unite.console import info, is_quiet
 from unite.errors import UserError
 from unite.files import write_whole
@@ -71,11 +70,6 @@ class Trial:
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {"options": self.options, "digest": self.digest, "metrics": metrics}
         write_whole(self.folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
-
-
-def run(args: list[str]) -> None:
-    """Train the variants that the arguments name."""
-    run_as_command(ablate, "ablate", args[1:])
 
 
 def ablate(

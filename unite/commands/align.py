@@ -6,15 +6,10 @@ Imports come with the work, so that ``--help`` answers at once.
 from pathlib import Path
 from typing import Literal
 
-from unite.commands.options import run_as_command, torch_device
+from unite.commands.options import torch_device
 from unite.console import shown
 from unite.errors import require
 from unite.files import write_json
-
-
-def run(args: list[str]) -> None:
-    """Align the passes of the model that the arguments name."""
-    run_as_command(align, "align", args[1:])
 
 
 def align(

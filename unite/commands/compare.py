@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from unite.analysis.comparison import RunSummary, comparison, draw_comparison, markdown_table
-from unite.commands.options import run_as_command
 from unite.console import shown
 from unite.errors import UserError, require
 from unite.files import leaving_no_empty_folders, require_writable, write_json
@@ -25,11 +24,6 @@ from unite.runs.metrics_table import validations
 TABLE_FILE = "compare.md"
 VALUES_FILE = "compare.json"
 FIGURE_FILE = "compare.png"
-
-
-def run(args: list[str]) -> None:
-    """Compare the runs that the arguments name."""
-    run_as_command(compare, "compare", args[1:])
 
 
 def compare(runs: list[Path], *, output: Path = Path("runs/compare"), overwrite: bool = False) -> None:
@@ -46,7 +40,7 @@ def compare(runs: list[Path], *, output: Path = Path("runs/compare"), overwrite:
     Raises:
         UserError: A run is missing or damaged, or the output has a comparison of other runs.
     """
-    folders = [_run_folder(path) for path in runs]
+    folders = _run_folders(runs)
     names = _short_names(folders)
     _claim(output, folders, overwrite)
     with leaving_no_empty_folders(output):
@@ -108,6 +102,23 @@ def _run_folder(path: Path) -> Path:
     if not (folder / LAST_CHECKPOINT).is_file():
         raise UserError(f"{path} is no run: name run folders, each with a {LAST_CHECKPOINT}")
     return folder
+
+
+def _run_folders(paths: Sequence[Path]) -> list[Path]:
+    """The run folders among some paths; what else a pattern such as ``runs/*`` matched is left out, and said.
+
+    Raises:
+        UserError: There is no run among them.
+    """
+    folders = []
+    for path in paths:
+        try:
+            folders.append(_run_folder(path))
+        except UserError as error:
+            if path is paths[-1] and not folders:
+                raise
+            print(f"unite: left out: {error}", file=sys.stderr)
+    return folders
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:

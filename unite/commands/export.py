@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unite import __version__
-from unite.commands.options import run_as_command
 from unite.console import one_line, shown
 from unite.errors import UserError
 from unite.files import leaving_no_empty_folders, replacing, require_writable
@@ -248,11 +247,6 @@ def _data_text(config: Path | None) -> str:
     }
     settings = ", ".join(f"`{name}: {value}`" for name, value in arguments.items())
     return f"`{data['class_path']}`" + (f" with {settings}." if settings else ".")
-
-
-def run(args: list[str]) -> None:
-    """Export what the arguments say."""
-    run_as_command(export, "export", args[1:])
 
 
 def export(

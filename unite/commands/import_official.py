@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from unite.commands.official_names import MODALITY, _image_adapter, official_name_table
-from unite.commands.options import run_as_command
 from unite.console import shown
 from unite.errors import UserError
 from unite.files import replacing, require_writable
@@ -291,11 +290,6 @@ def vgg16_of(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not found:
         raise UserError(f"--vgg16: this file carries no {LPIPS_PREFIX}* tensors")
     return found
-
-
-def run(args: list[str]) -> None:
-    """Import what the arguments say."""
-    run_as_command(import_official, "import-official", args[1:])
 
 
 def import_official(

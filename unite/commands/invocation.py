@@ -18,8 +18,16 @@ from unite.module import UniteModule
 from unite.moved import moved_text
 from unite.runs.checkpoint_io import LAST_CHECKPOINT
 from unite.runs.exported import SETTINGS_FILE, is_exported
-from unite.runs.folder import find_checkpoint, find_last_checkpoint, find_run_config, is_first_process, read_checkpoint
+from unite.runs.folder import (
+    find_best_checkpoint,
+    find_checkpoint,
+    find_last_checkpoint,
+    find_run_config,
+    is_first_process,
+    read_checkpoint,
+)
 from unite.runs.known_classes import require_known_classes, require_known_config
+from unite.shipped import name_of_shipped_model
 
 #: Options of numbers that may be written with blanks between them; jsonargparse wants [1,2].
 LIST_OPTIONS = ("labels", "guidance_sweep", "guidance_interval")
@@ -44,7 +52,10 @@ class Invocation:
         self.options = _early_options(args)
         _require_configs(self.options.config)
         self.is_last = self.options.ckpt_path == "last"
-        self.ckpt_path = self._find_last() if self.is_last else find_checkpoint(self.options.ckpt_path)
+        if self.options.ckpt_path in ("last", "best"):
+            self.ckpt_path = self._find(self.options.ckpt_path)
+        else:
+            self.ckpt_path = find_checkpoint(self.options.ckpt_path)
         self.checkpoint = read_checkpoint(self.ckpt_path) if self.ckpt_path else {}
         self.exported = self.ckpt_path.parent if self.ckpt_path and is_exported(self.ckpt_path) else None
         self.run_config = find_run_config(self.ckpt_path) if self.ckpt_path and not self.exported else None
@@ -110,8 +121,8 @@ class Invocation:
             f"has no {refused[2]}; to change another one, give the list trainer.callbacks in a second --config"
         )
 
-    def _find_last(self) -> Path | None:
-        """What ``--ckpt_path last`` stands for: last.ckpt of the run, or for fit a new run if there is none yet.
+    def _find(self, which: str) -> Path | None:
+        """What ``--ckpt_path last`` or ``best`` stands for in the run, or for fit a new run if there is none yet.
 
         Raises:
             UserError: There is none, and the command needs one.
@@ -119,7 +130,12 @@ class Invocation:
         root = Path(self.options.root or _configured_root(self.options.config) or _default_root(self.options.config))
         found = find_last_checkpoint(root)
         if found is None and self.command != "fit":
-            raise UserError(f"--ckpt_path last: no {LAST_CHECKPOINT} in {root}; name the run folder with --ckpt_path")
+            raise UserError(
+                f"--ckpt_path {which}: no {LAST_CHECKPOINT} in {root}; name the run folder with --ckpt_path, or its "
+                "--config"
+            )
+        if found is not None and which == "best":
+            return find_best_checkpoint(found.parent)
         if found is None and is_first_process():
             print(f"no {LAST_CHECKPOINT} in {shown(root)} yet: a new run", flush=True)
         return found
@@ -128,6 +144,8 @@ class Invocation:
         """The folder asked for, else the checkpoint's, else one named after the config files."""
         if self.options.root:
             return Path(self.options.root)
+        if self.exported and (name := name_of_shipped_model(self.exported)):
+            return Path("runs", name)  # what comes with the package is not written to
         if self.ckpt_path and (self.command != "fit" or not self.options.config):
             return self.run_config.parent if self.run_config else self.ckpt_path.parent
         return Path(configured or _default_root(self.options.config))

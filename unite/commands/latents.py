@@ -6,7 +6,7 @@ Imports come with the work, so that ``--help`` answers at once.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from unite.commands.options import run_as_command, torch_device
+from unite.commands.options import torch_device
 from unite.console import shown
 from unite.errors import require
 from unite.files import write_json
@@ -19,11 +19,6 @@ NUM_NEIGHBOURS = 5
 NUM_SHOWN = 6
 NUM_COLUMNS = 10
 NUM_TRAJECTORIES = 200
-
-
-def run(args: list[str]) -> None:
-    """Look into the latents of the model that the arguments name."""
-    run_as_command(latents, "latents", args[1:])
 
 
 def latents(

@@ -138,6 +138,8 @@ def _add_parameter(parser: OptionParser, parameter: inspect.Parameter, help_text
         settings["metavar"] = METAVARS[kind]
     if is_list:
         settings["nargs"] = "+"
+    elif not is_option and not is_required:
+        settings["nargs"] = "?"
     if default not in (None, (), []):
         shown = " ".join(map(str, default)) if is_list else f"{default}"
         settings["help"] += f" (default: {shown})"

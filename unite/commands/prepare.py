@@ -7,15 +7,10 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from unite.commands.options import run_one_of, torch_device
+from unite.commands.options import torch_device
 from unite.console import shown
 from unite.errors import require
 from unite.files import leaving_no_empty_folders
-
-
-def run(args: list[str]) -> None:
-    """Prepare what the arguments say."""
-    run_one_of({"qm9": prepare_qm9, "images": prepare_images, "reference": prepare_reference}, "prepare", args[1:])
 
 
 def prepare_qm9(

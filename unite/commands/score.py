@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unite.commands.options import run_one_of, torch_device
+from unite.commands.options import torch_device
 from unite.console import as_table, is_quiet, shown, silence_noise
 from unite.errors import UserError, require
 from unite.files import write_json
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from unite.modalities.image.features import FeatureNetwork
     from unite.modalities.image.scores import ImageFiles
     from unite.modalities.molecule.metrics.scores import MoleculeScores
-
-
-def run(args: list[str]) -> None:
-    """Score what the arguments say."""
-    run_one_of({"molecules": score_molecules, "images": score_images}, "score", args[1:])
 
 
 def score_molecules(
@@ -56,7 +51,7 @@ def score_molecules(
         no_novelty: Leave novelty out, for which the training molecules are perceived: about a minute on two cores, the
             first time that a molecule is valid; the result is kept in the folder of --qm9_root.
         routes: Also judge by other definitions, under their names: validity_adit, posebusters/...; slow, and each
-            needs packages of its own: pip install "unite[scores]".
+            needs packages of its own: pip install "unite-lightning[scores]".
         num_workers: Processes that judge; default: one per CPU, at most 8.
         output: Folder for the files; default: beside what is scored, samples_sdf_scores for samples.sdf.
         overwrite: Replace files that the folder has already.

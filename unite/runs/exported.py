@@ -6,17 +6,18 @@ import hashlib
 import importlib
 import json
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
 
+from unite import __version__
 from unite.console import one_line
 from unite.errors import UserError
 from unite.files import require_writable as require_writable
 from unite.moved import moved
 from unite.runs.known_classes import require_known_classes
+from unite.shipped import shipped_model
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -42,7 +43,7 @@ WEIGHTS_FILE = "model.safetensors"
 SETTINGS_FILE = "config.json"
 CARD_FILE = "README.md"
 FILES = (WEIGHTS_FILE, SETTINGS_FILE, CARD_FILE)
-HUB_HINT = 'pip install "unite[hub]"'
+HUB_HINT = 'pip install "unite-lightning[hub]"'
 
 
 def is_exported(checkpoint: Path) -> bool:
@@ -55,7 +56,8 @@ def load_pretrained(module_class: type[Module], source: str | Path, revision: st
 
     Args:
         module_class: :class:`~unite.module.UniteModule` or a subclass.
-        source: The folder, or the id ``owner/name`` of a model on the Hugging Face Hub (needs ``unite[hub]``).
+        source: The folder, the name of a model that comes with the package (``qm9``), or the id ``owner/name`` of one
+            on the Hugging Face Hub (needs the extra ``hub``).
         revision: Branch, tag or commit on the Hub.
 
     Raises:
@@ -65,7 +67,7 @@ def load_pretrained(module_class: type[Module], source: str | Path, revision: st
 
     from unite.runs.exported import require_same_model
 
-    folder = Path(source) if Path(source).is_dir() else _download(str(source), revision)
+    folder = Path(source) if Path(source).is_dir() else shipped_model(source) or _download(str(source), revision)
     content = read_exported(folder)
     require_known_classes(content["hyper_parameters"], folder / SETTINGS_FILE, module_class)
     try:
@@ -99,7 +101,7 @@ def read_exported(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not of a unite model; those are written by unite export")
     if config.get("format_version") != FORMAT_VERSION:
         raise UserError(
-            f"{path} has format_version {config.get('format_version')!r}; unite {version('unite')} reads "
+            f"{path} has format_version {config.get('format_version')!r}; unite {__version__} reads "
             f"{FORMAT_VERSION}: it was written by unite {config.get('unite_version')}"
         )
     settings, class_names = config.get("model"), config.get("class_names", {})

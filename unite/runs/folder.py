@@ -17,6 +17,7 @@ from unite.files import write_json
 from unite.moved import moved
 from unite.runs.checkpoint_io import LAST_CHECKPOINT
 from unite.runs.exported import SETTINGS_FILE, WEIGHTS_FILE, is_exported, read_exported
+from unite.shipped import shipped_model
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
@@ -41,7 +42,7 @@ def find_checkpoint(path: str | None) -> Path | None:
     """
     if path is None:
         return None
-    found = Path(path).expanduser()
+    found = shipped_model(path) or Path(path).expanduser()
     if found.is_dir():
         is_shared = (found / SETTINGS_FILE).is_file() and not (found / LAST_CHECKPOINT).is_file()
         found = found / (WEIGHTS_FILE if is_shared else LAST_CHECKPOINT)
@@ -54,6 +55,19 @@ def find_last_checkpoint(root: Path) -> Path | None:
     """The newest last.ckpt of a run in a folder or its ``version_N``, if there is one."""
     found = [path for path in [root / LAST_CHECKPOINT, *root.glob(f"version_*/{LAST_CHECKPOINT}")] if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def find_best_checkpoint(run_folder: Path) -> Path:
+    """The best checkpoint of a run, by the metric that its ``ModelCheckpoint`` watches.
+
+    Raises:
+        UserError: There is none, or there are several, of several metrics.
+    """
+    found = sorted(run_folder.glob("best*.ckpt"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise UserError(f"--ckpt_path best: {shown(run_folder)} has {names}; name the file with --ckpt_path")
+    return found[0]
 
 
 def find_run_config(checkpoint: Path) -> Path | None:

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from unite import __version__
 from unite.errors import UserError
 
 #: Packages whose classes a run folder may name.
@@ -102,7 +102,7 @@ def _require_class(value: Any, base: type, path: Path) -> None:
         try:
             module = importlib.import_module(module_name)
         except ImportError as error:
-            raise UserError(f"{path} names {class_path}, which unite {version('unite')} does not have") from error
+            raise UserError(f"{path} names {class_path}, which unite {__version__} does not have") from error
     elif module_name in sys.modules:
         module = sys.modules[module_name]
     else:

@@ -5,15 +5,19 @@ import os
 import time
 import warnings
 from pathlib import Path
+from typing import Literal
 
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from unite.errors import UserError
 from unite.files import replacing
 from unite.files import require_writable as require_writable
 from unite.runs.folder import is_first_process
+
+LoggerName = Literal["tensorboard", "csv", "wandb"]
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
@@ -86,3 +90,23 @@ class ContinuedLogs(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunTensorBoardLogger | RunCSVLogger) and trainer.is_global_zero:
                 logger.forget(trainer.global_step)
+
+
+def loggers_of(name: "Literal[True] | LoggerName", run_folder: str) -> list[Logger]:
+    """The loggers that ``--trainer.logger`` names; True for TensorBoard and metrics.csv.
+
+    Raises:
+        UserError: The package ``wandb`` is asked for and not installed.
+    """
+    table: Logger = RunCSVLogger(run_folder)
+    if name == "csv":
+        return [table]
+    if name == "wandb":
+        try:
+            from lightning.pytorch.loggers import WandbLogger
+
+            return [WandbLogger(save_dir=run_folder), table]
+        except ImportError as error:  # ModuleNotFoundError of Lightning's own check among them
+            raise UserError("--trainer.logger wandb: the package is not installed: pip install wandb") from error
+    events: Logger = RunTensorBoardLogger(run_folder)
+    return [events] if name == "tensorboard" else [events, table]

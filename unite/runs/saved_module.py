@@ -39,7 +39,7 @@ class SavedModule(TrainingEngine):
         """The model of a folder that ``unite export`` wrote, or of ``owner/name`` on the Hugging Face Hub.
 
         Args:
-            source: The folder, or the id (needs ``unite[hub]``).
+            source: The folder, or the id (needs ``unite-lightning[hub]``).
             revision: Branch, tag or commit on the Hub.
 
         Returns:

@@ -82,7 +82,7 @@ class DigitsDataModule(ImageRowsDataModule):
             from sklearn.datasets import load_digits
         except ImportError as error:
             raise UserError(
-                'the digits come with scikit-learn, which is missing; install it with: pip install "unite[digits]"'
+                'the digits come with scikit-learn, which is missing: pip install "unite-lightning[digits]"'
             ) from error
         digits = load_digits()
         pixels = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)  # 17 levels of gray

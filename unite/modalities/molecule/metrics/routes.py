@@ -18,7 +18,7 @@ from unite.modalities.molecule.perception.perceive import perceive_all
 
 MAX_POSEBUSTERS = 1000
 PACKAGES = {"adit": ("pymatgen", "openbabel"), "posebusters": ("posebusters",)}
-_INSTALL = 'pip install "unite[scores]"'
+_INSTALL = 'pip install "unite-lightning[scores]"'
 
 
 def require_route(route: str) -> None:

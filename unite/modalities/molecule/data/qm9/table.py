@@ -36,7 +36,7 @@ MAX_HYDROGEN_DISTANCE = 1.6
 #: Marks a hydrogen without a heavy atom near enough, in `MoleculeTable.num_hydrogens`.
 UNATTACHED = 255
 WRITE_HINT = "choose a writable folder: data.root in a config, --root of prepare, --qm9_root of score"
-INSTALL_HINT = 'install it with: pip install "unite[qm9]" (or: pip install qm9pack)'
+INSTALL_HINT = 'install it with: pip install "unite-lightning[qm9]" (or: pip install qm9pack)'
 
 logger = logging.getLogger(__name__)
 

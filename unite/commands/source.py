@@ -1,0 +1,80 @@
+"""Options of the commands that run a model, read from the source of what takes them.
+
+Importing the trainer takes seconds. Reading its file does not, so a misspelt option is refused, and ``--help`` answers,
+at once.
+"""
+
+import ast
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = Path(__file__).parents[1]
+#: Arguments of the trainer's methods that are no options.
+NO_OPTIONS = ("self", "model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders", "weights_only")
+
+
+class Described(NamedTuple):
+    """A function or class: what its docstring says of it and of each argument."""
+
+    summary: str
+    arguments: dict[str, str]
+
+
+@cache
+def trainer_options() -> frozenset[str]:
+    """Names of ``--trainer.NAME``: arguments of Lightning's trainer and of ours."""
+    places = (importlib.util.find_spec("lightning") or _missing()).submodule_search_locations or []
+    lightning = _arguments(Path(places[0], "pytorch", "trainer", "trainer.py"), "Trainer", "__init__")
+    own = _arguments(PACKAGE / "trainer.py", "UniteTrainer", "__init__")
+    return frozenset({*lightning, *own} - {"self", "kwargs"})
+
+
+@cache
+def model_options() -> frozenset[str]:
+    """Names of ``--model.NAME``."""
+    return frozenset(set(_arguments(PACKAGE / "module.py", "UniteModule", "__init__")) - {"self"})
+
+
+@cache
+def command_options(command: str) -> Described:
+    """A command's own options: those of the trainer's method of its name."""
+    import docstring_parser
+
+    node = _function(PACKAGE / "trainer.py", "UniteTrainer", command)
+    told = docstring_parser.parse(ast.get_docstring(node) or "", docstring_parser.DocstringStyle.GOOGLE)
+    helps = {item.arg_name: " ".join((item.description or "").split()) for item in told.params}
+    defaults = dict(zip([argument.arg for argument in node.args.args[::-1]], node.args.defaults[::-1], strict=False))
+    arguments = {}
+    for name, text in helps.items():
+        if name in NO_OPTIONS:
+            continue
+        shown = ast.unparse(defaults[name]) if name in defaults else "None"
+        is_told = shown in ("None", "False", "True") or "default" in text
+        arguments[name] = text.rstrip(".").replace("``", "") + (
+            "" if is_told else f" (default: {shown.strip(chr(39))})"
+        )
+    return Described(told.short_description or "", arguments)
+
+
+def keyword_options(module: str, function: str) -> list[str]:
+    """Options of a command that is a function: its arguments behind ``*``."""
+    file = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
+    return [argument.arg for argument in _function(file, None, function).args.kwonlyargs if argument.arg != "others"]
+
+
+def _arguments(file: Path, class_name: str, name: str) -> list[str]:
+    arguments = _function(file, class_name, name).args
+    return [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+
+
+def _function(file: Path, class_name: str | None, name: str) -> ast.FunctionDef:
+    body = ast.parse(file.read_text(encoding="utf8")).body
+    if class_name is not None:
+        body = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == class_name).body
+    return next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == name)
+
+
+def _missing() -> importlib.machinery.ModuleSpec:
+    raise ImportError("lightning is not installed")

@@ -1,0 +1,225 @@
+"""What people type, put as the commands take it; mistakes are told before anything heavy is imported."""
+
+import difflib
+import os
+import textwrap
+from pathlib import Path
+
+from unite.commands.source import command_options, model_options, trainer_options
+from unite.errors import UserError
+from unite.shipped import shipped_configs, shipped_model
+
+#: Commands that run a model, under LightningCLI.
+MODEL_COMMANDS = ("fit", "validate", "test", "sample", "reconstruct", "predict")
+#: Commands whose first word may be a checkpoint or run folder.
+OF_A_MODEL = (*MODEL_COMMANDS, "align", "latents")
+OTHER_NAMES = {"generate": "sample", "train": "fit", "evaluate": "test", "eval": "test", "val": "validate"}
+SHORT = {"-n": "--num_samples", "-o": "--output", "--ckpt": "--ckpt_path", "--checkpoint": "--ckpt_path"}
+SHORT_OF_TRAINER = (
+    "max_steps",
+    "max_epochs",
+    "max_time",
+    "precision",
+    "devices",
+    "accelerator",
+    "strategy",
+    "logger",
+    "fast_dev_run",
+    "val_check_interval",
+    "default_root_dir",
+)
+SHORT_OF_FIT = {
+    **{f"--{name}": f"--trainer.{name}" for name in SHORT_OF_TRAINER},
+    "--lr": "--model.optimizer.lr",
+    "--batch_size": "--data.init_args.batch_size",
+}
+COMMON = (
+    "config",
+    "ckpt_path",
+    "seed",
+    "seed_everything",
+    "device",
+    "overwrite",
+    "output",
+    "help",
+    "help-all",
+    "print_config",
+    "trainer",
+    "data",
+    "model",
+    "weights_only",
+)
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def understood(args: list[str]) -> list[str]:
+    """The command and its options in their full form.
+
+    ``unite sample RUN -n 16`` is ``unite sample --ckpt_path RUN --num_samples 16``; ``--num-samples`` is
+    ``--num_samples``; ``unite fit CONFIG`` and ``--config qm9_small`` name a config that comes with the package.
+
+    Raises:
+        UserError: A file does not exist, or an option is misspelt.
+    """
+    command = OTHER_NAMES.get(args[0], args[0])
+    args = [_long_form(command, arg) for arg in args[1:]]
+    if command == "score":
+        return [command, *_what_to_score(args)]
+    if command in OF_A_MODEL:
+        args = _with_first_word_named(command, args)
+        args = _with_names_resolved(args)
+    if command in MODEL_COMMANDS:
+        _require_known_options(command, args)
+    return [command, *args]
+
+
+def _long_form(command: str, arg: str) -> str:
+    """An option with underscores, and short forms as they are meant; a value is left alone."""
+    if not arg.startswith("-") or arg.startswith("--help"):
+        return arg
+    name, equals, value = arg.partition("=")
+    if name.startswith("--"):
+        name = "--" + name[2:].replace("-", "_")
+    name = SHORT.get(name, name)
+    if command == "fit":
+        name = SHORT_OF_FIT.get(name, name)
+    return f"{name}{equals}{value}"
+
+
+def _what_to_score(args: list[str]) -> list[str]:
+    """``unite score FILE.sdf`` without the word that says what is in it."""
+    if not args or args[0] in ("molecules", "images") or not os.path.exists(args[0]):
+        return args
+    path = Path(args[0])
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    has_images = any(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
+    has_molecules = any(file.suffix.lower() in (".sdf", ".sd", ".mol", ".xyz") for file in files)
+    if has_images == has_molecules:
+        return args
+    return ["images" if has_images else "molecules", *args]
+
+
+def _with_first_word_named(command: str, args: list[str]) -> list[str]:
+    """A word right behind the command is a config in ``fit``, where it is one, and else a checkpoint."""
+    if not args or args[0].startswith("-"):
+        return args
+    word, *others = args
+    is_config = word.endswith((".yaml", ".yml")) or (command == "fit" and not os.path.exists(word))
+    return ["--config" if is_config else "--ckpt_path", word, *others]
+
+
+def _with_names_resolved(args: list[str]) -> list[str]:
+    """Files of configs and checkpoints in place of the names of those that come with the package.
+
+    Raises:
+        UserError: There is no such file, and no such name.
+    """
+    resolved = {"--config": _config, "-c": _config, "--ckpt_path": _checkpoint}
+    found = list(args)
+    for number, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name not in resolved:
+            continue
+        if equals:
+            found[number] = f"{name}={resolved[name](value)}"
+        elif number + 1 < len(args):
+            found[number + 1] = resolved[name](args[number + 1])
+    return found
+
+
+def _config(value: str) -> str:
+    path = os.path.expanduser(value)
+    if os.path.exists(path) or value.lstrip().startswith(("{", "[")):
+        return path
+    names = shipped_configs()
+    if value in names:
+        return str(names[value])
+    folder, name = os.path.split(path)
+    there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    files = [os.path.join(folder, entry) for entry in there if entry.endswith((".yaml", ".yml"))]
+    close = difflib.get_close_matches(path, files, n=1) or difflib.get_close_matches(value, names, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    if not hint and not name.endswith((".yaml", ".yml")):
+        hint = f"; those of the package are {', '.join(name for name in names if '/' not in name)}"
+    raise UserError(f"--config {value} does not exist{hint}")
+
+
+def _checkpoint(value: str) -> str:
+    path = os.path.expanduser(value)
+    if value in ("last", "best") or os.path.exists(path):
+        return value
+    if (folder := shipped_model(value)) is not None:
+        return str(folder)
+    raise UserError(f"--ckpt_path {path}: no such checkpoint; give a .ckpt file, or a run folder with one")
+
+
+def _require_known_options(command: str, args: list[str]) -> None:
+    """Refuse an option that no part of a command knows.
+
+    Raises:
+        UserError: There is one; its closest spelling is named.
+    """
+    own = {*COMMON, *command_options(command).arguments}
+    for arg in args:
+        if not arg.startswith("--"):
+            continue
+        first, *rest = arg[2:].partition("=")[0].rstrip("+").split(".")
+        parts = {"trainer": trainer_options, "model": model_options}
+        if first in parts and rest:
+            allowed = [f"--{first}.{name}" for name in parts[first]()]
+            is_known = f"--{first}.{rest[0]}" in allowed
+        else:
+            allowed = [f"--{name}" for name in own]
+            is_known = first in own
+        if not is_known:
+            raise UserError(f"unknown option: {_with_suggestion(arg.partition('=')[0], allowed, command)}")
+
+
+def _with_suggestion(option: str, allowed: list[str], command: str) -> str:
+    """The option, and the closest that there is: a full name, or the last part of one."""
+    every = [*allowed, *(f"--trainer.{name}" for name in trainer_options())]
+    short = {f"--{name.rpartition('.')[2].lstrip('-')}": name for name in every}
+    short |= SHORT_OF_FIT if command == "fit" else {}
+    close = difflib.get_close_matches(option, every, n=1, cutoff=0.75)
+    close = close or [short[name] for name in difflib.get_close_matches(option, short, n=1, cutoff=0.75)]
+    return option + (f"; did you mean {close[0]}?" if close else "")
+
+
+def short_help(command: str) -> str:
+    """The lines of a command's help that matter; ``--help-all`` shows the hundreds of keys of trainer and model."""
+    described = command_options(command)
+    usage = "CONFIG" if command == "fit" else "RUN"
+    lines = [f"usage: unite {command} {usage} [options]", "", described.summary, "", "options:"]
+    options = {
+        **({"config FILE": "settings; several are merged, later ones win"} if command == "fit" else {}),
+        "ckpt_path PATH": "continue this run; last: the latest of this config"
+        if command == "fit"
+        else "checkpoint, run folder or exported folder, as RUN; brings its settings along",
+        **{name: text for name, text in described.arguments.items() if name != "ckpt_path"},
+        "seed N": "makes the command reproducible",
+        "device NAME": "cpu, cuda, cuda:N or mps",
+        **(HELP_OF_FIT if command == "fit" else {}),
+    }
+    for name, text in options.items():
+        words = textwrap.wrap(text, 79) or [""]
+        head = f"  --{name}"
+        lines += [f"{head:<33}{words[0]}" if len(head) < 32 else f"{head}\n{'':33}{words[0]}"]
+        lines += [f"{'':33}{line}" for line in words[1:]]
+    lines += ["", f"Every key of the configs is an option, too; all of them: unite {command} --help-all"]
+    return "\n".join(lines) + "\n"
+
+
+HELP_OF_FIT = {
+    "trainer.max_steps N": "optimizer steps; --max_steps does, too",
+    "trainer.max_time 00:01:30:00": "days:hours:minutes:seconds",
+    "trainer.precision bf16-mixed": "on a GPU",
+    "trainer.devices N": "processes; with torchrun or SLURM as usual",
+    "trainer.logger NAME": "tensorboard, csv or wandb; default: the first two",
+    "trainer.default_root_dir DIR": "the run folder (default: runs/CONFIG)",
+    "trainer.val_check_interval N": "steps between validations",
+    "model.optimizer.lr X": "learning rate; --lr does, too",
+    "model.flow_steps N": "flow steps per reconstruction",
+    "model.compile true": "torch.compile, for a GPU",
+    "data.init_args.batch_size N": "samples a step; --batch_size does, too",
+    "print_config": "show all settings, and do nothing",
+}

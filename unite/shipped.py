@@ -1,0 +1,35 @@
+"""Configs and models that come with the package, by name. Imports nothing heavy."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+REPOSITORY = PACKAGE.parent
+
+#: Models by name, as they lie in the repository; a wheel has them in ``unite/models``.
+MODELS = {"qm9": "docs/results/qm9_two_hours/model"}
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Config files by name; those of ablations are ``ablations/NAME``."""
+    folders = [folder for folder in (PACKAGE / "configs", REPOSITORY / "configs") if folder.is_dir()]
+    if not folders:
+        return {}
+    files = sorted(folders[0].rglob("*.yaml"))
+    return {file.relative_to(folders[0]).with_suffix("").as_posix(): file for file in files}
+
+
+def shipped_models() -> dict[str, Path]:
+    """Folders of exported models by name."""
+    places = {name: (PACKAGE / "models" / name, REPOSITORY / path) for name, path in MODELS.items()}
+    found = {name: next((place for place in both if place.is_dir()), None) for name, both in places.items()}
+    return {name: place for name, place in found.items() if place is not None}
+
+
+def shipped_model(name: str | Path) -> Path | None:
+    """The folder of a model that comes with the package, unless something of that name lies in the current folder."""
+    return None if Path(name).exists() else shipped_models().get(str(name))
+
+
+def name_of_shipped_model(folder: Path) -> str | None:
+    """The name under which a folder comes with the package, if it does."""
+    return next((name for name, place in shipped_models().items() if place.resolve() == folder.resolve()), None)
