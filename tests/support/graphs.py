@@ -13,6 +13,7 @@ from rdkit import Chem
 from tests.support.qm9_rows import random_molecules, tiny_molecules
 from unite.modalities.molecule.graph import MolecularGraph, graph_from_mol
 from unite.modalities.molecule.layers import GraphPrediction
+from unite.modalities.molecule.perception.molecule import Molecule
 from unite.modalities.molecule.perception.perceive import perceive_all
 from unite.modalities.molecule.preparation import MoleculePrediction, PreparedMolecules
 
@@ -97,3 +98,9 @@ REJECTED = {
         np.array([6, 6, 7]), np.array([[0, 4, 4], [4, 0, 2], [4, 2, 0]]), np.zeros(3, np.int64), np.array([2, 1, 1])
     ),
 }
+
+
+def ladder(num_rungs: int) -> Molecule:
+    """Two rows of nitrogen with a bond across at every step; RDKit takes minutes for 100 rungs."""
+    positions = [[1.45 * step, 1.45 * side, 0.0] for step in range(num_rungs) for side in range(2)]
+    return Molecule(np.full(2 * num_rungs, 7), np.array(positions))

@@ -81,7 +81,7 @@ def score_molecules(
                 else f"none of the {scores.num_records:,} records of {path} can be read as a molecule; the first: "
                 f"{scores.rejects[0]['detail']}"
             )
-        values = scores.metrics(train_keys) | _metrics_of_routes(routes, files, format)
+        values = scores.metrics(train_keys) | _metrics_of_routes(routes, files, format, scores, num_workers)
         rejects = {
             "num_rejected": len(scores.rejects),
             "unknown_elements": dict(scores.unknown_elements.most_common()),
@@ -128,15 +128,20 @@ def _judge(
     return scores, train_keys, novelty
 
 
-def _metrics_of_routes(routes: Iterable[str], files: list[Path], format: FileFormat | None) -> dict[str, float]:
+def _metrics_of_routes(
+    routes: Iterable[str], files: list[Path], format: FileFormat | None, scores: "MoleculeScores", num_workers: int | None
+) -> dict[str, float]:
     from unite.modalities.molecule.files.reading import parse, read_records
     from unite.modalities.molecule.metrics.routes import route_metrics
-    from unite.modalities.molecule.metrics.scores import file_reason
+    from unite.modalities.molecule.metrics.scores import file_reason, num_cpus
 
     if not routes:
         return {}
-    entries = map(parse, read_records(files, format))
-    return route_metrics(list(routes), [None if file_reason(item) else item.molecule for item in entries])
+    deadly = {(reject["file"], reject["record"]) for reject in scores.rejects if reject["reason"] == "crashed"}
+    records = read_records(files, format)
+    entries = [None if (record.file, record.number) in deadly else parse(record) for record in records]
+    molecules = [None if entry is None or file_reason(entry) else entry.molecule for entry in entries]
+    return route_metrics(list(routes), molecules, num_workers or num_cpus())
 
 
 def _say_scores(scores: "MoleculeScores", values: dict[str, Any], files: list[Path], is_as_written: bool) -> None:
@@ -147,6 +152,10 @@ def _say_scores(scores: "MoleculeScores", values: dict[str, Any], files: list[Pa
     print(as_table({name: value for name, value in list(values.items())[1:] if value or not name.startswith(rare)}))
     if num_flat := round(values["reject/flat"] * scores.num_records):
         print(f"{num_flat:,} are drawings in the plane (2D), all rejected; --bonds as_written judges their bonds")
+    for reject in [reject for reject in scores.rejects if reject["reason"] in ("crashed", "too_slow")][:5]:
+        place = f"record {reject['record']} of {shown(reject['file'])}"
+        words = reject.get("detail", "it has too many fused rings")
+        print(f"{reject['reason'].replace('_', ' ')}: {place}, {words}")
     if not scores.num_with_hydrogens:
         print("no molecule has a hydrogen, which perception needs; add them, or count them in a column num_hydrogens")
     for symbol, number in scores.unknown_elements.most_common():

@@ -19,6 +19,7 @@ from rdkit import Chem, rdBase
 from torch_geometric.data import Data
 
 from unite.errors import UserError
+from unite.modalities.molecule.perception.sanitizing import TooManyRingsError, sanitize
 
 IntArray = npt.NDArray[np.int64]
 
@@ -30,6 +31,7 @@ GRAPH_REJECT_REASONS: Final = (
     "unknown_element",
     "disconnected",
     "charged",
+    "too_slow",
     "valence",
     "kekulization",
     "sanitization",
@@ -38,8 +40,9 @@ GRAPH_REJECT_REASONS: Final = (
 )
 """Why a graph is no molecule, in the order of the checks: the first one that fails is reported.
 
-``charged`` means that the formal charges do not add up to zero; ``kekulization`` that aromatic bonds cannot be told
-apart into single and double ones; ``radical`` that an atom has fewer bonds and hydrogens than its valence asks for;
+``charged`` means that the formal charges do not add up to zero; ``too_slow`` that there are more fused rings than RDKit
+can be given; ``kekulization`` that aromatic bonds cannot be told apart into single and double ones; ``radical`` that an
+atom has fewer bonds and hydrogens than its valence asks for;
 ``hydrogens`` that RDKit sees other numbers of hydrogens than the graph counts.
 """
 
@@ -146,7 +149,9 @@ def _assemble(graph: MolecularGraph) -> Assembly:
         return Assembly(None, "charged", True)
     with rdBase.BlockLogs():
         try:
-            Chem.SanitizeMol(mol, _STEPS)
+            sanitize(mol, _STEPS)
+        except TooManyRingsError:
+            return Assembly(None, "too_slow", True)
         except Chem.AtomValenceException:
             return Assembly(None, "valence", True)
         except (Chem.KekulizeException, Chem.AtomKekulizeException):
@@ -234,7 +239,7 @@ def _complete(mol: object, hydrogens: str) -> Chem.Mol:
     with rdBase.BlockLogs():
         mol = Chem.Mol(mol)
         try:
-            Chem.SanitizeMol(mol)
+            sanitize(mol)
         except (ValueError, RuntimeError) as error:
             raise UserError(f"a molecule that RDKit cannot sanitize: {str(error).strip()}") from error
         name = Chem.MolToSmiles(mol)

@@ -19,6 +19,7 @@ from unite.modalities.molecule.files.reading import MAX_SDF_COORDINATE
 from unite.modalities.molecule.graph import MolecularGraph
 from unite.modalities.molecule.perception.molecule import Molecule, Perception, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive_all
+from unite.modalities.molecule.perception.sanitizing import sanitize
 
 
 def write_sdf(molecules: Sequence[Molecule | MolecularGraph], path: str | Path) -> None:
@@ -148,7 +149,7 @@ def _with_positions(mol: Chem.Mol, molecule: Molecule) -> Chem.Mol:
         atom.SetNumExplicitHs(int(molecule.num_hydrogens[atom.GetIdx()]))
     for hydrogen in range(mol.GetNumAtoms() - 1, len(molecule.num_hydrogens) - 1, -1):
         heavy.RemoveAtom(hydrogen)
-    Chem.SanitizeMol(heavy)
+    sanitize(heavy)
     _set_positions(heavy, molecule)
     return Chem.AddHs(heavy, addCoords=True)
 

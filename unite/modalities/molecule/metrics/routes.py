@@ -5,7 +5,10 @@ is strict: the route of ADiT calls molecules valid whose atoms lie all on one sp
 """
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from functools import cache, partial
+from itertools import chain, islice
 from typing import Any
 
 from rdkit import Chem, rdBase
@@ -14,10 +17,12 @@ from tqdm import tqdm
 from unite.console import is_quiet
 from unite.errors import UserError
 from unite.modalities.molecule.perception.molecule import Molecule
-from unite.modalities.molecule.perception.perceive import perceive_all
+from unite.modalities.molecule.perception.perceive import perceive
+from unite.workers import Divisible, in_order, work_apart
 
 MAX_POSEBUSTERS = 1000
 PACKAGES = {"adit": ("pymatgen", "openbabel"), "posebusters": ("posebusters",)}
+_MOLECULES_AT_ONCE = 20
 _INSTALL = 'pip install "unite-lightning[scores]"'
 
 
@@ -32,7 +37,7 @@ def require_route(route: str) -> None:
         raise UserError(f"--routes {route} needs {' and '.join(missing)}: {_INSTALL}")
 
 
-def adit_metrics(molecules: Sequence[Molecule | None]) -> dict[str, float]:
+def adit_metrics(molecules: Sequence[Molecule | None], num_workers: int = 1) -> dict[str, float]:
     """Validity and uniqueness as ADiT's evaluation has them: OpenBabel's bonds, a PDB file, RDKit.
 
     A molecule is valid if RDKit reads and sanitizes that file; unique if no other has the same SMILES, with
@@ -41,14 +46,12 @@ def adit_metrics(molecules: Sequence[Molecule | None]) -> dict[str, float]:
 
     Args:
         molecules: Molecules with hydrogens as atoms; None for a record without one that can be judged.
+        num_workers: Processes that judge; a molecule that ends its process is not valid.
 
     Returns:
         ``validity_adit`` of all molecules, ``uniqueness_adit`` of the valid ones.
     """
-    smiles = [
-        _adit_smiles(molecule)
-        for molecule in tqdm(molecules, "adit", unit="mol", leave=False, disable=is_quiet() or None)
-    ]
+    smiles = list(_one_by_one(_adit_smiles, molecules, "adit", num_workers))
     valid = [text for text in smiles if text is not None]
     return {
         "validity_adit": len(valid) / max(len(molecules), 1),
@@ -76,7 +79,7 @@ def _adit_smiles(molecule: Molecule | None) -> str | None:
         return None
 
 
-def posebusters_metrics(molecules: Sequence[Molecule | None]) -> dict[str, float]:
+def posebusters_metrics(molecules: Sequence[Molecule | None], num_workers: int = 1) -> dict[str, float]:
     """Share of molecules that pass the checks of PoseBusters' configuration ``mol``, but for the internal energy.
 
     Only the first 1,000 valid molecules are looked at, and the shares are of these: multiply with ``validity`` for a
@@ -84,27 +87,70 @@ def posebusters_metrics(molecules: Sequence[Molecule | None]) -> dict[str, float
 
     Args:
         molecules: Molecules with hydrogens as atoms; None for a record without one that can be judged.
+        num_workers: Processes that judge; a molecule that ends its process is left out.
 
     Returns:
         ``posebusters/CHECK`` for each check, ``posebusters/all`` for all of them.
     """
+    with closing(_one_by_one(_busted, molecules, "posebusters", num_workers)) as found:
+        rows = list(islice((row for row in found if row is not None), MAX_POSEBUSTERS))
+    if not rows:
+        return {}
+    passed = {f"posebusters/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    return passed | {"posebusters/all": sum(all(row.values()) for row in rows) / len(rows)}
+
+
+def _busted(molecule: Molecule | None) -> dict[str, bool] | None:
+    """Whether a molecule passes each of the checks; None if it is not valid."""
+    mol = None if molecule is None else perceive(molecule).mol
+    if mol is None:
+        return None
+    with rdBase.BlockLogs():
+        table = _buster().bust([mol])
+    return {name: bool(column.iloc[0]) for name, column in table.items()}
+
+
+@cache
+def _buster() -> Any:
     from posebusters import PoseBusters
 
-    found = perceive_all([molecule for molecule in molecules if molecule is not None])
-    mols = [perception.mol for perception in found if perception.mol is not None][:MAX_POSEBUSTERS]
-    if not mols:
-        return {}
     buster = PoseBusters("mol", max_workers=0)
     modules: list[dict[str, Any]] = buster.config["modules"]
     buster.config["modules"] = [module for module in modules if module["function"] != "energy_ratio"]
-    with rdBase.BlockLogs():
-        table = buster.bust(mols)
-    passed = {f"posebusters/{name}": float(column.astype(bool).mean()) for name, column in table.items()}
-    return passed | {"posebusters/all": float(table.astype(bool).all(axis=1).mean())}
+    return buster
 
 
-def route_metrics(routes: Iterable[str], molecules: Sequence[Molecule | None]) -> dict[str, float]:
+def _one_by_one(
+    judge: Callable[[Molecule | None], Any], molecules: Sequence[Molecule | None], name: str, num_workers: int
+) -> Generator[Any, None, None]:
+    """What is found of each molecule, in their order; None of one that ends the process in which it is judged."""
+    judging: Divisible[list[Molecule | None], list[Any]] = Divisible(
+        work=partial(_judge_each, judge),
+        split=lambda chunk: [[molecule] for molecule in chunk],
+        refuse=lambda chunk, failure: [None],
+        join=lambda parts: list(chain.from_iterable(parts)),
+    )
+    chunks = (molecules[start : start + _MOLECULES_AT_ONCE] for start in range(0, len(molecules), _MOLECULES_AT_ONCE))
+    bar = tqdm(total=len(molecules), desc=name, unit="mol", leave=False, disable=is_quiet() or None)
+    with bar, closing(in_order(work_apart(judging, map(list, chunks), num_workers))) as done:
+        for found in done:
+            bar.update(len(found))
+            yield from found
+
+
+def _judge_each(judge: Callable[[Molecule | None], Any], chunk: list[Molecule | None]) -> list[Any]:
+    return list(map(judge, chunk))
+
+
+def route_metrics(
+    routes: Iterable[str], molecules: Sequence[Molecule | None], num_workers: int = 1
+) -> dict[str, float]:
     """Metrics of the routes named.
+
+    Args:
+        routes: ``adit``, ``posebusters``.
+        molecules: Molecules with hydrogens as atoms; None for a record without one that can be judged.
+        num_workers: Processes that judge.
 
     Raises:
         UserError: Hydrogens are counted, which these routes do not know.
@@ -112,4 +158,4 @@ def route_metrics(routes: Iterable[str], molecules: Sequence[Molecule | None]) -
     if any(molecule is not None and molecule.num_hydrogens is not None for molecule in molecules):
         raise UserError("--routes: the molecules have counted hydrogens, and these routes need them as atoms")
     measure = {"adit": adit_metrics, "posebusters": posebusters_metrics}
-    return {name: value for route in routes for name, value in measure[route](molecules).items()}
+    return {name: value for route in routes for name, value in measure[route](molecules, num_workers).items()}

@@ -3,13 +3,12 @@
 Needs neither torch nor a model, so that it starts at once; several processes share the molecules.
 """
 
-import multiprocessing
 import os
-import signal
-import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
@@ -26,18 +25,29 @@ from unite.modalities.molecule.perception.molecule import (
     molecule_key,
 )
 from unite.modalities.molecule.perception.perceive import perceive_all
+from unite.modalities.molecule.perception.sanitizing import TooManyRingsError, sanitize
 from unite.modalities.molecule.perception.stability import edm_stability
+from unite.workers import Divisible, Failure, in_order, work_apart
 
 MAX_ATOMS: Final = 200
 """Larger molecules are rejected unseen, as ``too_large``: bonds of a chain of 1000 N take RDKit seconds to refuse."""
 
-FILE_REASONS: Final = ("unreadable", "too_large", "flat")
+FILE_REASONS: Final = ("unreadable", "too_large", "flat", "crashed")
 """Reasons to reject a record beside :data:`~unite.modalities.molecule.perception.molecule.REJECT_REASONS`.
 
-``flat`` means that an SDF says of its positions that they are a drawing (2D), from which no bonds can be perceived.
+``flat`` means that an SDF says of its positions that they are a drawing (2D), from which no bonds can be perceived;
+``crashed`` that judging it ended the process that did so, twice.
 """
 
-WRITTEN_REASONS: Final = ("unreadable", "sanitization", "disconnected", "radical", "implicit_hydrogen")
+WRITTEN_REASONS: Final = (
+    "unreadable",
+    "too_slow",
+    "crashed",
+    "sanitization",
+    "disconnected",
+    "radical",
+    "implicit_hydrogen",
+)
 """Reasons to reject a molecule by the bonds of its SDF, in the order of the checks."""
 
 RECORDS_AT_ONCE = 200
@@ -155,7 +165,9 @@ def judge_as_written(record: Record) -> Written:
         if mol is None or mol.GetNumAtoms() == 0:
             return Written(None, "unreadable")
         try:
-            Chem.SanitizeMol(mol)
+            sanitize(mol)
+        except TooManyRingsError:
+            return Written(None, "too_slow")
         except (ValueError, RuntimeError):
             return Written(None, "sanitization")
         atoms = list(mol.GetAtoms())
@@ -180,33 +192,47 @@ def judge_all(
 ) -> Generator[Judged, None, None]:
     """What :func:`judge` finds of many records, in their order.
 
+    They are judged in processes of their own. A record that ends its process is judged once more by itself; if it does
+    so again, it is rejected as ``crashed``, or as ``too_slow`` if it took too long.
+
     Args:
         records: Records of files, read as they are needed.
         as_written: Judge the bonds of SDF records as well.
-        num_workers: Processes that judge; a few hundred records are judged in this one.
+        num_workers: Processes that judge.
     """
     remaining = iter(records)
     chunks = iter(lambda: list(islice(remaining, RECORDS_AT_ONCE)), [])
-    head = list(islice(chunks, 2))
-    if num_workers == 1 or len(head) < 2:
-        for chunk in chain(head, chunks):
-            yield from judge(chunk, as_written)
-        return
-    # A forked process need not import anything; elsewhere than on Linux that is not safe.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with context.Pool(num_workers, initializer=leave_interrupts_to_the_parent) as pool:
-        waiting: deque[Any] = deque()
-        for chunk in chain(head, chunks):
-            waiting.append(pool.apply_async(judge, (chunk, as_written)))
-            if len(waiting) > 4 * num_workers:
-                yield from waiting.popleft().get()
-        while waiting:
-            yield from waiting.popleft().get()
+    judging: Divisible[list[Record], list[Judged]] = Divisible(
+        work=partial(judge, as_written=as_written),
+        split=lambda chunk: [[record] for record in chunk],
+        refuse=lambda chunk, failure: [_refused(chunk[0], failure, as_written)],
+        join=lambda parts: list(chain.from_iterable(parts)),
+    )
+    with closing(in_order(work_apart(judging, chunks, num_workers))) as done:
+        yield from chain.from_iterable(done)
 
 
-def leave_interrupts_to_the_parent() -> None:
-    """Let Ctrl-C reach only the process that hands out the work."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _refused(record: Record, failure: Failure, as_written: bool) -> Judged:
+    """What is said of a record that cannot be judged."""
+    try:
+        entry = parse(record)
+    except Exception:  # it may have been that
+        entry = Entry(None, [])
+    return Judged(
+        file=record.file,
+        number=record.number,
+        reason=failure.reason,
+        detail=failure.detail,
+        key=None,
+        is_united=entry.molecule is not None and entry.molecule.num_hydrogens is not None,
+        is_connected=False,
+        has_charged_carbon=False,
+        num_atoms=0 if entry.molecule is None else entry.molecule.num_atoms,
+        num_stable_atoms=0,
+        is_valid_edm=False,
+        symbols=_symbols(entry),
+        written=Written(None, failure.reason) if as_written else None,
+    )
 
 
 def num_cpus() -> int:
@@ -240,7 +266,7 @@ class MoleculeScores:
     def add(self, judged: Judged) -> None:
         """Add one record."""
         self.num_records += 1
-        if judged.reason != "unreadable":
+        if judged.num_atoms or judged.reason not in ("unreadable", "crashed"):
             self._sizes.append(judged.num_atoms)
         self._symbols.update(judged.symbols)
         self._counts.update(

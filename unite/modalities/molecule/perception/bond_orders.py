@@ -13,6 +13,7 @@ from rdkit.Chem import rdDetermineBonds
 if TYPE_CHECKING:  # judging molecules needs no torch
     pass
 from unite.modalities.molecule.perception.molecule import Molecule
+from unite.modalities.molecule.perception.sanitizing import has_too_many_rings
 
 MAX_BOND_ORDER_ITERATIONS: Final = 2000
 """Work allowed to RDKit's bond-order search. Uncapped, chains of 29 N or O run longer than anyone waits."""
@@ -21,6 +22,8 @@ MAX_BOND_ORDER_ITERATIONS: Final = 2000
 def _assign_bond_orders(molecule: Molecule, bonds: list[tuple[int, int]]) -> tuple[Chem.Mol | None, str | None]:
     """Steps 4 and 5 of :func:`perceive`: the molecule or the reason."""
     mol = _graph(molecule, bonds)
+    if has_too_many_rings(mol):
+        return None, "too_slow"
     try:
         rdDetermineBonds.DetermineBondOrders(mol, charge=0, embedChiral=False, maxIterations=MAX_BOND_ORDER_ITERATIONS)
     except (ValueError, RuntimeError) as error:

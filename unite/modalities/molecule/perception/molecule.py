@@ -22,6 +22,7 @@ REJECT_REASONS: Final = (
     "overvalent_atom",
     "isolated_atom",
     "disconnected",
+    "too_slow",
     "no_bond_orders",
     "iteration_cap",
     "sanitization",
@@ -31,6 +32,9 @@ REJECT_REASONS: Final = (
 """Why a molecule can be rejected, in the order of the checks: the first one that fails is reported.
 
 ``unknown_element`` is anything but H, C, N, O, F (for united atoms, anything but C, N, O, F);
+``too_slow`` means more fused rings than RDKit can be given, see
+:data:`~unite.modalities.molecule.perception.sanitizing.MAX_FUSED_RINGS`, or, where molecules are judged in processes
+of their own, more time than they have there;
 ``iteration_cap`` means that RDKit was stopped while searching bond orders, which no molecule of QM9 needs;
 ``sanitization`` that RDKit found bond orders and then refused them.
 """

@@ -42,14 +42,16 @@ def perceive(molecule: Molecule) -> Perception:
     1. At least two atoms, all coordinates finite, elements known, no two atoms closer than 0.5 Å.
     2. A bond where the distance is below ``f * (r_i + r_j)`` with covalent radii r; f is 1.15 between heavy
        atoms, 1.30 to a hydrogen; never between hydrogens.
-    3. No atom with more than 1 (H, F), 4 (C, N) or 2 (O) neighbours or with none, and one connected piece.
+    3. No atom with more than 1 (H, F), 4 (C, N) or 2 (O) neighbours or with none, and one connected piece, of
+       at most 32 fused rings.
     4. RDKit's bond orders for total charge zero (formal charges allowed), then RDKit's sanitization.
     5. No radical electron and no implicit hydrogen.
 
     For united atoms, the counted hydrogens take part from step 3 on as neighbours without a position. A
     single atom with hydrogens, such as methane, is then a molecule.
 
-    Never hangs: see :data:`MAX_BOND_ORDER_ITERATIONS`. RDKit's log is silenced while it runs.
+    Never hangs: see :data:`MAX_BOND_ORDER_ITERATIONS` and :data:`MAX_FUSED_RINGS`. RDKit's log is silenced
+    while it runs.
 
     Args:
         molecule: Molecule to look at.

@@ -21,6 +21,7 @@ from unite.modalities.molecule.perception.elements import (
     IntArray,
 )
 from unite.modalities.molecule.perception.molecule import Molecule
+from unite.modalities.molecule.perception.sanitizing import sanitize
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +111,7 @@ def _rdkit_sanitizes(atomic_numbers: list[int], orders: IntArray, num_hydrogens:
         for _ in range(count):
             mol.AddBond(atom, mol.AddAtom(Chem.Atom(1)), Chem.BondType.SINGLE)
     try:
-        Chem.SanitizeMol(mol)
+        sanitize(mol)  # one with too many rings for it is not valid
     except (ValueError, RuntimeError):
         return False
     return True

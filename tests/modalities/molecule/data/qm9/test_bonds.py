@@ -14,6 +14,7 @@ from torch_geometric.data import Batch, Data
 from tests.support.commands import RunCli
 from tests.support.paths import TINY_CSV
 from tests.support.qm9_rows import tiny_molecules
+from tests.support.workers import in_this_process
 from unite.errors import UserError
 from unite.modalities.molecule.batches import GatheredMolecules
 from unite.modalities.molecule.data.qm9 import bonds as qm9_bonds
@@ -125,15 +126,14 @@ def test_interrupted_work_continues_where_it_stopped(
     tiny: MakeDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tiny().table()
-    monkeypatch.setattr(perception_chunks, "ProcessPoolExecutor", InThisProcess)
-    monkeypatch.setattr(perception_chunks, "as_completed", list)
+    monkeypatch.setattr(perception_chunks, "work_apart", in_this_process)
     calls: list[int] = []
 
-    def interrupted(*job: Any) -> Any:
-        calls.append(job[2][0])
+    def interrupted(rows: list[qm9_bonds.Row]) -> Any:
+        calls.append(rows[0].number)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return perceive_chunk(*job)
+        return perceive_chunk(rows)
 
     monkeypatch.setattr(qm9_bonds, "perceive_chunk", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -150,27 +150,6 @@ def test_interrupted_work_continues_where_it_stopped(
     at_once = load_or_perceive(table, tmp_path / "at_once")
     for name in vars(at_once):
         assert torch.equal(getattr(continued, name), getattr(at_once, name)), name
-
-
-class InThisProcess:
-    """Does at once what a pool of processes would do by and by."""
-
-    def __init__(self, *arguments: Any) -> None:
-        pass
-
-    def submit(self, function: Callable[..., Any], *job: Any) -> "LaterHere":
-        return LaterHere(function, job)
-
-    def shutdown(self, **arguments: Any) -> None:
-        pass
-
-
-class LaterHere:
-    def __init__(self, function: Callable[..., Any], job: tuple[Any, ...]) -> None:
-        self.function, self.job = function, job
-
-    def result(self) -> Any:
-        return self.function(*self.job)
 
 
 def test_two_processes_find_what_one_finds(tiny: MakeDataModule, tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from tests.support.paths import TINY_CSV
+from tests.support.workers import in_this_process
 from unite.errors import UserError
 from unite.modalities.molecule.batches import BUCKET_STEPS, GatheredMolecules, MoleculeBatchSampler, known_largest
+from unite.modalities.molecule.data.qm9 import chunks as perception_chunks
 from unite.modalities.molecule.data.qm9 import keys as qm9_keys
 from unite.modalities.molecule.data.qm9 import table as qm9_cache
 from unite.modalities.molecule.data.qm9.datamodule import Hydrogens, QM9DataModule
@@ -689,7 +691,7 @@ def test_interrupted_training_keys_go_on_where_they_stopped(
     whole.unlink()
     num_train = len(datamodule.rows("train"))
     monkeypatch.setattr(qm9_keys, "MOLECULES_PER_CHUNK", 10)
-    monkeypatch.setattr(qm9_keys, "num_cpus", lambda: 1)
+    monkeypatch.setattr(perception_chunks, "work_apart", in_this_process)
     keys_of = qm9_keys.keys_of
     calls: list[int] = []
 

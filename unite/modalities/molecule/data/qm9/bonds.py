@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,13 @@ from torch import Tensor
 
 from unite.console import info, shown
 from unite.files import write_whole
-from unite.modalities.molecule.data.qm9.chunks import MOLECULES_PER_CHUNK, fingerprint, perceive_chunks, perception_bar
+from unite.modalities.molecule.data.qm9.chunks import (
+    MOLECULES_PER_CHUNK,
+    fingerprint,
+    one_by_one,
+    perceive_chunks,
+    perception_bar,
+)
 from unite.modalities.molecule.data.qm9.table import (
     DamagedCacheError,
     MoleculeTable,
@@ -31,6 +38,22 @@ from unite.modalities.molecule.graph import graph_from_mol
 from unite.modalities.molecule.metrics.scores import num_cpus
 from unite.modalities.molecule.perception.molecule import Molecule, hash_key, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive_all
+from unite.modalities.molecule.perception.sanitizing import has_too_many_rings
+from unite.workers import Divisible, Failure
+
+
+class Row(NamedTuple):
+    """A molecule of the table.
+
+    Attributes:
+        molecule: Atoms and positions, hydrogens as atoms.
+        smiles: SMILES of the data set.
+        number: Number in the data set.
+    """
+
+    molecule: Molecule
+    smiles: str
+    number: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,14 +169,16 @@ def perceive_in_chunks(table: MoleculeTable, parts: Path, molecules_per_chunk: i
     """What :func:`perceive_chunk` gives for all molecules in turn, with a progress bar; finished chunks are read."""
     bounds = [*range(0, len(table), molecules_per_chunk), len(table)]
     smiles = table.smiles
-    missing: dict[Path, tuple[list[Molecule], list[str], list[int]]] = {}
+    missing: dict[Path, list[Row]] = {}
     files = [parts / f"{start}-{end}.safetensors" for start, end in pairwise(bounds)]
     for file, (start, end) in zip(files, pairwise(bounds), strict=True):
         if not is_readable(file):
-            missing[file] = as_molecules(table, start, end), smiles[start:end], table.molecule_id[start:end].tolist()
+            numbers = table.molecule_id[start:end].tolist()
+            missing[file] = list(map(Row, as_molecules(table, start, end), smiles[start:end], numbers))
     num_processes = min(num_cpus(), len(missing))
     with perception_bar(missing, len(table), "perceiving bonds") as bar:
-        perceive_chunks(perceive_chunk, missing, save_chunk, bar, num_processes)
+        kind = Divisible(perceive_chunk, one_by_one, without_bonds, join_chunks)
+        perceive_chunks(kind, missing, save_chunk, bar, num_processes)
     for file in files:
         yield load_tensors(file)
 
@@ -178,20 +203,18 @@ def as_molecules(table: MoleculeTable, start: int, end: int) -> list[Molecule]:
     ]
 
 
-def perceive_chunk(molecules: list[Molecule], smiles: list[str], numbers: list[int]) -> dict[str, np.ndarray]:
+def perceive_chunk(rows: list[Row]) -> dict[str, np.ndarray]:
     """Bonds of some molecules as flat arrays, and remarks on those that are not as one would expect.
 
     Runs in a process of its own, so it uses no torch.
 
     Args:
-        molecules: Molecules with hydrogens as atoms.
-        smiles: SMILES of the data set.
-        numbers: Numbers in the data set.
+        rows: The molecules.
     """
     bonds: list[tuple[int, int, int]] = []
     num_bonds, charges, keys, has_bonds = [], [], [], []
     remarks = []
-    for molecule, given, number, found in zip(molecules, smiles, numbers, perceive_all(molecules), strict=True):
+    for (molecule, given, number), found in zip(rows, perceive_all([row.molecule for row in rows]), strict=True):
         has_bonds.append(found.mol is not None)
         if found.mol is None:
             remarks.append({"molecule_id": number, "smiles": given, "reason": found.reason})
@@ -216,15 +239,47 @@ def perceive_chunk(molecules: list[Molecule], smiles: list[str], numbers: list[i
         "charge": np.array(charges, dtype=np.int8),
         "key": np.array(keys, dtype=np.int64),
         "has_bonds": np.array(has_bonds, dtype=np.uint8),
-        "remarks": np.frombuffer(json.dumps(remarks).encode(), dtype=np.uint8),
+        "remarks": as_bytes(remarks),
     }
 
 
+def without_bonds(rows: list[Row], failure: Failure) -> dict[str, np.ndarray]:
+    """What :func:`perceive_chunk` would give of one molecule that ends the process in which it is perceived."""
+    ((molecule, smiles, number),) = rows
+    remark = {"molecule_id": number, "smiles": smiles, "reason": failure.reason, "detail": failure.detail}
+    nothing = np.zeros(0, dtype=np.uint8)
+    return {
+        "first": nothing,
+        "second": nothing,
+        "types": nothing,
+        "num_bonds": np.zeros(1, dtype=np.int64),
+        "charge": np.zeros(molecule.num_atoms, dtype=np.int8),
+        "key": np.zeros(1, dtype=np.int64),
+        "has_bonds": np.zeros(1, dtype=np.uint8),
+        "remarks": as_bytes([remark]),
+    }
+
+
+def join_chunks(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What :func:`perceive_chunk` would give of all molecules of the parts."""
+    remarks = [remark for part in parts for remark in json.loads(part["remarks"].tobytes())]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "remarks"}
+    return joined | {"remarks": as_bytes(remarks)}
+
+
+def as_bytes(remarks: list[dict[str, object]]) -> np.ndarray:
+    """Remarks as an array, as it is kept in a file of tensors."""
+    return np.frombuffer(json.dumps(remarks).encode(), dtype=np.uint8)
+
+
 def key_of_smiles(smiles: str) -> str | None:
-    """Key of a molecule given as SMILES, or None if RDKit cannot read it."""
+    """Key of a molecule given as SMILES, or None if RDKit cannot read it, or would take too long."""
     with rdBase.BlockLogs():
-        mol = Chem.MolFromSmiles(smiles)
-    return None if mol is None else molecule_key(mol)  # type: ignore[redundant-expr]  # RDKit's stubs know no None
+        unchecked: Chem.Mol | None = Chem.MolFromSmiles(smiles, sanitize=False)
+        if unchecked is None or has_too_many_rings(unchecked):
+            return None
+        mol: Chem.Mol | None = Chem.MolFromSmiles(smiles)
+    return None if mol is None else molecule_key(mol)
 
 
 def save_chunk(file: Path, arrays: dict[str, np.ndarray]) -> None:

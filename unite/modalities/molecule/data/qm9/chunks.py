@@ -1,11 +1,11 @@
 """Perception of many molecules in chunks that are kept as they come, so that an interrupted run continues."""
 
 import hashlib
-import multiprocessing
+import sys
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rdkit
 from torch import Tensor
@@ -13,10 +13,13 @@ from tqdm import tqdm
 
 from unite.modalities.molecule import perception
 from unite.modalities.molecule.data.qm9.table import checksum
-from unite.modalities.molecule.metrics.scores import leave_interrupts_to_the_parent
+from unite.workers import Divisible, work_apart
 
 MOLECULES_PER_CHUNK = 2000
 RULES = Path(perception.__file__).parent
+
+Record = TypeVar("Record")
+Result = TypeVar("Result")
 
 
 def fingerprint(molecules: dict[str, Tensor]) -> str:
@@ -26,43 +29,40 @@ def fingerprint(molecules: dict[str, Tensor]) -> str:
 
 
 def perceive_chunks(
-    work: Callable[..., Any],
-    chunks: Mapping[Path, tuple[Any, ...]],
-    keep: Callable[[Path, Any], None],
+    kind: Divisible[list[Record], Result],
+    chunks: Mapping[Path, list[Record]],
+    keep: Callable[[Path, Result], None],
     bar: "tqdm[Any]",
     num_processes: int,
-    start_method: str | None = None,
 ) -> None:
-    """Do the work of the chunks, in this process or in several.
+    """Do the work of the chunks in processes of their own, so that a molecule that ends one is refused by itself.
+
+    Elsewhere than on Linux, where no process can be forked safely, one process means this one.
 
     Args:
-        work: Is given the arguments of a chunk; in another process, so it uses no torch.
-        chunks: Arguments of each chunk, the molecules first, by the file that its result is for.
+        kind: Done in another process, so it uses no torch.
+        chunks: Molecules, and what else is known of them, by the file that their result is for.
         keep: Is given a file and its result, in any order, in this process.
         bar: Counts the molecules of finished chunks.
-        num_processes: Processes to work in; with fewer than two it is this one.
-        start_method: How processes are started, see :mod:`multiprocessing`; None is Python's own way.
+        num_processes: Processes to work in.
     """
-
-    def finish(file: Path, found: Any) -> None:
-        keep(file, found)
-        bar.update(len(chunks[file][0]))
-
-    if num_processes < 2:
-        for file, arguments in chunks.items():
-            finish(file, work(*arguments))
-        return
-    context = multiprocessing.get_context(start_method)
-    workers = ProcessPoolExecutor(num_processes, context, leave_interrupts_to_the_parent)
-    try:
-        waiting = {workers.submit(work, *arguments): file for file, arguments in chunks.items()}
-        for done in as_completed(waiting):
-            finish(waiting[done], done.result())
-    finally:  # interrupted, do not begin another chunk
-        workers.shutdown(wait=True, cancel_futures=True)
+    files = list(chunks)
+    if num_processes < 2 and sys.platform != "linux":
+        done = ((number, kind.work(chunk)) for number, chunk in enumerate(chunks.values()))
+    else:
+        done = work_apart(kind, chunks.values(), num_processes)
+    with closing(done):
+        for number, found in done:
+            keep(files[number], found)
+            bar.update(len(chunks[files[number]]))
 
 
-def perception_bar(chunks: Mapping[Path, tuple[Any, ...]], num_molecules: int, description: str) -> "tqdm[Any]":
+def one_by_one(chunk: list[Record]) -> list[list[Record]]:
+    """Chunks of one molecule."""
+    return [[record] for record in chunk]
+
+
+def perception_bar(chunks: Mapping[Path, list[Any]], num_molecules: int, description: str) -> "tqdm[Any]":
     """Progress bar over all molecules, of which those outside of ``chunks`` are done."""
-    num_missing = sum(len(arguments[0]) for arguments in chunks.values())
+    num_missing = sum(map(len, chunks.values()))
     return tqdm(total=num_molecules, initial=num_molecules - num_missing, desc=description, unit="mol", smoothing=0.1)

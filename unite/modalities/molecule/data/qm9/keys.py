@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from unite.console import info, shown
-from unite.modalities.molecule.data.qm9.chunks import MOLECULES_PER_CHUNK, fingerprint, perceive_chunks, perception_bar
+from unite.modalities.molecule.data.qm9.chunks import (
+    MOLECULES_PER_CHUNK,
+    fingerprint,
+    one_by_one,
+    perceive_chunks,
+    perception_bar,
+)
 from unite.modalities.molecule.data.qm9.table import (
     DamagedCacheError,
     MoleculeTable,
@@ -23,6 +29,7 @@ from unite.modalities.molecule.data.qm9.table import (
 from unite.modalities.molecule.metrics.scores import num_cpus
 from unite.modalities.molecule.perception.molecule import Molecule, hash_key, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive_all
+from unite.workers import Divisible
 
 MOLECULES_PER_SECOND = 900
 """What one core perceives, roughly; it says in advance how long that takes."""
@@ -87,20 +94,21 @@ def make_keys(molecules: dict[str, Tensor], path: Path) -> Tensor:
         for first, end in pairwise(molecules["ptr"].tolist())
     ]
     keys: set[int] = set()
-    missing: dict[Path, tuple[list[Molecule]]] = {}
+    missing: dict[Path, list[Molecule]] = {}
     for start, end in pairwise([*range(0, len(given), MOLECULES_PER_CHUNK), len(given)]):
         part = path.with_suffix(f".{start}-{end}.part")
         try:
             keys.update(load_tensors(part)["keys"].tolist())
         except DamagedCacheError:
-            missing[part] = (given[start:end],)
+            missing[part] = given[start:end]
 
     def keep(part: Path, found: list[int]) -> None:
         save_tensors({"keys": torch.tensor(found, dtype=torch.long)}, part)
         keys.update(found)
 
+    kind = Divisible(keys_of, one_by_one, lambda chunk, failure: [], lambda parts: sorted(set().union(*parts)))
     with perception_bar(missing, len(given), "perceiving training molecules") as bar:
-        perceive_chunks(keys_of, missing, keep, bar, num_processes(len(missing)), start_method="fork")
+        perceive_chunks(kind, missing, keep, bar, num_processes(len(missing)))
     return torch.tensor(sorted(keys), dtype=torch.long)
 
 
