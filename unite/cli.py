@@ -3,13 +3,18 @@
 import difflib
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from unite import __version__
 from unite.commands import COMMANDS
 from unite.console import coloured, quiet
-from unite.errors import TrainingError, UserError
+from unite.errors import TrainingError, UserError, lost_loader
 from unite.runs.known_classes import trusting
 
 HELP = f"""usage: unite COMMAND [options]
@@ -45,9 +50,43 @@ def main(args: list[str] | None = None) -> int:
         args: The command and its options; None takes them from the shell.
 
     Returns:
-        Exit code: 0 done, 1 failed, 2 wrong input (one line on stderr says what), 130 interrupted.
+        Exit code: 0 done, 1 failed, 2 wrong input (one line on stderr says what), 130 interrupted, 143 terminated.
     """
-    args = list(sys.argv[1:] if args is None else args)
+    with ending_on_sigterm():
+        try:
+            code = _main(list(sys.argv[1:] if args is None else args))
+        except KeyboardInterrupt:  # one more, while the one before was being told
+            code = 130
+        if args is None:  # the process has nothing left to do but end
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return code
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Within the block, SIGTERM ends the command by :class:`Terminated`, so that what it holds is let go of in order.
+
+    A training run has a handler of its own, which ends the step first.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise Terminated(128 + signum)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class Terminated(SystemExit):
+    """The process was told to terminate."""
+
+
+def _main(args: list[str]) -> int:
     is_debug, is_quiet, is_trusting = ("--debug" in args, "--quiet" in args, "--trust" in args)
     args = [arg for arg in args if arg not in ("--debug", "--quiet", "--trust")]
     if not args or args[0] in ("-h", "--help", "help"):
@@ -75,6 +114,9 @@ def main(args: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"\nunite: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
+    except Terminated as error:
+        print("\nunite: terminated", file=sys.stderr)
+        return int(str(error))
     except SystemExit as error:  # --help and --print_config end this way
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except BrokenPipeError:  # whoever read the output has enough; commands write their files before they print
@@ -86,6 +128,9 @@ def main(args: list[str] | None = None) -> int:
         print(f"unite: {coloured('failed:', 'red', sys.stderr)} {error}", file=sys.stderr)
         return 1
     except Exception as error:
+        if words := lost_loader(error):
+            print(f"unite: {coloured('failed:', 'red', sys.stderr)} {words}", file=sys.stderr)
+            return 1
         traceback.print_exc()
         print(f"unite: {coloured('failed:', 'red', sys.stderr)} {type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -1,5 +1,7 @@
 """Exceptions whose message is for the user: what is wrong, and what to change, without a stack trace."""
 
+import re
+
 
 class UserError(ValueError):
     """Wrong input: the message names the value seen, what is allowed and the setting to change, in one line.
@@ -13,6 +15,14 @@ class TrainingError(RuntimeError):
 
     The command line prints it without a stack trace and ends with exit code 1.
     """
+
+
+def lost_loader(error: BaseException) -> str:
+    """What to say if an error tells that a process of a DataLoader was killed; empty for other errors."""
+    text = " ".join(str(error).split()).rstrip(". ")
+    if not isinstance(error, RuntimeError) or not re.match(r"DataLoader worker \(pid.*\) (is killed|exited)", text):
+        return ""
+    return f"{text}, most often for want of memory: lower data.init_args.num_workers or batch_size"
 
 
 def require(condition: bool, message: str) -> None:

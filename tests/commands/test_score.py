@@ -17,20 +17,18 @@ from rdkit import Chem
 from torch import Tensor
 
 from tests.support.commands import UNITE, RunCli
-from tests.support.graphs import Hydrogens, graph_of, ladder
+from tests.support.graphs import Hydrogens, graph_of
 from tests.support.paths import REPOSITORY
 from tests.support.qm9_rows import tiny_molecules
 from unite.modalities.image.features import FeatureNetwork
 from unite.modalities.image.metrics import measure_features
 from unite.modalities.image.scores import ImageFiles, score_images
 from unite.modalities.molecule.data.qm9.table import load_or_build, read_csv_files
-from unite.modalities.molecule.files.reading import Record, read_records
+from unite.modalities.molecule.files.reading import read_records
 from unite.modalities.molecule.files.writing import write_sdf, write_xyz
 from unite.modalities.molecule.graph import MolecularGraph
-from unite.modalities.molecule.metrics import scores
 from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
 from unite.modalities.molecule.metrics.scores import MAX_ATOMS, RECORDS_AT_ONCE, judge_all
-from unite.modalities.molecule.perception.distances import short_pairs
 from unite.modalities.molecule.perception.molecule import Molecule
 
 REALS = [real for real, _ in tiny_molecules()]
@@ -101,52 +99,6 @@ def test_what_is_no_molecule_counts_as_rejected_by_name(run_cli: RunCli, tmp_pat
     ]
     result = run_cli("score", "molecules", tmp_path / "m.xyz", "--output", tmp_path / "again", "--no_novelty")
     assert "unknown element Xx: in 1 molecules, all rejected" in result.out
-
-
-def test_a_record_that_kills_its_process_is_named_and_the_others_are_judged(
-    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_sdf(REALS[:5], tmp_path / "m.sdf")
-
-    def judge(records: list[Record], as_written: bool) -> list[scores.Judged]:
-        if any(record.number == 3 for record in records):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return judge_really(records, as_written)
-
-    judge_really = scores.judge
-    monkeypatch.setattr(scores, "judge", judge)
-    found, rejects = score(run_cli, tmp_path / "m.sdf", tmp_path / "out", "--no_novelty", "--bonds", "as_written")
-    assert found["validity"] == found["validity_as_written"] == 0.8
-    assert found["reject/crashed"] == found["reject_as_written/crashed"] == 0.2
-    (reject,) = rejects["rejected"]
-    assert (reject["file"], reject["record"]) == (str(tmp_path / "m.sdf"), 3)
-    assert reject["detail"] == "its process was ended by SIGKILL"
-    assert found["atoms/min"] == min(real.num_atoms for real in REALS[:5])
-    command = ("score", "molecules", tmp_path / "m.sdf", "--no_novelty", "--output", tmp_path / "again")
-    assert f"crashed: record 3 of {tmp_path / 'm.sdf'}, its process was ended" in run_cli(*command).out
-
-
-def test_a_ladder_of_a_hundred_rungs_is_too_slow_by_every_definition(run_cli: RunCli, tmp_path: Path) -> None:
-    write_xyz([REALS[0], ladder(100)], tmp_path / "m.xyz")
-    found, rejects = score(run_cli, tmp_path / "m.xyz", tmp_path / "out", "--no_novelty")
-    assert found["validity"] == found["reject/too_slow"] == 0.5
-    assert [reject["reason"] for reject in rejects["rejected"]] == ["too_slow"]
-    (tmp_path / "m.sdf").write_text(Chem.MolToMolBlock(as_mol(ladder(100)), kekulize=False))
-    found, _ = score(run_cli, tmp_path / "m.sdf", tmp_path / "sdf", "--no_novelty", "--bonds", "as_written")
-    assert found["reject/too_slow"] == found["reject_as_written/too_slow"] == 1
-
-
-def as_mol(molecule: Molecule) -> Chem.Mol:
-    """The atoms with single bonds wherever atoms are close."""
-    mol = Chem.RWMol()
-    conformer = Chem.Conformer(len(molecule.positions))
-    conformer.SetPositions(molecule.positions.astype(float))
-    for number in molecule.atomic_numbers.tolist():
-        mol.AddAtom(Chem.Atom(number))
-    for first, second in short_pairs(molecule):
-        mol.AddBond(first, second, Chem.BondType.SINGLE)
-    mol.AddConformer(conformer)
-    return mol.GetMol()
 
 
 def test_novelty_is_judged_by_the_training_molecules_of_qm9(run_cli: RunCli, tmp_path: Path, tiny_csv: Path) -> None:

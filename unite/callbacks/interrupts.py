@@ -1,4 +1,4 @@
-"""Ctrl-C, termination and a full disk during training: the step ends first, and one line says how to go on."""
+"""Ctrl-C, termination, a lost loader or a full disk during training: one line says how to go on."""
 
 import errno
 import signal
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from unite.callbacks.last_checkpoint import LastCheckpoint
 from unite.console import shown
-from unite.errors import UserError
+from unite.errors import TrainingError, UserError, lost_loader
 from unite.runs.checkpoint_io import LAST_CHECKPOINT
 
 
@@ -24,8 +24,17 @@ def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: In place of Lightning's ``exit(1)``, with a message for the user.
         SystemExit: The process was told to terminate.
+        TrainingError: A process that makes batches was killed.
+        UserError: The disk is full.
     """
     previous = signal.getsignal(signal.SIGINT)
+    previous_hook = threading.excepthook
+
+    def tell_of_other_errors(arguments: threading.ExceptHookArgs) -> None:
+        if not _is_full_disk(arguments.exc_value):  # of TensorBoard's thread: the next write here meets the same error
+            previous_hook(arguments)
+
+    threading.excepthook = tell_of_other_errors
     try:
         yield
     except SIGTERMException:
@@ -39,13 +48,22 @@ def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
         if isinstance(exit_.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt(_message(trainer)) from None
         raise
+    except RuntimeError as error:
+        if not (words := lost_loader(error)):
+            raise
+        raise TrainingError(f"{words}; {_message(trainer)}") from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not _is_full_disk(error):
             raise
         raise UserError(f"{trainer.default_root_dir}: {error.strerror}; {_message(trainer)}") from error
     finally:
+        threading.excepthook = previous_hook
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, previous)  # Lightning leaves it ignored
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _message(trainer: Trainer) -> str:

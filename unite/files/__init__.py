@@ -104,6 +104,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # a full disk is told without the name of the file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

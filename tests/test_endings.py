@@ -1,0 +1,114 @@
+"""How a command ends that is interrupted again, loses a loader, or has no room left."""
+
+import errno
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tests.support.commands import RunCli
+from tests.support.modules import curves, make_module, make_trainer
+from unite import cli
+from unite.callbacks.interrupts import checkpoint_on_interrupt
+from unite.errors import TrainingError
+from unite.files import write_whole
+
+
+def raising(*errors: BaseException) -> Any:
+    remaining = iter(errors)
+
+    def run(*arguments: Any, **options: Any) -> None:
+        for error in remaining:
+            raise error
+
+    return run
+
+
+def test_ctrl_c_while_the_one_before_is_told_says_nothing_more(
+    run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "run_command", raising(KeyboardInterrupt("interrupted at step 3")))
+    monkeypatch.setattr(cli, "print", raising(KeyboardInterrupt()), raising=False)
+    result = run_cli("fit")
+    assert result.code == 130
+    assert not result.err
+
+
+def test_sigterm_is_told_in_a_line(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "run_command", lambda args: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        result = run_cli("score")
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert result.code == 143
+    assert result.err.strip() == "unite: terminated"
+
+
+def test_a_lost_loader_is_told_in_a_line(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    monkeypatch.setattr(cli, "run_command", raising(lost))
+    result = run_cli("validate")
+    assert result.code == 1
+    assert (
+        "worker (pid 7) is killed by signal: Killed, most often for want of memory: lower data.init_args" in result.err
+    )
+    assert len(result.err.strip().splitlines()) == 1
+
+
+class Deadly(Dataset[Tensor]):
+    """Ends the process that asks for its eleventh item."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(8, 2)
+
+
+def test_training_that_loses_a_loader_says_how_to_go_on(tmp_path: Path) -> None:
+    batches = DataLoader(Deadly(), batch_size=2, num_workers=1, collate_fn=lambda items: {"curve": curves()})
+    trainer = make_trainer(tmp_path, max_steps=40)
+    with (
+        pytest.raises(TrainingError, match=r"killed by signal.*lower data\.init_args.*no checkpoint was written"),
+        checkpoint_on_interrupt(trainer),
+    ):
+        trainer.fit(make_module(), batches)
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "write_bytes", raising(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(cli, "run_command", lambda args: write_whole(tmp_path / "metrics.json", b"{}"))
+    result = run_cli("score")
+    assert result.code == 1
+    assert result.err.strip() == f"unite: failed: [Errno 28] No space left on device: '{tmp_path / 'metrics.json'}'"
+
+
+def test_a_full_disk_in_another_thread_is_left_to_the_main_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[BaseException | None] = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: told.append(arguments.exc_value))
+    others = KeyError("another")
+
+    class InAThread(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            for error in (OSError(errno.ENOSPC, "full"), others):
+                thread = threading.Thread(target=raising(error))
+                thread.start()
+                thread.join()
+            yield {"curve": curves()}
+
+    trainer = make_trainer(tmp_path, max_steps=1)
+    with checkpoint_on_interrupt(trainer):
+        trainer.fit(make_module(), DataLoader(InAThread(), batch_size=None))
+    assert set(told) == {others}
