@@ -20,7 +20,7 @@ from typing import Any
 
 from unite.console import info, is_quiet
 from unite.errors import UserError
-from unite.files import write_whole
+from unite.files import read_json, write_whole
 
 BASE = "base"
 RECORD = "ablation.json"
@@ -57,7 +57,7 @@ class Trial:
     @property
     def record(self) -> dict[str, Any]:
         """What was noted of it: its digest, and its metrics once it is finished."""
-        record: dict[str, Any] = json.loads((self.folder / RECORD).read_text())
+        record: dict[str, Any] = read_json(self.folder / RECORD)
         return record
 
     @property
@@ -226,7 +226,7 @@ def perform(trial: Trial) -> int:
     if code == 0 and not _ends_with_validation(trial.folder):
         code = call("validate", "--ckpt_path", str(trial.folder))
     if code == 0:
-        trial.note(json.loads((trial.folder / METRICS_FILE).read_text()))
+        trial.note(read_json(trial.folder / METRICS_FILE))
     return code
 
 

@@ -6,7 +6,6 @@ align.json of ``unite align``. What a run does not have is a dash, never a zero.
 """
 
 import importlib.util
-import json
 import math
 import os
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 from unite.analysis.comparison import RunSummary, comparison, draw_comparison, markdown_table
 from unite.console import shown
 from unite.errors import UserError, require
-from unite.files import leaving_no_empty_folders, require_writable, write_json
+from unite.files import leaving_no_empty_folders, read_json, require_writable, write_json
 from unite.runs.metrics_table import validations
 
 TABLE_FILE = "compare.md"
@@ -75,7 +74,7 @@ def _claim(output: Path, folders: Sequence[Path], overwrite: bool) -> None:
     if not found or overwrite:
         return
     try:
-        there = sorted(values["folder"] for values in json.loads((output / VALUES_FILE).read_text()))
+        there = sorted(values["folder"] for values in read_json(output / VALUES_FILE))
     except (OSError, KeyError, TypeError, ValueError):
         there = []  # no word on which runs they are of
     if there != sorted(_relative(folders, output)):
@@ -152,8 +151,12 @@ def read_run(folder: Path, name: str | None = None) -> RunSummary:
     """
     from unite.runs.checkpoint_io import LAST_CHECKPOINT
     from unite.runs.folder import read_checkpoint
+    from unite.runs.sizes import no_larger_than
 
-    checkpoint = read_checkpoint(folder / LAST_CHECKPOINT)
+    path = folder / LAST_CHECKPOINT
+    checkpoint = read_checkpoint(path)
+    with no_larger_than(checkpoint["state_dict"], checkpoint["hyper_parameters"], path):
+        parameters = count_parameters(checkpoint["hyper_parameters"])
     summary = RunSummary(
         name=name or folder.resolve().name,
         modalities=list(checkpoint["hyper_parameters"]["adapters"]),
@@ -161,7 +164,7 @@ def read_run(folder: Path, name: str | None = None) -> RunSummary:
         steps=int(checkpoint["global_step"]),
         epochs=int(checkpoint["epoch"]) + 1,
         seconds=training_seconds(folder),
-        parameters=count_parameters(checkpoint["hyper_parameters"]),
+        parameters=parameters,
     )
     for file in sorted([*folder.glob("align.json"), *folder.glob("*/align.json")]):
         _add_alignment(summary, file)
@@ -175,7 +178,7 @@ def read_metrics(folder: Path) -> dict[str, float]:
         metrics |= values
     evaluated = folder / "metrics.json"
     if evaluated.is_file():
-        found = json.loads(evaluated.read_text())
+        found = read_json(evaluated)
         metrics |= {key: math.nan if value is None else float(value) for key, value in found.items()}
     return metrics
 
@@ -223,7 +226,7 @@ def _add_alignment(summary: RunSummary, file: Path) -> None:
     from unite.analysis.alignment import late_layer
 
     try:
-        found = json.loads(file.read_text())
+        found = read_json(file)
         late = late_layer(found["alignment"], "cka_within")
         networks = found["compression"]["networks"]
         parts = networks.get("both", networks["encoder"])["trained"]["parts"]

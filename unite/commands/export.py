@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from unite import __version__
 from unite.console import one_line, shown
 from unite.errors import UserError
-from unite.files import leaving_no_empty_folders, replacing, require_writable
+from unite.files import leaving_no_empty_folders, read_json, replacing, require_writable
 from unite.files.locks import only_one
 from unite.runs.exported import (
     CARD_FILE,
@@ -219,7 +219,7 @@ def _metrics_text(checkpoint: Path, content: Mapping[str, Any]) -> str:
     if validation:
         tables.append(_table(f"Validation at step {step}", validation))
     with contextlib.suppress(OSError, ValueError):  # a card without metrics is better than no export
-        found = json.loads((checkpoint.parent / METRICS_FILE).read_text())
+        found = read_json(checkpoint.parent / METRICS_FILE)
         values = {name: value for name, value in found.items() if not (validation and name.startswith("val/"))}
         if values:
             tables.append(_table("The run's latest evaluation (`metrics.json`)", values))

@@ -174,6 +174,8 @@ def _require_yaml(path: Path) -> None:
     try:
         with open_text(path) as file:
             _UniqueKeyLoader(file).get_single_data()
+    except RecursionError as error:
+        raise UserError(f"--config {path} cannot be read: it is nested too deeply") from error
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"--config {path} cannot be read: {one_line(error)}") from error
 

@@ -25,6 +25,7 @@ from unite.runs.exported import require_same_model
 from unite.runs.folder import (
     is_first_process,
 )
+from unite.runs.sizes import no_larger_than
 from unite.trainer import UniteTrainer
 
 COMMON_OPTIONS = """Common options: --config FILE (several are merged, later ones win); --ckpt_path PATH, a checkpoint,
@@ -154,7 +155,11 @@ class UniteCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; what their constructors refuse is the user's to mend."""
         try:
-            super().instantiate_classes()
+            with ExitStack() as limits:
+                if checkpoint := self.asked.checkpoint:
+                    settings = checkpoint["hyper_parameters"]
+                    limits.enter_context(no_larger_than(checkpoint["state_dict"], settings, self.asked.ckpt_path))
+                super().instantiate_classes()
         except UserError:
             raise
         except MisconfigurationException as error:

@@ -3,14 +3,13 @@
 Imports come with the work, so that ``unite prepare --help`` answers at once.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from unite.commands.options import torch_device
 from unite.console import shown
 from unite.errors import require
-from unite.files import leaving_no_empty_folders
+from unite.files import leaving_no_empty_folders, read_json
 
 
 def prepare_qm9(
@@ -37,7 +36,7 @@ def prepare_qm9(
     print(f"{len(datamodule.table()):,} molecules in {', '.join(map(shown, files))}")
     if bonds:
         path = manifest_file(bond_file(datamodule.table(), datamodule.root))
-        manifest = json.loads(path.read_text(encoding="utf8"))
+        manifest = read_json(path)
         print(
             f"{manifest['num_with_bonds']:,} have bonds, {manifest['num_as_smiles']:,} ({manifest['agreement']:.2%}) "
             f"those of the data set's SMILES; the others are listed in {shown(path)}"

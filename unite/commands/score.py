@@ -129,7 +129,11 @@ def _judge(
 
 
 def _metrics_of_routes(
-    routes: Iterable[str], files: list[Path], format: FileFormat | None, scores: "MoleculeScores", num_workers: int | None
+    routes: Iterable[str],
+    files: list[Path],
+    format: FileFormat | None,
+    scores: "MoleculeScores",
+    num_workers: int | None,
 ) -> dict[str, float]:
     from unite.modalities.molecule.files.reading import parse, read_records
     from unite.modalities.molecule.metrics.routes import route_metrics

@@ -18,6 +18,9 @@ from typing import Any, Literal, TextIO
 
 from unite.errors import UserError
 
+MAX_JSON_BYTES = 2**28
+"""Largest JSON file that is read, 256 MiB: a manifest of a million shards has half of that."""
+
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -116,6 +119,31 @@ def write_json(path: Path, content: Any, indent: int = 2) -> Path:
     """Write a JSON file and return its path; numbers that JSON does not have (NaN, infinite) become null."""
     write_whole(path, (json.dumps(_finite(content), indent=indent) + "\n").encode())
     return path
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: It is no JSON, is larger than :data:`MAX_JSON_BYTES`, or is nested too deeply.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return parse_json(file.read(MAX_JSON_BYTES + 1).decode("utf-8-sig"))
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: It is no JSON, is larger than :data:`MAX_JSON_BYTES`, or is nested too deeply.
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"it has more than {MAX_JSON_BYTES:,} bytes")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _finite(value: Any) -> Any:

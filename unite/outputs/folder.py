@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unite.errors import UserError
-from unite.files import leaving_no_empty_folders, require_writable, write_whole
+from unite.files import leaving_no_empty_folders, read_json, require_writable, write_whole
 from unite.files.locks import OUTPUT_HINT, only_one
 
 PARTS = "parts"
@@ -58,7 +58,7 @@ class OutputFolder:
 
     def _settings_of_parts(self) -> dict[str, Any] | None:
         try:
-            found = json.loads((self.parts / SETTINGS_FILE).read_text())
+            found = read_json(self.parts / SETTINGS_FILE)
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None

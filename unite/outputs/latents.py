@@ -1,6 +1,5 @@
 """``unite predict`` and ``unite reconstruct``: a split of the data through the tokenizer, and back."""
 
-import json
 import os
 from collections.abc import Callable, Sized
 from contextlib import AbstractContextManager
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from unite.console import as_table, info, shown
 from unite.engine.seeding import mixed_generator
 from unite.errors import UserError
-from unite.files import write_json, write_whole
+from unite.files import read_json, write_json, write_whole
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.outputs.folder import OutputFolder
@@ -97,7 +96,7 @@ class LatentFiles:
         self.split = split
         self.part_bytes = part_bytes
         self._state_file = folder.parts / "state.json"
-        state = json.loads(self._state_file.read_text()) if self._state_file.is_file() else {}
+        state = read_json(self._state_file) if self._state_file.is_file() else {}
         self.num_batches: int = state.get("num_batches", 0)
         """Batches that are in finished files."""
         self.num_samples: dict[str, int] = state.get("num_samples", {})

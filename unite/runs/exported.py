@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,9 +13,11 @@ from lightning.pytorch import LightningModule
 from unite import __version__
 from unite.console import one_line
 from unite.errors import UserError
+from unite.files import read_json
 from unite.files import require_writable as require_writable
 from unite.moved import moved
-from unite.runs.known_classes import require_known_classes
+from unite.runs.known_classes import require_few_settings, require_known_classes
+from unite.runs.sizes import no_larger_than
 from unite.shipped import shipped_model
 
 Module = TypeVar("Module", bound=LightningModule)
@@ -71,7 +72,10 @@ def load_pretrained(module_class: type[Module], source: str | Path, revision: st
     content = read_exported(folder)
     require_known_classes(content["hyper_parameters"], folder / SETTINGS_FILE, module_class)
     try:
-        module = instantiate_module(module_class, content["hyper_parameters"])
+        with no_larger_than(content["state_dict"], content["hyper_parameters"], folder / SETTINGS_FILE):
+            module = instantiate_module(module_class, content["hyper_parameters"])
+    except UserError:
+        raise
     except Exception as error:  # jsonargparse, a constructor: whatever the file holds is its maker's mistake
         raise UserError(f"{folder / SETTINGS_FILE} makes no model: {one_line(error)}") from error
     require_same_model(module, content, folder / WEIGHTS_FILE)
@@ -94,7 +98,7 @@ def read_exported(folder: Path) -> dict[str, Any]:
         if not file.is_file():
             raise UserError(f"{folder} is no exported model: it has no {file.name}; make one with unite export")
     try:
-        config = json.loads(path.read_text())
+        config = read_json(path)
     except ValueError as error:
         raise UserError(f"{path} is damaged: {one_line(error)}") from error
     if not isinstance(config, dict) or config.get("format") != "unite":
@@ -107,6 +111,7 @@ def read_exported(folder: Path) -> dict[str, Any]:
     settings, class_names = config.get("model"), config.get("class_names", {})
     if not isinstance(settings, dict) or not {"encoder", "adapters"} <= settings.keys():
         raise UserError(f"{path} is damaged: its 'model' must hold the settings of encoder and adapters")
+    require_few_settings(settings, path)
     if not isinstance(class_names, dict):
         raise UserError(f"{path} is damaged: its 'class_names' must be lists by modality")
     if config.get("weights_sha256") != _sha256(weights):

@@ -17,6 +17,7 @@ from unite.files import write_json
 from unite.moved import moved
 from unite.runs.checkpoint_io import LAST_CHECKPOINT
 from unite.runs.exported import SETTINGS_FILE, WEIGHTS_FILE, is_exported, read_exported
+from unite.runs.known_classes import require_few_settings
 from unite.shipped import shipped_model
 
 CONFIG_FILE = "config.yaml"
@@ -94,6 +95,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not isinstance(hparams, dict) or not {"encoder", "adapters"} <= hparams.keys() or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a unite checkpoint: it has no settings of encoder and adapters")
+    require_few_settings(hparams, path)
     return {**checkpoint, "hyper_parameters": moved(hparams)}
 
 
@@ -116,6 +118,8 @@ def as_of_today(path: Path, checkpoint: dict[str, Any]) -> Path | io.BytesIO:
 
 def _load(path: Path) -> Any:
     with zipfile.ZipFile(path) as file:  # torch.load does not look at the checksums that torch.save writes
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+            raise ValueError("it is packed, as torch.save packs nothing")  # and could unpack to more than there is room
         if (damaged := file.testzip()) is not None:
             raise ValueError(f"the checksum of {damaged} does not match")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

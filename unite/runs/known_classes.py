@@ -28,6 +28,10 @@ _INSTANTIATOR: Final = "lightning.pytorch.cli.instantiate_module"
 _DOTTED: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _TRUST_HINT: Final = "if you trust the folder, add --trust, or give a --config of your own that names it"
 
+#: Most settings that a file may have, and their depth; ours have a few hundred, ten deep.
+MAX_SETTINGS: Final = 100_000
+MAX_DEPTH: Final = 100
+
 _is_trusting = False
 
 
@@ -138,7 +142,26 @@ def require_known_config(path: Path) -> None:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    require_few_settings(content, path)
     _require_known_strings(content, path)
+
+
+def require_few_settings(content: Any, path: Path) -> None:
+    """Refuse what is nested deeply, or names a block again and again: nine levels unfold to a billion settings.
+
+    Raises:
+        UserError: It is, or does.
+    """
+    waiting, count = [(content, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        waiting += [(part, depth + 1) for part in parts]
+        if (count := count + 1) > MAX_SETTINGS or depth > MAX_DEPTH:
+            raise UserError(
+                f"{path} has more than {MAX_SETTINGS:,} settings, or nests them more than {MAX_DEPTH} deep: it is "
+                "damaged, or made to do harm"
+            )
 
 
 def _require_known_strings(value: Any, path: Path) -> None:

@@ -8,6 +8,7 @@ from unite.modalities.base import ModalityAdapter
 from unite.runs.exported import load_pretrained
 from unite.runs.folder import as_of_today, read_checkpoint
 from unite.runs.known_classes import require_known_classes, trusting
+from unite.runs.sizes import no_larger_than
 
 
 class SavedModule(TrainingEngine):
@@ -32,7 +33,8 @@ class SavedModule(TrainingEngine):
         checkpoint = read_checkpoint(path)
         with trusting(trust):
             require_known_classes(checkpoint["hyper_parameters"], path, cls)
-        return super().load_from_checkpoint(as_of_today(path, checkpoint), *args, **kwargs)
+        with no_larger_than(checkpoint["state_dict"], checkpoint["hyper_parameters"], path):
+            return super().load_from_checkpoint(as_of_today(path, checkpoint), *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Self:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +15,11 @@ from torch import Tensor
 from unite.errors import UserError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+MAX_PIXELS = 2**26
+"""Most pixels of an image, 8192 x 8192: a file of kilobytes may say that it has thousands of millions."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused in a line instead
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # those of the suffixes
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -112,6 +118,8 @@ def open_image(source: Path | bytes, channels: int, name: str | None = None) -> 
         # Only these formats: Pillow would hand EPS to Ghostscript, which runs programs.
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels; {MAX_PIXELS:,} are allowed")
             image.load()
             if image.getexif().get(_ORIENTATION, 1) != 1:
                 ImageOps.exif_transpose(image, in_place=True)  # as people see it

@@ -17,6 +17,8 @@ from unite.files import replacing
 NUM_NEIGHBOURS = 3
 #: Rows of a distance or kernel matrix at a time.
 CHUNK = 1024
+#: Largest array in a file of statistics, 4 GiB: half a million features of Inception.
+MAX_ARRAY_BYTES = 2**32
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +61,13 @@ class FeatureStatistics:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
+                _require_small(file.zip, path)
                 mean, covariance = (torch.from_numpy(file[name]).double() for name in ("mu", "sigma"))
                 features = torch.from_numpy(file["features"]).float() if "features" in file.files else None
         except KeyError as error:
             raise UserError(f"{path} has no mu and sigma; name an .npz file with the statistics of features") from error
+        except UserError:
+            raise
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
             raise UserError(f"cannot read statistics {path}: missing, damaged, or no .npz file") from error
         sizes = {tuple(mean.shape): (num_features,), tuple(covariance.shape): (num_features, num_features)}
@@ -86,6 +91,13 @@ class FeatureStatistics:
         if features is not None and features.shape[1:] != (num_features,):
             raise UserError(f"{path} has features of shape {tuple(features.shape)}; make it anew")
         return cls(mean, covariance, features)
+
+
+def _require_small(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse arrays that are small on the disk and fill the memory."""
+    for name in ("mu.npy", "sigma.npy", "features.npy"):
+        if name in archive.namelist() and (size := archive.getinfo(name).file_size) > MAX_ARRAY_BYTES:
+            raise UserError(f"{path}: {name} has {size:,} bytes; {MAX_ARRAY_BYTES:,} are allowed")
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> Tensor:

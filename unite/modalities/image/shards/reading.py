@@ -10,11 +10,12 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from unite.errors import UserError
+from unite.files import MAX_JSON_BYTES, parse_json
 from unite.modalities.image.files import IMAGE_SUFFIXES
+from unite.modalities.image.shards.streams import local_path, open_url, tar_files
 
 MANIFEST = "manifest.json"
 FORMAT = "unite image shards 1"
@@ -65,7 +66,7 @@ class Manifest:
             UserError: The text is damaged, or no manifest.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text)
             if values.pop("format") != FORMAT:
                 raise ValueError
             values["splits"] = {
@@ -87,21 +88,6 @@ def locate(root: str, name: str) -> str:
     return root.replace("{}", name) if "{}" in root else f"{root.rstrip('/')}/{name}"
 
 
-def local_path(url: str) -> Path | None:
-    """The path that a URL stands for, or None if it is not on this machine."""
-    if url.startswith("file:"):
-        return Path(url.removeprefix("file:").removeprefix("//"))
-    return None if "://" in url or url.startswith("pipe:") else Path(url)
-
-
-def open_url(url: str) -> Any:
-    """A stream of bytes from a file, a URL, or a command (`pipe:...`), by whatever webdataset knows."""
-    from webdataset.gopen import gopen  # slow to import
-
-    path = local_path(url)
-    return path.open("rb") if path else gopen(url)
-
-
 def read_manifest(root: str) -> Manifest:
     """The manifest of a set of shards.
 
@@ -111,7 +97,7 @@ def read_manifest(root: str) -> Manifest:
     url = locate(root, MANIFEST)
     try:
         with open_url(url) as stream:
-            text = stream.read().decode()
+            text = stream.read(MAX_JSON_BYTES + 1).decode()
     except Exception as error:  # each kind of remote storage fails in its own way
         raise UserError(
             f"cannot read {url} ({_first_line(error)}); set data.root to what unite prepare images wrote"
@@ -153,19 +139,20 @@ def read_shard(root: str, shard: Shard, num_classes: int) -> Iterator[RawSample]
         UserError: The shard is missing, damaged or has another number of samples than the manifest says, or a
             sample lacks its image or has a label outside the range.
     """
-    from webdataset.tariterators import group_by_keys, tar_file_iterator
+    from webdataset.tariterators import group_by_keys
 
     url = locate(root, shard.name)
     num_found = 0
     try:
         with open_url(url) as stream:
-            for sample in group_by_keys({**file, "__url__": url} for file in tar_file_iterator(stream)):
+            files = tar_files(stream, (*IMAGE_SUFFIXES, ".cls"))
+            for sample in group_by_keys({**file, "__url__": url} for file in files):
                 num_found += 1
                 yield _raw_sample(sample, f"{url}:{sample['__key__']}", num_classes)
     except UserError:
         raise
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(_shard_error(url, shard, num_found)) from error
+        raise UserError(f"{_shard_error(url, shard, num_found)} ({_first_line(error)})") from error
     except Exception as error:  # each kind of remote storage fails in its own way
         raise UserError(f"cannot read shard {url} ({_first_line(error)}); copy it again, or set data.root") from error
     if num_found != shard.num_samples:

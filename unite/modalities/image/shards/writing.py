@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from unite.errors import UserError, require
-from unite.files import replacing, require_writable, write_whole
+from unite.files import read_json, replacing, require_writable, write_whole
 from unite.files.locks import only_one
 from unite.modalities.image.files import SmallImages, center_crop, class_folders, list_images, open_image
 from unite.modalities.image.shards.reading import MANIFEST, Manifest, Shard
@@ -157,7 +157,7 @@ def _finished_shards(folder: Path, plan: _Plan, overwrite: bool) -> dict[str, di
         if recorded:
             next(iter(recorded.values()))["skipped"] = list(manifest.skipped)
     with contextlib.suppress(OSError, ValueError, KeyError):
-        progress = json.loads((folder / PROGRESS).read_text())
+        progress = read_json(folder / PROGRESS)
         earlier_plan, recorded = progress["plan"], progress["shards"]
     if earlier_plan != plan.fingerprint:
         others = sorted(path.name for path in folder.glob("*.tar") if SHARD_NAME.fullmatch(path.name))

@@ -1,7 +1,6 @@
 """QM9, 130,831 small organic molecules with coordinates, as a Lightning datamodule of PyG batches."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from torch_geometric.data import Batch
 
 from unite.errors import UserError, require
+from unite.files import read_json
 from unite.modalities.batches import FixedBatches, ResumableDataLoader, unchanged
 from unite.modalities.molecule.batches import GatheredMolecules, MoleculeBatchSampler
 from unite.modalities.molecule.data.qm9 import bonds as qm9_bonds
@@ -185,7 +185,7 @@ class QM9DataModule(LightningDataModule):
         if not sum(counts.values()):
             return
         path = qm9_bonds.bond_file(self._explicit_table(), self.root)
-        manifest = json.loads(qm9_bonds.manifest_file(path).read_text(encoding="utf8"))
+        manifest = read_json(qm9_bonds.manifest_file(path))
         numbers = [entry["molecule_id"] for entry in manifest["without_bonds"]]
         named = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
         rank_zero_info(

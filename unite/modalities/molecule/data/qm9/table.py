@@ -5,8 +5,10 @@ import hashlib
 import importlib.util
 import logging
 import re
+import socket
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -349,6 +351,17 @@ def read_qm9pack() -> Iterator[RawMolecule]:
     yield from read_csv_files(paths)
 
 
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Within the block, a server that is silent for a minute has failed: PyG would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(60.0)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def read_pyg(folder: Path) -> Iterator[RawMolecule]:
     """QM9 (130,831 molecules) from the download of `torch_geometric.datasets.QM9`, which is kept in `folder`.
 
@@ -359,7 +372,8 @@ def read_pyg(folder: Path) -> Iterator[RawMolecule]:
 
     try:
         # Its files are made anew from the raw ones: those that are there may be a stranger's, and PyG unpickles them.
-        dataset = QM9(str(folder), force_reload=True)
+        with _impatient():
+            dataset = QM9(str(folder), force_reload=True)
     except (OSError, zipfile.BadZipFile) as error:  # URLError is a kind of OSError
         raise UserError(f"cannot download QM9 for PyG ({error}); qm9pack has the same data, {INSTALL_HINT}") from error
     for data in tqdm(dataset, desc="reading molecules", unit="mol"):
