@@ -187,5 +187,11 @@ def shown(path: str | Path) -> str:
 
 def as_table(values: Mapping[str, float]) -> str:
     """Names and numbers in two columns."""
-    width = max(map(len, values), default=0)
-    return "\n".join(f"{name:<{width}}  {value:.4g}" for name, value in values.items())
+    names = list(map(printable, values))
+    width = max(map(len, names), default=0)
+    return "\n".join(f"{name:<{width}}  {value:.4g}" for name, value in zip(names, values.values(), strict=True))
+
+
+def printable(text: str) -> str:
+    """A text from somebody's file; if it has characters that a terminal would obey, as Python writes them."""
+    return text if text.isprintable() else ascii(text)

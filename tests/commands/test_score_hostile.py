@@ -76,6 +76,15 @@ def as_mol(molecule: Molecule) -> Chem.Mol:
     return mol.GetMol()
 
 
+def test_what_a_terminal_would_obey_is_not_printed(run_cli: RunCli, tmp_path: Path) -> None:
+    atoms = "".join(f"2\n\n{symbol} 0 0 0\nH 1 0 0\n" for symbol in ("\x1b[2J", *(f"X{n}" for n in range(20))))
+    (tmp_path / "m.xyz").write_text(atoms)
+    result = run_cli("score", "molecules", tmp_path / "m.xyz", "--no_novelty", "--output", tmp_path / "out")
+    assert r"unknown element '\x1b[2J': in 1 molecules" in result.out
+    assert "\x1b" not in result.out
+    assert "and 11 more unknown elements; see rejects.json" in result.out
+
+
 def test_a_molecule_that_kills_its_process_is_not_valid_by_other_routes(monkeypatch: pytest.MonkeyPatch) -> None:
     def judge(molecule: Molecule | None) -> str | None:
         if molecule is REALS[2]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unite.commands.options import torch_device
-from unite.console import as_table, is_quiet, shown, silence_noise
+from unite.console import as_table, is_quiet, printable, shown, silence_noise
 from unite.errors import UserError, require
 from unite.files import write_json
 from unite.outputs.folder import new_results
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from unite.modalities.image.features import FeatureNetwork
     from unite.modalities.image.scores import ImageFiles
     from unite.modalities.molecule.metrics.scores import MoleculeScores
+
+
+MAX_ELEMENTS_TOLD = 10
 
 
 def score_molecules(
