@@ -165,8 +165,10 @@ def _say_scores(scores: "MoleculeScores", values: dict[str, Any], files: list[Pa
         print(f"{reject['reason'].replace('_', ' ')}: {place}, {words}")
     if not scores.num_with_hydrogens:
         print("no molecule has a hydrogen, which perception needs; add them, or count them in a column num_hydrogens")
-    for symbol, number in scores.unknown_elements.most_common():
-        print(f"unknown element {symbol}: in {number:,} molecules, all rejected")
+    for symbol, number in scores.unknown_elements.most_common(MAX_ELEMENTS_TOLD):
+        print(f"unknown element {printable(symbol)}: in {number:,} molecules, all rejected")
+    if (num_others := len(scores.unknown_elements) - MAX_ELEMENTS_TOLD) > 0:
+        print(f"and {num_others:,} more unknown elements; see rejects.json")
 
 
 def _report(written: list[Path]) -> None:

@@ -7,7 +7,7 @@ from rdkit import Chem
 from tests.support.graphs import ladder
 from unite.errors import UserError
 from unite.modalities.molecule.data.qm9.bonds import key_of_smiles
-from unite.modalities.molecule.graph import MolecularGraph, as_written, assemble, bond_matrix, graph_from_mol
+from unite.modalities.molecule.graph import MolecularGraph, as_written, assemble, graph_from_mol
 from unite.modalities.molecule.perception.distances import short_pairs
 from unite.modalities.molecule.perception.perceive import perceive
 from unite.modalities.molecule.perception.sanitizing import (
@@ -26,7 +26,9 @@ FULLERENE = (
 
 def graph(num_rungs: int) -> MolecularGraph:
     molecule = ladder(num_rungs)
-    bonds = bond_matrix([(*pair, 1) for pair in short_pairs(molecule)], molecule.num_atoms)
+    bonds = np.zeros((2 * num_rungs, 2 * num_rungs), dtype=np.int64)
+    for first, second in short_pairs(molecule):
+        bonds[first, second] = bonds[second, first] = 1
     return MolecularGraph(molecule.atomic_numbers, bonds, np.zeros_like(molecule.atomic_numbers))
 
 
