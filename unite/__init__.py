@@ -6,6 +6,8 @@ The names below are imported on first use, so that ``import unite`` and ``unite 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from unite.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from unite.configurable import Configurable
     from unite.engine.optimizer import OptimizerSettings
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from unite.module import UniteModule
     from unite.nn.generative_encoder import GenerativeEncoder, Tokens
     from unite.trainer import UniteTrainer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Configurable",

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from unite import __version__
 from unite.commands import COMMANDS
 from unite.console import coloured, quiet
 from unite.errors import TrainingError, UserError, lost_loader
 from unite.runs.known_classes import trusting
+from unite.version import __version__
 
 HELP = f"""usage: unite COMMAND [options]
 

@@ -10,8 +10,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
@@ -25,6 +25,7 @@ JOB_SECONDS: Final = 120.0
 RECORD_SECONDS: Final = 30.0
 """Time of a processor for a single record, when the job that it was part of has failed."""
 
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM)
 _HEARTBEAT: Final = 1.0  # s, after which an idle worker looks whether its parent is there
 
 
@@ -115,8 +116,9 @@ def _attempts(
                     idle.append(worker)
                 yield number, job, result
     finally:
-        for worker in (*idle, *(worker for worker, _, _ in busy.values())):
-            worker.end()
+        with _undisturbed():
+            for worker in (*idle, *(worker for worker, _, _ in busy.values())):
+                worker.end()
 
 
 def _give(job: Job, idle: "list[_Worker]", work: Callable[[Job], Any], seconds: float) -> "_Worker":
@@ -138,13 +140,14 @@ class _Worker:
     def __init__(self, work: Callable[[Any], Any], seconds: float) -> None:
         # A forked process need not import anything; elsewhere than on Linux that is not safe.
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        self.connection, theirs = context.Pipe()
         self.seconds = seconds
         self.is_alive = True
-        arguments = (theirs, self.connection, work, seconds, os.getpid())
-        self.process = context.Process(target=_serve, args=arguments, daemon=True)  # type: ignore[attr-defined]
-        self.process.start()
-        theirs.close()
+        with _undisturbed():
+            self.connection, theirs = context.Pipe()
+            arguments = (theirs, self.connection, work, seconds, os.getpid())
+            self.process = context.Process(target=_serve, args=arguments, daemon=True)  # type: ignore[attr-defined]
+            self.process.start()
+            theirs.close()
 
     def result(self) -> Any:
         """What it has found, or how it has failed."""
@@ -180,6 +183,8 @@ def _serve(
     parents.close()  # or a dead parent would look alive
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that hands out the work
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # it was started undisturbed
     with suppress(EOFError, OSError):
         while True:
             while not connection.poll(_HEARTBEAT):
@@ -193,6 +198,19 @@ def _serve(
                 found = Failure("crashed", " ".join(f"{type(error).__name__}: {error}".split()))
             _limit_time(0)
             connection.send(found)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Within the block, let Ctrl-C and SIGTERM wait: half way, they would leave a process or print a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _limit_time(seconds: float) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from unite import __version__
 from unite.console import one_line, shown
 from unite.errors import UserError
 from unite.files import leaving_no_empty_folders, read_json, replacing, require_writable
@@ -27,6 +26,7 @@ from unite.runs.exported import (
 )
 from unite.runs.exported import push_to_hub as upload
 from unite.runs.metrics_table import validations
+from unite.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
 
-from unite import __version__
 from unite.console import one_line
 from unite.errors import UserError
 from unite.files import read_json
@@ -19,6 +18,7 @@ from unite.moved import moved
 from unite.runs.known_classes import require_few_settings, require_known_classes
 from unite.runs.sizes import no_larger_than
 from unite.shipped import shipped_model
+from unite.version import __version__
 
 Module = TypeVar("Module", bound=LightningModule)
 

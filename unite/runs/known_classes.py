@@ -15,8 +15,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, Final
 
-from unite import __version__
 from unite.errors import UserError
+from unite.version import __version__
 
 #: Packages whose classes a run folder may name.
 KNOWN_MODULES: Final = (
