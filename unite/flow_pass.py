@@ -102,4 +102,4 @@ def _repeat_registers(registers: Tokens, repeats: int) -> Tokens:
     """The registers of ``repeats`` copies of a batch, copy by copy."""
     values = registers.values if len(registers.values) == 1 else registers.values.repeat(repeats, 1, 1)
     mask = None if registers.mask is None else registers.mask.repeat(repeats, 1)
-    return Tokens(values, registers.positions, mask)
+    return replace(registers, values=values, mask=mask)

@@ -56,6 +56,7 @@ class UniteModule(Configurable, SavedModule):
         noise_min_time: Smallest t of that noise; 1 is none.
         compile: Compile the blocks of encoder and decoder with ``torch.compile``: faster steps on a GPU, after
             minutes of compiling. Names in checkpoints stay.
+        compile_mode: ``reduce-overhead`` also records a GPU's work as CUDA graphs, one for each size of batches.
         modality_weights: Weight of each modality's loss as a whole; 1 where not named.
 
     Raises:
@@ -77,6 +78,7 @@ class UniteModule(Configurable, SavedModule):
         noise_probability: float = 0.5,
         noise_min_time: float = 0.7,
         compile: bool = False,
+        compile_mode: Literal["default", "reduce-overhead"] = "default",
         modality_weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__(optimizer)
@@ -107,7 +109,7 @@ class UniteModule(Configurable, SavedModule):
         self.adapters: dict[str, ModalityAdapter] = nn.ModuleDict(adapters)  # type: ignore[assignment]
         self.is_compiled = compile
         if compile:
-            self.compile_blocks()
+            self.compile_blocks(compile_mode)
 
     @property
     def denoiser(self) -> GenerativeEncoder:

@@ -94,6 +94,7 @@ class OptimizerSettings:
         warmup_steps: Optimizer steps over which the rate rises linearly from 0.
         final_lr_ratio: Rate at the end of the schedule, as a share of the peak.
         two_stage: Schedule after the warmup; None for one cosine down to the last step of the training.
+        fused: Update all of AdamW's parameters in one kernel instead of a few; equal up to rounding.
     """
 
     lr: float = 1e-4
@@ -106,6 +107,7 @@ class OptimizerSettings:
     warmup_steps: int = 1000
     final_lr_ratio: float = 0.0
     two_stage: TwoStageDecay | None = None
+    fused: bool = False
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps"):
@@ -168,6 +170,7 @@ class MuonAdamW(torch.optim.Optimizer):
             "eps": settings.eps,
             "weight_decay": settings.weight_decay,
         }
+        self.fused = settings.fused  # no part of the groups: what a checkpoint says of kernels does not matter
         super().__init__(groups, defaults)
 
     def use_settings(self, scheduler: LambdaLR) -> None:
@@ -230,6 +233,9 @@ class MuonAdamW(torch.optim.Optimizer):
                 self.state[p]["exp_avg"] = torch.zeros_like(p)
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
         state = [self.state[p] for p in params]
+        for p, s in zip(params, state, strict=True):
+            # The fused kernel counts steps on the device; elsewhere a GPU would be waited for to know the count.
+            s["step"] = s["step"].to(p.device if self.fused else "cpu")
         adamw(
             [local(p) for p in params],
             [local(p.grad) for p in params if p.grad is not None],
@@ -237,7 +243,8 @@ class MuonAdamW(torch.optim.Optimizer):
             [local(s["exp_avg_sq"]) for s in state],
             [],
             [s["step"] for s in state],
-            foreach=True,
+            foreach=not self.fused,
+            fused=self.fused,
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -18,6 +18,7 @@ from unite.engine.step_terms import SampleMean, StepTerms
 from unite.errors import UserError
 from unite.nn.blocks import Block
 from unite.nn.decoder import DecoderBlock
+from unite.nn.generative_encoder import mark_step_of_cuda_graphs
 
 
 class TrainingEngine(ReproducibleModule):
@@ -67,14 +68,22 @@ class TrainingEngine(ReproducibleModule):
         if isinstance(strategy, ShardedStrategy):
             shard(self, strategy)
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, mode: Literal["default", "reduce-overhead"] = "default") -> None:
         """Compile each block in place. All blocks of a kind share what is compiled, so it takes no longer for more.
 
         Sizes are left open: batches of molecules differ in length, and the two passes in the number of tokens.
+
+        Args:
+            mode: As of :func:`torch.compile`.
         """
         for part in self.modules():
             if isinstance(part, Block | DecoderBlock):
-                part.compile(dynamic=True)
+                part.compile(dynamic=True, mode=mode)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Draw the seeds of the batch, and free what CUDA graphs hold of the last one."""
+        super().on_train_batch_start(batch, batch_idx)
+        mark_step_of_cuda_graphs()
 
     def scaled_optimizer_settings(self) -> OptimizerSettings:
         """The optimizer's settings with the learning rate for this run's steps."""

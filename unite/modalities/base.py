@@ -33,11 +33,13 @@ class Template:
         sizes: Number of elements (atoms, patches) of each sample, shape (B,).
         condition: Class of each sample, shape (B,), or None if all are unconditional.
         largest: Largest of the sizes, if known: to find it out, a GPU would have to finish all its work.
+        is_full: Whether all sizes are known to be equal, so that the mask hides nothing.
     """
 
     sizes: Tensor
     condition: Tensor | None = None
     largest: int | None = None
+    is_full: bool = False
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -45,12 +47,16 @@ class Template:
     def __getitem__(self, index: Any) -> Self:
         """The template of a part of the samples."""
         condition = None if self.condition is None else self.condition[index]
-        return replace(self, sizes=self.sizes[index], condition=condition, largest=None)
+        return replace(self, sizes=self.sizes[index], condition=condition, largest=None, is_full=False)
 
     def to(self, device: torch.device) -> Self:
-        """The same template with its tensors on ``device``."""
+        """The same template with its tensors on ``device``; on the CPU, sizes are looked at before they leave."""
         condition = None if self.condition is None else self.condition.to(device)
-        return replace(self, sizes=self.sizes.to(device), condition=condition)
+        sizes, largest, is_full = self.sizes, self.largest, self.is_full
+        if sizes.device.type == "cpu" and len(sizes):
+            largest = int(sizes.max())
+            is_full = largest == int(sizes.min())
+        return replace(self, sizes=sizes.to(device), condition=condition, largest=largest, is_full=is_full)
 
     @cached_property
     def mask(self) -> Tensor:

@@ -30,11 +30,18 @@ class Tokens:
         values: The vectors, shape (B, N, D); registers that are alike in all samples may have B = 1.
         positions: Places for the rotary embedding, shape (N,) or (N, axes), alike in all samples.
         mask: True where a token is real, shape (B, N), or None if all are.
+        is_full: Whether the mask is known to hide nothing.
     """
 
     values: Tensor
     positions: Tensor
     mask: Tensor | None = None
+    is_full: bool = False
+
+    @property
+    def hiding_mask(self) -> Tensor | None:
+        """The mask, or None if it hides nothing: without one, attention has faster kernels on a GPU."""
+        return None if self.is_full else self.mask
 
 
 class Size(NamedTuple):
@@ -223,12 +230,14 @@ class GenerativeEncoder(Configurable, nn.Module):
     ) -> Tensor:
         """Latents (B, K, C) before the last norm; arguments as in :meth:`forward`."""
         batch, num_registers = latents.shape[:2]
+        if not torch.is_grad_enabled():
+            mark_step_of_cuda_graphs()  # nothing of the last pass is needed any more
         hidden = self.latent_in(latents) + registers.values  # (B, K, D)
-        positions, mask = registers.positions, registers.mask
+        positions, mask = registers.positions, registers.hiding_mask
         if tokens is not None:
             hidden = torch.cat((hidden, tokens.values.to(hidden.dtype)), dim=1)  # (B, K + N, D)
             positions = torch.cat((positions, tokens.positions))
-            mask = _join_masks(mask, tokens.mask, batch, num_registers, tokens.values.shape[1])
+            mask = _join_masks(mask, tokens.hiding_mask, batch, num_registers, tokens.values.shape[1])
         activated = F.silu(self.time_embedding(timesteps) + condition)  # (B, D), or (1, D) if alike in all samples
 
         head_channels = self.width // self.num_heads
@@ -259,6 +268,12 @@ class GenerativeEncoder(Configurable, nn.Module):
         shift, scale = self.final_modulation(activated)[:, None].chunk(2, dim=-1)
         out: Tensor = self.final_out(self.stream_norm(hidden, shift, scale))  # (B, K, C)
         return out
+
+
+def mark_step_of_cuda_graphs() -> None:
+    """Let blocks compiled with ``mode="reduce-overhead"`` write over what they gave before; others do not care."""
+    if not torch.compiler.is_compiling():
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 def _join_masks(

@@ -251,7 +251,7 @@ class MoleculeAdapter(ModalityAdapter):
                 ).view_as(values)
             if self.positions:
                 values = values + self.position_in(prepared.positions)
-        return Tokens(values, self._atom_positions(prepared.mask.shape[1]), prepared.mask)
+        return Tokens(values, self._atom_positions(values.shape[1]), prepared.mask, prepared.is_full)
 
     def _atom_positions(self, num_atoms: int) -> Tensor:
         # With one register per atom, an atom sits where its register sits; else atoms come after the registers.
@@ -262,7 +262,7 @@ class MoleculeAdapter(ModalityAdapter):
 
     def template(self, prepared: PreparedMolecules) -> Template:
         """Numbers of atoms."""
-        return Template(sizes=prepared.mask.sum(dim=1), largest=prepared.mask.shape[1])
+        return Template(prepared.mask.sum(dim=1), largest=prepared.mask.shape[1], is_full=prepared.is_full)
 
     def draw_template(
         self, num_samples: int, labels: Sequence[int] | None = None, generator: torch.Generator | None = None
@@ -281,7 +281,8 @@ class MoleculeAdapter(ModalityAdapter):
             return Tokens(values, torch.arange(values.shape[1], device=values.device))
         mask = template.mask
         num_atoms = mask.shape[1]
-        return Tokens(self.register_embedding[None, :num_atoms], self._atom_positions(num_atoms), mask)
+        places = self._atom_positions(num_atoms)
+        return Tokens(self.register_embedding[None, :num_atoms], places, mask, template.is_full)
 
     # ------------------------------------------------------------------ data out
 
@@ -290,11 +291,11 @@ class MoleculeAdapter(ModalityAdapter):
         mask = template.mask  # (B, A)
         num_latents = latents.shape[1]
         if self.registers_per_molecule is None:
-            hidden = self.decoder(latents, self.places[:num_latents], mask)  # (B, A, decoder width)
+            hidden = self.decoder(latents, self.places[:num_latents], None if template.is_full else mask)
         else:
             # Atoms without a latent of their own ask the registers: one query per atom, told apart by its place.
             queries = self.places[num_latents : num_latents + mask.shape[1]].expand(len(mask), -1, -1)
-            key_mask = F.pad(mask, (num_latents, 0), value=True)
+            key_mask = None if template.is_full else F.pad(mask, (num_latents, 0), value=True)
             hidden = self.decoder(latents, self.places[:num_latents], key_mask, queries)
         with full_precision(hidden.device):
             hidden = hidden.float()

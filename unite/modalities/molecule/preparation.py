@@ -37,12 +37,14 @@ class PreparedMolecules:
         positions: Positions in Å, shape (B, A, 3); 0 where padded, and everywhere if the view is without positions.
         mask: True where an atom is real, shape (B, A).
         graph: Bonds and charges, or None if the view is without bonds.
+        is_full: Whether all molecules are of one size, so that the mask hides nothing.
     """
 
     types: Tensor
     positions: Tensor
     mask: Tensor
     graph: PreparedGraph | None = None
+    is_full: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ class Preparation:
         else:
             positions = torch.zeros(*mask.shape, 3, device=mask.device)
         graph = self._graph(samples, places, mask, check) if self.bonds else None
-        return PreparedMolecules(types, positions, mask, graph)
+        # Told by shapes alone: values would have to be waited for.
+        is_full = len(samples.z) == len(sizes) * num_atoms
+        return PreparedMolecules(types, positions, mask, graph, is_full)
 
     def _positions(self, samples: Batch, check: bool) -> Tensor:
         if samples.get("pos") is None:
