@@ -47,9 +47,9 @@ def masks(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
     seen: list[Tensor | None] = []
     attend = F.scaled_dot_product_attention
 
-    def noted(*args: Any, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+    def noted(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
         seen.append(attn_mask)
-        return attend(*args, attn_mask=attn_mask, **options)
+        return attend(query, key, value, attn_mask=attn_mask)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
     return seen
@@ -142,6 +142,6 @@ def test_cuda_graphs_are_told_where_a_step_begins(
     module = make_module(flow_chunk=1)
     module.training_step(molecules_of(tmp_path, tiny_csv, same_size=False), 0).backward()
     assert marks == []  # a mark within a step would free what its backward pass needs
-    module.adapters["molecule"].size_counts[3:] = 1
+    module.adapters["molecule"].get_buffer("size_counts")[3:] = 1
     module.generate("molecule", 2, num_steps=3, seed=0)
     assert marks == [False] * 3
