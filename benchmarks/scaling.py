@@ -323,7 +323,8 @@ def model_table(hardware: Hardware) -> list[str]:
         total = flops.training(module.flow_steps, module.encoder.gradient_checkpointing)
         lines.append(
             f"| {name} | {parameters / 1e6:.1f} | {module.flow_steps} | {parts}, {flops.lpips / 1e9:.3g} "
-            f"| {total / 1e9:,.0f} | {held.states / 2**30:.1f} | {held.activations / 2**20:.0f} | {held.checkpoint / 1e9:.1f} |"
+            f"| {total / 1e9:,.0f} | {held.states / 2**30:.1f} | {held.activations / 2**20:.0f} "
+            f"| {held.checkpoint / 1e9:.1f} |"
         )
     return lines
 

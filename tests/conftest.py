@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def reference() -> dict[str, Tensor]:
     for name in [name for name in tensors if name.endswith(":left")]:
         tensors[name.removesuffix(":left")] = tensors[name] @ tensors[name.replace(":left", ":right")]
     return tensors
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where tests marked ``gpu`` run: the device that UNITE_TEST_DEVICE names, or the CPU."""
+    chosen = torch.device(os.environ.get("UNITE_TEST_DEVICE", "cpu"))
+    torch.zeros(1, device=chosen)  # a device that is not there is an error, not a reason to test less
+    return chosen
 
 
 @pytest.fixture
