@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tests.conftest import TESTS
-from tests.modalities.test_contract import CASES, Case, make_module
-from tests.processes import run_forked
-from tests.test_host_synchronisation import NothingAsked
-from tests.test_resume import EXACT
+from tests.support.cases import CASES, Case, build_module
+from tests.support.exact_run import EXACT
+from tests.support.paths import TESTS
+from tests.support.processes import run_forked
+from tests.support.waiting import NothingAsked
 from unite.engine.optimizer import MuonAdamW, OptimizerSettings, orthogonalize
 from unite.modalities.molecule.batches import GatheredMolecules
 from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
@@ -81,7 +81,7 @@ def ready(case: Case, root: Path, **settings: Any) -> Ready:
     data = case.make_data(root)
     data.prepare_data()
     data.setup("fit")
-    module = make_module(case, flow_steps=2, **settings)
+    module = build_module(case, flow_steps=2, **settings)
     module.adapters[case.modality].fit_statistics(data)
     samples = next(iter(data.train_dataloader()))[case.modality]
     module.log = lambda *args, **options: None  # type: ignore[method-assign]

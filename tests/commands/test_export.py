@@ -83,6 +83,19 @@ def test_a_shared_model_is_the_model(module: UniteModule, shared: Path) -> None:
     assert all((one == other).all() for one, other in zip(first, second, strict=True))
 
 
+def test_exports_in_half_precision_are_half_as_large(module: UniteModule, tmp_path: Path) -> None:
+    checkpoint = save(module, tmp_path / "run")
+    sizes = []
+    for half in (False, True):
+        export_checkpoint(checkpoint, tmp_path / str(half), half=half)
+        sizes.append((tmp_path / str(half) / "model.safetensors").stat().st_size)
+    assert sizes[1] < 0.7 * sizes[0]
+    loaded = UniteModule.from_pretrained(tmp_path / "True")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=1e-3, atol=1e-3)
+
+
 def test_the_model_in_the_repository_generates_molecules() -> None:
     module = UniteModule.from_pretrained(TESTS.parent / "docs/results/qm9_two_hours/model")
     scores = score_molecules(module.generate("molecule", 100, solver="ancestral", seed=0))

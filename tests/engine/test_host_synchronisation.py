@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.data import Batch
 
 from tests.support.paths import TINY_CSV
+from tests.support.waiting import NothingAsked
 from unite.engine.optimizer import MuonAdamW
 from unite.modalities.base import ModalityAdapter
 from unite.modalities.image.adapter import ImageAdapter
@@ -25,7 +25,6 @@ from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
 from unite.module import UniteModule
 from unite.nn.generative_encoder import GenerativeEncoder
 
-aten = torch.ops.aten
 META = torch.device("meta")
 VIEWS: dict[str, dict[str, Any]] = {
     "positions": {},
@@ -45,31 +44,6 @@ def make_module(adapter: ModalityAdapter, **settings: Any) -> tuple[UniteModule,
     logged: dict[str, Tensor] = {}
     module.log = lambda name, value, **options: logged.update({name: value})  # type: ignore[method-assign]
     return module, logged
-
-
-class NothingAsked(TorchDispatchMode):
-    """Refuses operators whose result, or its shape, the CPU has to wait for."""
-
-    ASKING = (
-        aten._local_scalar_dense,
-        aten.is_nonzero,
-        aten.equal,
-        aten.nonzero,
-        aten.masked_select,
-        aten._unique2,
-        aten.bincount,
-    )
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        packet = func.overloadpacket
-        by_mask = packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_) and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        by_counts = packet is aten.repeat_interleave and kwargs.get("output_size") is None
-        if packet in self.ASKING or by_mask or by_counts:
-            raise AssertionError(f"{func} asks for a value")
-        return func(*args, **kwargs)
 
 
 def full_step(module: UniteModule, batch: dict[str, Any]) -> None:

@@ -95,6 +95,7 @@ def export_checkpoint(
     license_id: str = "unknown",
     overwrite: bool = False,
     name: str | None = None,
+    half: bool = False,
 ) -> list[Path]:
     """Write a checkpoint as a folder to share.
 
@@ -105,6 +106,7 @@ def export_checkpoint(
         license_id: Licence of the weights, for the model card: an identifier such as ``mit``.
         overwrite: Replace an exported model that is there.
         name: What others will load it by, for the model card; None for the folder's name.
+        half: Round matrices to float16, for half the size; loaded, they are float32 again.
 
     Returns:
         The files written.
@@ -123,11 +125,11 @@ def export_checkpoint(
     content = read_checkpoint(path)
     require_writable(folder, "choose another folder")
     with only_one(folder, "wait until it ends, or choose another folder"):
-        return _write_exported(path, content, folder, license_id, overwrite, name)
+        return _write_exported(path, content, folder, license_id, overwrite, name, half)
 
 
 def _write_exported(
-    path: Path, content: dict[str, Any], folder: Path, license_id: str, overwrite: bool, name: str | None
+    path: Path, content: dict[str, Any], folder: Path, license_id: str, overwrite: bool, name: str | None, half: bool
 ) -> list[Path]:
     from unite.runs.folder import find_run_config
 
@@ -139,6 +141,8 @@ def _write_exported(
     )
     # A clone each: what shares memory could not be written.
     weights = {name: value.clone().contiguous() for name, value in content["state_dict"].items()}
+    if half:
+        weights = {name: _halved(value) for name, value in weights.items()}
     (folder / SETTINGS_FILE).unlink(
         missing_ok=True
     )  # last to come, so that a broken export is not taken for a whole one
@@ -151,6 +155,7 @@ def _write_exported(
             license_id,
             _metrics_text(path, content),
             _data_text(find_run_config(path)),
+            half,
         )
     )
     config = {
@@ -164,6 +169,11 @@ def _write_exported(
     }
     (folder / SETTINGS_FILE).write_text(json.dumps(config, indent=2) + "\n")
     return [folder / name for name in FILES]
+
+
+def _halved(weight: Tensor) -> Tensor:
+    """A matrix in float16; vectors (norms, biases, frequencies) are small, and stay as they are."""
+    return weight.half() if weight.is_floating_point() and weight.ndim > 1 else weight
 
 
 def _without_machine_paths(value: Any) -> Any:
@@ -187,7 +197,13 @@ def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def _model_card(
-    name: str, settings: Mapping[str, Any], content: Mapping[str, Any], license_id: str, metrics: str, data: str
+    name: str,
+    settings: Mapping[str, Any],
+    content: Mapping[str, Any],
+    license_id: str,
+    metrics: str,
+    data: str,
+    half: bool,
 ) -> str:
     num_parameters = sum(value.numel() for value in content["state_dict"].values() if value.is_floating_point())
     modalities = list(settings["adapters"])
@@ -197,7 +213,8 @@ def _model_card(
         title=name.rpartition("/")[2],
         version=__version__,
         step=content.get("global_step", 0),
-        weights="averaged (EMA)" if "current_model_state" in content else "as in the checkpoint",
+        weights=("averaged (EMA)" if "current_model_state" in content else "as in the checkpoint")
+        + (", matrices rounded to float16" if half else ""),
         name=name,
         modality=modalities[0],
         metrics=metrics,
@@ -254,6 +271,7 @@ def export(
     folder: Path,
     *,
     license: str = "unknown",
+    half: bool = False,
     overwrite: bool = False,
     push_to_hub: str | None = None,
     private: bool = False,
@@ -266,6 +284,7 @@ def export(
         checkpoint: A checkpoint, or a run folder for its last.ckpt.
         folder: Folder to write.
         license: Licence of the weights, e.g. mit.
+        half: Round matrices to float16, for half the size.
         overwrite: Replace an exported model in the folder.
         push_to_hub: Then upload the folder to the Hugging Face Hub as OWNER/NAME; this takes the package
             huggingface_hub.
@@ -278,7 +297,7 @@ def export(
         require_repo_id(push_to_hub)
         hub_library(push_to_hub)
     with leaving_no_empty_folders(folder):
-        written = export_checkpoint(checkpoint, folder, license, overwrite, push_to_hub)
+        written = export_checkpoint(checkpoint, folder, license, overwrite, push_to_hub, half)
     for path in written:
         print(f"wrote {shown(path)}")
     if license == "unknown":

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.test_optimizer import SETTINGS, make_model, train
 from unite.engine.optimizer import MuonAdamW, OptimizerSettings, parameter_groups
 from unite.modalities.base import Template
 from unite.modalities.molecule.adapter import MoleculeAdapter
@@ -18,7 +17,22 @@ from unite.module import UniteModule
 from unite.nn import generative_encoder
 from unite.nn.generative_encoder import GenerativeEncoder
 
-FUSED = OptimizerSettings(lr=SETTINGS.lr, weight_decay=SETTINGS.weight_decay, fused=True)
+SETTINGS = OptimizerSettings(lr=0.02, weight_decay=0.1)
+FUSED = OptimizerSettings(lr=0.02, weight_decay=0.1, fused=True)
+
+
+def make_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+
+
+def train(model: nn.Module, optimizer: MuonAdamW, num_steps: int = 5) -> list[Tensor]:
+    torch.manual_seed(1)
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        model(torch.randn(16, 6)).square().sum().backward()
+        optimizer.step()
+    return [parameter.detach() for parameter in model.parameters()]
 
 
 def make_module(**settings: Any) -> UniteModule:
@@ -105,22 +119,22 @@ def test_sizes_are_looked_at_on_their_way_to_the_device() -> None:
 
 
 def test_fused_adamw_equals_the_other() -> None:
-    plain, fused = make_model(), make_model()
-    expected = train(plain, [MuonAdamW(parameter_groups(plain, [], muon=True), SETTINGS)])
-    ours = train(fused, [MuonAdamW(parameter_groups(fused, [], muon=True), FUSED)])
+    plain, fused = make_layers(), make_layers()
+    expected = train(plain, MuonAdamW(parameter_groups(plain, [], muon=True), SETTINGS))
+    ours = train(fused, MuonAdamW(parameter_groups(fused, [], muon=True), FUSED))
     for mine, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("first", "then"), [(SETTINGS, FUSED), (FUSED, SETTINGS)])
 def test_a_run_may_change_its_kernels_when_it_is_continued(first: OptimizerSettings, then: OptimizerSettings) -> None:
-    models, finals = (make_model(), make_model()), []
+    models, finals = (make_layers(), make_layers()), []
     for model, settings in zip(models, (then, first), strict=True):
         before = MuonAdamW(parameter_groups(model, [], muon=False), first)
-        train(model, [before], 2)
+        train(model, before, 2)
         after = MuonAdamW(parameter_groups(model, [], muon=False), settings)
         after.load_state_dict(before.state_dict())
-        finals.append(train(model, [after], 3))
+        finals.append(train(model, after, 3))
     for changed, kept in zip(*finals, strict=True):
         torch.testing.assert_close(changed, kept, atol=1e-6, rtol=0)
 
