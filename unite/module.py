@@ -93,8 +93,7 @@ class UniteModule(Configurable, SavedModule):
         self.noise_min_time = noise_min_time
         self.modality_weights = modality_weights or {}
         # What a training step computes; unite.callbacks.two_stage trains one after the other.
-        self.trains_tokenizer = True
-        self.trains_denoiser = True
+        self.trains_tokenizer = self.trains_denoiser = True
         _require_settings(self, adapters)
         # Plain values only, so that checkpoints load with weights_only=True and without arguments.
         self.save_hyperparameters(

@@ -281,8 +281,8 @@ class MoleculeAdapter(ModalityAdapter):
             return Tokens(values, torch.arange(values.shape[1], device=values.device))
         mask = template.mask
         num_atoms = mask.shape[1]
-        places = self._atom_positions(num_atoms)
-        return Tokens(self.register_embedding[None, :num_atoms], places, mask, template.is_full)
+        values = self.register_embedding[None, :num_atoms]
+        return Tokens(values, self._atom_positions(num_atoms), mask, template.is_full)
 
     # ------------------------------------------------------------------ data out
 
