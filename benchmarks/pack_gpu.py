@@ -84,7 +84,7 @@ def pack_qm9(data: QM9DataModule, folder: Path) -> Path:
     unpack_arrays(arrays, staging)
     rounded = QM9DataModule(str(staging), source="qm9pack", hydrogens="counted")
     for hydrogens in ("counted", "explicit"):
-        rounded.training_keys(hydrogens)  # type: ignore[arg-type]
+        rounded.training_keys(hydrogens)
     for path in staging.glob("*.safetensors"):
         if path.name != CACHE_FILE:
             arrays[f"file:{path.name}"] = np.frombuffer(path.read_bytes(), np.uint8)

@@ -101,7 +101,8 @@ def decoder_flops(decoder: LatentDecoder, num_latents: int) -> int:
             total += 2 * num_latents * layer.weight.numel()
     num_tokens = num_latents + (decoder.class_token is not None)
     for block in decoder.blocks:
-        mlp = block.mlp_in.weight.numel() + block.mlp_out.weight.numel()
+        weights = dict(block.named_parameters())
+        mlp = weights["mlp_in.weight"].numel() + weights["mlp_out.weight"].numel()
         total += attention_flops(decoder.norm.weight.numel(), num_tokens, num_tokens) + 2 * num_tokens * mlp
     return total
 
@@ -192,7 +193,8 @@ def memory(module: UniteModule, num_atoms: int = QM9_ATOMS) -> Bytes:
     encoder, (adapter,) = module.encoder, module.adapters.values()
     num_registers = adapter.num_registers if isinstance(adapter, ImageAdapter) else num_atoms
     context = 0 if encoder.context_start is None else len(encoder.context_embedding)
-    decoder: LatentDecoder = adapter.decoder
+    decoder = adapter.decoder
+    assert isinstance(decoder, LatentDecoder)
     decoder_width = decoder.norm.weight.numel()
     tokenizer = encoder_activations(encoder, 2 * num_registers + context)
     tokenizer += len(decoder.blocks) * DECODER_BLOCK_BYTES * num_registers * decoder_width
