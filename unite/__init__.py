@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from unite.errors import UserError
     from unite.flow import TimeDistribution
     from unite.modalities.base import ModalityAdapter, Template
+    from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
     from unite.modalities.molecule.graph import data_from_mol, mol_from_data
     from unite.modalities.molecule.metrics.generation import score_molecules
+    from unite.modalities.molecule.perception.molecule import Molecule
     from unite.module import UniteModule
     from unite.nn.generative_encoder import GenerativeEncoder, Tokens
     from unite.trainer import UniteTrainer
@@ -24,7 +26,9 @@ __all__ = [
     "Configurable",
     "GenerativeEncoder",
     "ModalityAdapter",
+    "Molecule",
     "OptimizerSettings",
+    "QM9DataModule",
     "Template",
     "TimeDistribution",
     "Tokens",
@@ -41,7 +45,9 @@ _HOMES = {
     "Configurable": "unite.configurable",
     "GenerativeEncoder": "unite.nn.generative_encoder",
     "ModalityAdapter": "unite.modalities.base",
+    "Molecule": "unite.modalities.molecule.perception.molecule",
     "OptimizerSettings": "unite.engine.optimizer",
+    "QM9DataModule": "unite.modalities.molecule.data.qm9.datamodule",
     "Template": "unite.modalities.base",
     "TimeDistribution": "unite.flow",
     "Tokens": "unite.nn.generative_encoder",

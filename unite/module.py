@@ -290,7 +290,8 @@ class UniteModule(Configurable, SavedModule):
 
         Args:
             modality: Name of the adapter.
-            samples: A batch as the datamodule yields it, on the module's device.
+            samples: A batch as the datamodule yields it, on the module's device, or what else the adapter prepares,
+                such as a list of SMILES.
             generator: Source of the registers' noise, on the module's device.
         """
         adapter = self.adapter(modality)

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from unite.engine.training import TrainingEngine
+from unite.errors import UserError
 from unite.modalities.base import ModalityAdapter
-from unite.runs.exported import load_pretrained
-from unite.runs.folder import as_of_today, read_checkpoint
+from unite.runs.exported import is_exported, load_pretrained
+from unite.runs.folder import as_of_today, find_checkpoint, read_checkpoint
 from unite.runs.known_classes import require_known_classes, trusting
 from unite.runs.sizes import no_larger_than
 
@@ -21,7 +22,7 @@ class SavedModule(TrainingEngine):
         """As Lightning's, but nothing is imported on the word of the file, and class paths of old files still load.
 
         Args:
-            checkpoint_path: A file.
+            checkpoint_path: A file, or a run folder for its ``last.ckpt``.
             args: As of Lightning's method.
             trust: Import whatever classes the file names.
             kwargs: As of Lightning's method.
@@ -29,7 +30,10 @@ class SavedModule(TrainingEngine):
         Raises:
             UserError: It is damaged, no checkpoint of this package, or names classes that are not imported.
         """
-        path = Path(checkpoint_path)
+        path = find_checkpoint(str(checkpoint_path))
+        assert path is not None
+        if is_exported(path):
+            raise UserError(f"{checkpoint_path} is an exported model: load it with {cls.__name__}.from_pretrained")
         checkpoint = read_checkpoint(path)
         with trusting(trust):
             require_known_classes(checkpoint["hyper_parameters"], path, cls)

@@ -32,6 +32,7 @@ from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.molecule.batches import known_largest
 from unite.modalities.molecule.files.drawing import draw_grid
 from unite.modalities.molecule.files.writing import write_sdf, write_xyz
+from unite.modalities.molecule.generated import GeneratedGraph, GeneratedMolecule, batch_of
 from unite.modalities.molecule.graph import MolecularGraph
 from unite.modalities.molecule.layers import (
     GraphConvolution,
@@ -225,8 +226,8 @@ class MoleculeAdapter(ModalityAdapter):
                 self.preparation(molecules.to(self.size_counts.device), self.type_table)
             self._training_data_is_checked = True
 
-    def prepare(self, samples: Batch | Data) -> PreparedMolecules:
-        """Pad, centre and, in training, rotate the molecules of a PyG batch, or a single one.
+    def prepare(self, samples: Batch | Data | Sequence[object]) -> PreparedMolecules:
+        """Pad, centre and, in training, rotate the molecules of a PyG batch, or a list of SMILES and RDKit molecules.
 
         Raises:
             UserError: An atom type, a size, a bond or a charge that the model was not built for; a molecule without
@@ -234,7 +235,8 @@ class MoleculeAdapter(ModalityAdapter):
                 sum.
         """
         if not isinstance(samples, Batch):
-            samples = Batch.from_data_list([samples])
+            objects = [samples] if isinstance(samples, Data) else samples
+            samples = batch_of(objects, self.positions, self.hydrogens).to(self.size_counts.device)
         # Looking at values makes a GPU wait. Training data that was looked at as a whole is not looked at again.
         is_checked = self.training and self._training_data_is_checked and known_largest(samples) is not None
         return self.preparation(samples, self.type_table, self.training and self.rotate, not is_checked)
@@ -340,12 +342,14 @@ class MoleculeAdapter(ModalityAdapter):
             "charges": self.charge_weight,
         }
 
-    def finish(self, prediction: MoleculePrediction, template: Template) -> list[Molecule] | list[MolecularGraph]:
+    def finish(
+        self, prediction: MoleculePrediction, template: Template
+    ) -> list[GeneratedMolecule] | list[GeneratedGraph]:
         """Molecules without padding: atoms with positions, and bonds in ``graph`` if there are any; or graphs alone."""
         kinds = self.vocabulary_tensor[prediction.types]
         return self.preparation.finished(kinds, prediction.positions, prediction.graph, template.sizes)
 
-    def originals(self, prepared: PreparedMolecules) -> list[Molecule] | list[MolecularGraph]:
+    def originals(self, prepared: PreparedMolecules) -> list[GeneratedMolecule] | list[GeneratedGraph]:
         """The molecules as they were encoded."""
         kinds = self.vocabulary_tensor[prepared.types]
         return self.preparation.finished(kinds, prepared.positions, prepared.graph, prepared.mask.sum(dim=1))

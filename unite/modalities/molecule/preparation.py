@@ -14,7 +14,8 @@ from torch_geometric.data import Batch
 from unite.errors import UserError, require
 from unite.modalities.atoms import ATOMIC_NUMBERS, centre, full_precision, padded, random_rotations
 from unite.modalities.molecule.batches import known_largest
-from unite.modalities.molecule.graph import MolecularGraph, check_bond_types
+from unite.modalities.molecule.generated import GeneratedGraph, GeneratedMolecule
+from unite.modalities.molecule.graph import check_bond_types
 from unite.modalities.molecule.layers import (
     GraphPrediction,
     PreparedGraph,
@@ -22,7 +23,6 @@ from unite.modalities.molecule.layers import (
     pair_indices,
     pairs_to_matrix,
 )
-from unite.modalities.molecule.perception.molecule import Molecule
 
 MAX_HYDROGENS = {"B": 3, "C": 4, "N": 3, "O": 2, "F": 0, "Si": 4, "P": 3, "S": 2, "Cl": 0, "Br": 0}
 """Most hydrogens that a united atom may carry: its usual valence, less the bond that ties a halogen to a molecule."""
@@ -232,7 +232,7 @@ class Preparation:
 
     def finished(
         self, kinds: Tensor, positions: Tensor, graph: PreparedGraph | GraphPrediction | None, sizes: Tensor
-    ) -> list[Molecule] | list[MolecularGraph]:
+    ) -> list[GeneratedMolecule] | list[GeneratedGraph]:
         """Molecules without padding, or graphs alone if there are no positions.
 
         Args:
@@ -244,12 +244,12 @@ class Preparation:
         numbers = kinds.cpu().numpy()
         counts = numbers[..., 1] if self.hydrogens == "counted" else None
         places = positions.detach().cpu().double().numpy()
-        graphs: list[MolecularGraph] = []
+        graphs: list[GeneratedGraph] = []
         if graph is not None:
             matrices = pairs_to_matrix(graph.bonds, kinds.shape[1]).cpu().numpy()
             formal = graph.charges.cpu().numpy()
             graphs = [
-                MolecularGraph(
+                GeneratedGraph(
                     atomic_numbers=numbers[i, :size, 0],
                     bonds=matrices[i, :size, :size],
                     charges=formal[i, :size],
@@ -260,7 +260,7 @@ class Preparation:
         if not self.positions:
             return graphs
         return [
-            Molecule(
+            GeneratedMolecule(
                 atomic_numbers=numbers[i, :size, 0],
                 positions=places[i, :size],
                 num_hydrogens=None if counts is None else counts[i, :size],

@@ -102,7 +102,7 @@ def write_xyz(molecules: Sequence[Molecule], path: str | Path) -> None:
 def _mol_block(molecule: Molecule, found: Perception, name: str) -> str:
     if molecule.graph is not None:
         return graph_mol_block(molecule.graph, name, np.where(_fits_sdf(molecule), molecule.positions, 0.0))
-    mol = _loose_atoms(molecule) if found.mol is None else _with_positions(found.mol, molecule)
+    mol = loose_atoms(molecule) if found.mol is None else with_positions(found.mol, molecule)
     mol.SetProp("_Name", name)
     return str(Chem.MolToMolBlock(mol, includeStereo=False))
 
@@ -130,7 +130,8 @@ def _set_positions(mol: Chem.Mol, molecule: Molecule) -> None:
     mol.AddConformer(conformer)
 
 
-def _loose_atoms(molecule: Molecule) -> Chem.RWMol:
+def loose_atoms(molecule: Molecule) -> Chem.RWMol:
+    """Atoms with positions and no bonds: what an SDF has of an invalid molecule."""
     mol = Chem.RWMol()
     for atomic_number in molecule.atomic_numbers.tolist():
         atom = Chem.Atom(_symbol(atomic_number)) if _exists(atomic_number) else Chem.Atom(0)
@@ -140,7 +141,7 @@ def _loose_atoms(molecule: Molecule) -> Chem.RWMol:
     return mol
 
 
-def _with_positions(mol: Chem.Mol, molecule: Molecule) -> Chem.Mol:
+def with_positions(mol: Chem.Mol, molecule: Molecule) -> Chem.Mol:
     """The perceived molecule with a conformer; counted hydrogens are placed, the rest is as generated."""
     if molecule.num_hydrogens is None:
         return Chem.Mol(mol)
