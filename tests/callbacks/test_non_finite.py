@@ -11,7 +11,7 @@ from tests.support.commands import RunCli
 from tests.support.modules import make_module
 from tests.support.paths import TESTS
 from tests.toy_modality.curves import CurveDataModule
-from unite.callbacks.non_finite import NonFiniteGuard, _sent_to_cpu
+from unite.callbacks.non_finite import NonFiniteGuard, advice, last_good_checkpoint, sent_to_cpu
 from unite.commands.memory_errors import explained_memory_errors, is_out_of_memory
 from unite.engine.optimizer import OptimizerSettings
 from unite.errors import TrainingError
@@ -71,6 +71,20 @@ def test_the_last_good_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step 6: .*the last good checkpoint is .*last\.ckpt; continue it with"):
         trainer.fit(module(), datamodule=CurveDataModule())
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_a_checkpoint_of_spoilt_weights_is_not_called_good(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=2)
+    trainer.fit(module(), datamodule=CurveDataModule())
+    last = tmp_path / "last.ckpt"
+    assert last_good_checkpoint(tmp_path) == last
+    checkpoint = torch.load(last, weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).fill_(float("nan"))
+    torch.save(checkpoint, tmp_path / "newer.ckpt")
+    assert last_good_checkpoint(tmp_path) == last
+    torch.save(checkpoint, last)
+    assert last_good_checkpoint(tmp_path) is None
+    assert advice(trainer).startswith("no checkpoint here is whole and finite")
 
 
 def test_skipping_is_an_option_with_an_end(run_cli: RunCli, tmp_path: Path) -> None:
@@ -153,7 +167,7 @@ def test_errors_of_memory_are_known_from_others() -> None:
 def test_looking_at_the_step_before_waits_for_nothing_that_came_after() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
-        arrived = _sent_to_cpu(torch.tensor([1.0, 2.0]).pin_memory().to("cuda", non_blocking=True))
+        arrived = sent_to_cpu(torch.tensor([1.0, 2.0]).pin_memory().to("cuda", non_blocking=True))
         torch.cuda._sleep(1_000_000_000)  # a second, roughly: what came after
         after = torch.cuda.Event()
         after.record()

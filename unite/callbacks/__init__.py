@@ -6,6 +6,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from unite.callbacks.averaging import WeightAveraging as WeightAveraging
+    from unite.callbacks.bursts import BurstGuard as BurstGuard
     from unite.callbacks.generation_metrics import GenerationMetrics as GenerationMetrics
     from unite.callbacks.last_checkpoint import LastCheckpoint as LastCheckpoint
     from unite.callbacks.non_finite import NonFiniteGuard as NonFiniteGuard
@@ -15,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "averaging": ["WeightAveraging"],
+        "bursts": ["BurstGuard"],
         "generation_metrics": ["GenerationMetrics"],
         "two_stage": ["TwoStageTraining"],
         "last_checkpoint": ["LastCheckpoint"],

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from unite.console import shown
-from unite.errors import TrainingError
+from unite.errors import TrainingError, UserError
 from unite.module import UniteModule
-from unite.runs.checkpoint_io import LAST_CHECKPOINT
+from unite.runs.folder import read_checkpoint
 
 
 class NonFiniteGuard(Callback):
@@ -59,7 +59,7 @@ class NonFiniteGuard(Callback):
         names, values = _step_numbers(trainer, pl_module)
         if self.is_delayed:
             self.look_at_pending(trainer)
-            self._pending = (trainer.global_step, names, _sent_to_cpu(values))
+            self._pending = (trainer.global_step, names, sent_to_cpu(values))
             return
         culprit = _culprit(names, values, trainer.world_size)
         if not culprit:
@@ -106,12 +106,18 @@ class NonFiniteGuard(Callback):
         self.look_at_pending(trainer)
 
 
+def step_terms(module: LightningModule) -> tuple[list[str], Tensor]:
+    """Names and values of the terms of the last step's loss, on the module's device."""
+    steps = module.step_terms.items() if isinstance(module, UniteModule) else ()
+    named = {f"{modality}/{name}": term for modality, step in steps for name, term in step.terms.items()}
+    values = [term.detach().float().to(module.device) for term in named.values()]
+    return list(named), torch.stack(values) if values else torch.empty(0)
+
+
 def _step_numbers(trainer: Trainer, module: LightningModule) -> tuple[list[str], Tensor]:
     """Names and values of the terms of the loss and of the norm of the gradients, on the module's device."""
-    named: dict[str, Tensor] = {}
-    if isinstance(module, UniteModule):
-        for modality, step in module.step_terms.items():
-            named.update({f"{modality}/{name}": term.detach().float() for name, term in step.terms.items()})
+    names, terms = step_terms(module)
+    named: dict[str, Tensor] = dict(zip(names, terms.unbind(), strict=True))
     if getattr(trainer.precision_plugin, "scaler", None) is None:
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).float()
@@ -120,7 +126,7 @@ def _step_numbers(trainer: Trainer, module: LightningModule) -> tuple[list[str],
     return list(named), torch.stack(values) if values else torch.empty(0)
 
 
-def _sent_to_cpu(values: Tensor) -> Callable[[], Tensor]:
+def sent_to_cpu(values: Tensor) -> Callable[[], Tensor]:
     """Begin to copy to the CPU, and return what waits for the end of it.
 
     A copy that is begun later would queue behind all that the GPU has been given since.
@@ -153,17 +159,30 @@ def _culprit(names: list[str], values: Tensor, num_processes: int) -> str:
 
 
 def _message(trainer: Trainer, step: int, culprit: str, num_skipped: int) -> str:
-    last = Path(trainer.default_root_dir) / LAST_CHECKPOINT
     skipped = f", after {num_skipped} skipped steps in a row" if num_skipped else ""
     other = "" if num_skipped else "; --trainer.non_finite skip leaves such steps out"
-    if last.is_file():
-        advice = (
-            f"the last good checkpoint is {shown(last)}; continue it with --ckpt_path {shown(last)} and a smaller "
-            "--model.optimizer.lr or --trainer.gradient_clip_val"
-        )
-    else:
-        advice = (
-            "no checkpoint was written yet; try again with a smaller --model.optimizer.lr or "
-            "--trainer.gradient_clip_val"
-        )
-    return f"step {step}: {culprit}{skipped}; {advice}{other}"
+    return f"step {step}: {culprit}{skipped}; {advice(trainer)}{other}"
+
+
+def advice(trainer: Trainer) -> str:
+    """From which checkpoint to go on, and with which settings."""
+    knobs = "a smaller --model.optimizer.lr or --trainer.gradient_clip_val"
+    folder = Path(trainer.default_root_dir)
+    good = last_good_checkpoint(folder)
+    if good is not None:
+        return f"the last good checkpoint is {shown(good)}; continue it with --ckpt_path {shown(good)} and {knobs}"
+    written = any(folder.glob("*.ckpt"))
+    state = "no checkpoint here is whole and finite" if written else "no checkpoint was written yet"
+    return f"{state}; try again with {knobs}"
+
+
+def last_good_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in a folder that is whole and whose weights are all finite; None if there is none."""
+    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            weights = read_checkpoint(path)["state_dict"].values()
+        except UserError:
+            continue
+        if all(bool(w.isfinite().all()) for w in weights if w.is_floating_point()):
+            return path
+    return None
