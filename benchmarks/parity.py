@@ -373,7 +373,7 @@ class Parity:
             latents = self.module.sample_latents(
                 self.adapter,
                 template,
-                lambda: io["ode_noise"],
+                lambda step, shape: io["ode_noise"],
                 NUM_STEPS,
                 solver,
                 case["cfg_scale"],

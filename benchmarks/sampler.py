@@ -13,6 +13,7 @@ import torch
 from measure import report, seconds
 from training_step import make_module
 
+from unite.engine.noise import SampleNoise
 from unite.flow import Solver
 from unite.modalities.base import Template
 
@@ -51,11 +52,8 @@ def main() -> None:
         template = adapter.draw_template(num_samples, None, torch.Generator().manual_seed(0))
         for chosen in torch.argsort(template.sizes).split(batch_size):
             part: Template = template[chosen].to(device)
-            shape = (len(part), adapter.registers(part).values.shape[1], module.encoder.latent_channels)
             with torch.autocast(device.type, torch.bfloat16, enabled=is_gpu):
-                latents = module.sample_latents(
-                    adapter, part, lambda shape=shape: torch.randn(shape, device=device), num_steps, solver, scale
-                )
+                latents = module.sample_latents(adapter, part, SampleNoise(0, chosen), num_steps, solver, scale)
                 adapter.decode(latents, part)
 
     generate(min(count, batch_size), "euler", 1, 1.0)

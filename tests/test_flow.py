@@ -168,7 +168,7 @@ def test_ancestral_steps_are_euler_steps_if_the_noise_is_kept(seed: int) -> None
     data, noise = draw(seed), draw(seed + 1)
     grid = [0.0, 0.2, 0.5, 0.9]
     euler = integrate(lambda x, t: data, noise, grid, "euler")
-    kept = integrate(lambda x, t: data, noise, grid, "ancestral", draw_noise=lambda: noise)
+    kept = integrate(lambda x, t: data, noise, grid, "ancestral", draw_noise=lambda step: noise)
     torch.testing.assert_close(kept, euler, atol=1e-5, rtol=1e-5)
 
 

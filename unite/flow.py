@@ -196,7 +196,7 @@ def integrate(
     times: Sequence[float],
     solver: Solver = "euler",
     on_step: Callable[[int, float, Tensor], None] | None = None,
-    draw_noise: Callable[[], Tensor] | None = None,
+    draw_noise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
     """Go from noise to data: along the probability-flow ODE dx/dt = (x_1(x, t) - x) / max(1 - t, 0.05), or by sampling.
 
@@ -211,7 +211,8 @@ def integrate(
             is a mean, and fresh noise does not bring back the spread that the mean leaves out. For normal data of the
             noise's variance, 50 steps keep about half of it. In return it forgets errors of earlier steps.
         on_step: Called after every step with its number, time and state; not for ``dopri5``.
-        draw_noise: Gives fresh noise of the shape of ``noise`` for ``ancestral``; None draws standard normal noise.
+        draw_noise: Gives the fresh noise, of the shape of ``noise``, of each step from 1 on for ``ancestral``; None
+            draws standard normal noise.
 
     Returns:
         Latents at the last time, shape (B, K, C).
@@ -234,7 +235,7 @@ def integrate(
     state = noise
     for index, (start, end) in enumerate(itertools.pairwise(times)):
         if solver == "ancestral":
-            fresh = torch.randn_like(state) if draw_noise is None else draw_noise()
+            fresh = torch.randn_like(state) if draw_noise is None else draw_noise(index + 1)
             state = end * predict_data(state, start) + (1 - end) * fresh
         else:
             state = _STEPS[solver](velocity, state, start, end - start)

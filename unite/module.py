@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from unite.configurable import Configurable, arguments_as_config
 from unite.console import info
+from unite.engine.noise import SampleNoise
 from unite.engine.optimizer import OptimizerSettings, parameter_groups
 from unite.engine.sharding import require_supported, whole_weights
 from unite.engine.step_terms import StepTerms
@@ -178,8 +179,11 @@ class UniteModule(Configurable, SavedModule):
         seed: int | None = None,
         show_progress: bool = False,
         kept: KeptLatents | None = None,
+        indices: Sequence[int] | None = None,
     ) -> list[Any]:
         """Generate finished objects from noise: draw a template, solve the ODE, decode.
+
+        A sample depends on the seed and its index alone: neither on the batch size nor on the device, up to rounding.
 
         Args:
             modality: Name of the adapter.
@@ -190,11 +194,12 @@ class UniteModule(Configurable, SavedModule):
             guidance_scale: Classifier-free guidance; 1 is none.
             guidance_interval: Times between which guidance acts.
             noise_scale: Standard deviation of the noise; below 1 trades variety for fidelity.
-            batch_size: Samples at a time; more needs more memory and changes the draws.
+            batch_size: Samples at a time; more needs more memory.
             seed: Makes the result reproducible; None draws from the global generator.
             show_progress: Show a progress bar with rate and remaining time.
             kept: Latents of batches that an interrupted call with the same arguments has finished; those of new
                 batches are added.
+            indices: Which of the ``num_samples`` to make and return, such as the share of a process; None for all.
 
         Raises:
             UserError: An argument is outside its range.
@@ -209,58 +214,55 @@ class UniteModule(Configurable, SavedModule):
         generator = torch.Generator().manual_seed(seed)
         template = adapter.draw_template(num_samples, labels, generator)
         # Samples of like size together: no time is spent on padding.
-        order = torch.argsort(template.sizes, stable=True)
-        objects: list[Any] = [None] * num_samples
+        wanted = torch.arange(num_samples)[slice(None) if indices is None else list(indices)]
+        order = wanted[torch.argsort(template.sizes[wanted], stable=True)]
+        objects: dict[int, Any] = {}
         with (
             self.evaluation(),
             whole_weights(self),
-            tqdm(total=num_samples, desc="generate", unit="sample", disable=not show_progress) as bar,
+            tqdm(total=len(wanted), desc="generate", unit="sample", disable=not show_progress) as bar,
         ):
-            for number, chosen in enumerate(order.split(batch_size)):
+            for number, chosen in enumerate(order.split(batch_size) if len(order) else ()):
                 part = template[chosen].to(self.device)
-                shape = (len(part), adapter.registers(part).values.shape[1], self.encoder.latent_channels)
-
-                def draw_noise(shape: tuple[int, ...] = shape) -> Tensor:
-                    # On the CPU, so that a seed gives the same samples on every device.
-                    return noise_scale * torch.randn(shape, generator=generator).to(self.device)
-
-                latents = None if kept is None else kept.load(number, generator)
+                latents = None if kept is None else kept.load(number)
                 if latents is None:
+                    noise = SampleNoise(seed, chosen)
                     latents = self.sample_latents(
-                        adapter, part, draw_noise, num_steps, solver, guidance_scale, guidance_interval
+                        adapter, part, noise, num_steps, solver, guidance_scale, guidance_interval, noise_scale
                     )
                     if kept is not None:
-                        kept.save(number, latents, generator)
+                        kept.save(number, latents)
                 latents = latents.to(self.device)
                 finished = adapter.finish(adapter.decode(latents, part), part)
-                for index, finished_object in zip(chosen.tolist(), finished, strict=True):
-                    objects[index] = finished_object
+                objects.update(zip(chosen.tolist(), finished, strict=True))
                 bar.update(len(part))
-        return objects
+        return [objects[index] for index in wanted.tolist()]
 
     @torch.no_grad()
     def sample_latents(
         self,
         adapter: ModalityAdapter,
         template: Template,
-        draw_noise: Callable[[], Tensor],
+        noise: Callable[[int, tuple[int, int]], Tensor],
         num_steps: int = 50,
         solver: Solver = "euler",
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.1, 1.0),
+        noise_scale: float = 1.0,
         on_step: Callable[[int, float, Tensor], None] | None = None,
         on_prediction: Callable[[float, Tensor], None] | None = None,
     ) -> Tensor:
-        """Latents (B, K, C) at t = 1, from noise (B, K, C) that ``draw_noise`` gives.
+        """Latents (B, K, C) at t = 1, from standard normal noise.
 
         Args:
             adapter: Adapter of the modality.
             template: Sizes and conditions of the samples, on the module's device.
-            draw_noise: Gives standard normal noise of the latents' shape; called anew by the ``ancestral`` solver.
+            noise: Gives the noise (B, K, C) of a step for (K, C); steps after 0 are for the ``ancestral`` solver.
             num_steps: Steps of the solver.
             solver: See :func:`unite.flow.integrate`.
             guidance_scale: Classifier-free guidance; 1 is none.
             guidance_interval: Times between which guidance acts.
+            noise_scale: Standard deviation of the noise.
             on_step: Called after every step with its number, time and state.
             on_prediction: Called with the time and the clean latents predicted then, whenever the solver asks.
         """
@@ -280,7 +282,12 @@ class UniteModule(Configurable, SavedModule):
                 on_prediction(time, prediction)
             return prediction
 
-        return integrate(reported, draw_noise(), self.time.grid(num_steps), solver, on_step, draw_noise)
+        shape = (registers.values.shape[1], self.encoder.latent_channels)
+
+        def draw_noise(step: int) -> Tensor:
+            return noise_scale * noise(step, shape).to(self.device)
+
+        return integrate(reported, draw_noise(0), self.time.grid(num_steps), solver, on_step, draw_noise)
 
     # ------------------------------------------------------------------ use
 

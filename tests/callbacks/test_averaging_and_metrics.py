@@ -204,13 +204,14 @@ def test_counts_of_zero_are_refused_before_the_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_classes_are_balanced_over_all_processes(world_size: int, tmp_path: Path) -> None:
-    """Each process goes on in the cycle of classes where the one before it stops."""
+def test_processes_share_the_samples_of_one_seed(world_size: int) -> None:
+    """So classes are balanced over all processes, and their number changes no sample."""
     seen: list[int] = []
 
     class Generating(UniteModule):
         def generate(self, modality: str, num_samples: int, **options: Any) -> list[Any]:
-            seen.extend(options["labels"])
+            assert (num_samples, options["seed"]) == (9, 0)
+            seen.extend(options["indices"])
             return super().generate(modality, num_samples, **options)
 
     module = Generating(make_module().encoder, {"curve": CurveAdapter()})
@@ -226,7 +227,7 @@ def test_classes_are_balanced_over_all_processes(world_size: int, tmp_path: Path
         callback._generation = callback._reconstruction = {"curve": None}
         module.log_dict = lambda values: None  # type: ignore[method-assign, assignment, misc]
         callback._report("val", trainer, module, 9)  # type: ignore[arg-type]
-    assert seen == [i % 2 for i in range(9)]
+    assert sorted(seen) == list(range(9))
 
 
 @pytest.mark.parametrize(

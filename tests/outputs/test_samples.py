@@ -45,7 +45,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
 
 
 def sample(run_cli: RunCli, run: Path, output: Path, *options: str) -> Any:
-    # The ancestral solver draws noise in each step, so that a generator in the wrong state would show.
+    # The ancestral solver draws noise in each step, so that noise of a wrong step would show.
     common = ("--num_samples", "10", "--batch_size", "3", "--num_steps", "4", "--solver", "ancestral")
     return run_cli("sample", "--trust", "--ckpt_path", run, "--output", output, *common, *options)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from unite.analysis.alignment import centre_within
 from unite.analysis.probes import PooledLatents
 from unite.analysis.similarity import covariance_spectrum, participation_ratio
+from unite.engine.noise import SampleNoise
 from unite.errors import UserError, require
 from unite.flow import Solver
 from unite.modalities.base import ModalityAdapter
@@ -250,25 +251,23 @@ def denoising_trajectory(
     generator = torch.Generator().manual_seed(seed)
     template = adapter.draw_template(num_samples, None, generator).to(module.device)
     registers, condition = adapter.registers(template), adapter.condition(template)
-    shape = (num_samples, registers.values.shape[1], module.encoder.latent_channels)
-    states: list[tuple[float, Tensor]] = []
-
-    def draw_noise() -> Tensor:
-        noise = torch.randn(shape, generator=generator).to(module.device)
-        if not states:
-            states.append((0.0, noise))
-        return noise
-
+    shape = (registers.values.shape[1], module.encoder.latent_channels)
+    noise = SampleNoise(seed, torch.arange(num_samples))
+    states: list[tuple[float, Tensor]] = [(0.0, noise(0, shape).to(module.device))]
     end = module.sample_latents(
         adapter,
         template,
-        draw_noise,
+        noise,
         num_steps,
         solver,
         on_step=lambda index, time, state: states.append((time, state)),
     )
     chosen = torch.linspace(0, num_steps, min(num_shown, num_steps + 1)).round().long().unique().tolist()
-    mask = torch.ones(shape[:2], dtype=torch.bool, device=module.device) if registers.mask is None else registers.mask
+    mask = (
+        torch.ones((num_samples, shape[0]), dtype=torch.bool, device=module.device)
+        if registers.mask is None
+        else registers.mask
+    )
     times, objects, cosines, metrics = [], [], [], []
     for index in chosen:
         time, state = states[index]

@@ -167,27 +167,26 @@ class GenerationMetrics(Callback):
             if reconstruction is not None:
                 values.update(reconstruction.compute())
             if num_samples:
-                # Each process makes its share; the metric adds them up. Classes go on where the rank before stops.
-                share = -(-num_samples // trainer.world_size)
-                first, num_classes = trainer.global_rank * share, adapter.num_classes
-                classes = [(first + i) % num_classes for i in range(share)] if num_classes else None
                 with trainer.precision_plugin.forward_context():  # as `unite sample` does
                     objects = module.generate(
                         modality,
-                        share,
-                        labels=classes,
+                        num_samples,
                         num_steps=self.num_steps,
                         solver=self.solver,
                         guidance_scale=self.guidance_scale,
                         guidance_interval=self.guidance_interval,
                         noise_scale=self.noise_scale,
                         batch_size=self.batch_size,
-                        seed=self.seed + trainer.global_rank,
+                        seed=self.seed,
                         show_progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
+                        # Each process makes its share; the metric adds them up.
+                        indices=range(trainer.global_rank, num_samples, trainer.world_size),
                     )
                 generation = self._generation[modality]
                 if generation is not None:
-                    generation.to(pl_module.device).update(objects)
+                    generation.to(pl_module.device)
+                    if objects:  # of fewer samples than processes, some have none
+                        generation.update(objects)
                     values.update(generation.compute())
                 if self.num_drawn and trainer.is_global_zero:
                     picture = adapter.draw(objects[: self.num_drawn])

@@ -133,7 +133,7 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         Args:
             num_samples: How many.
             labels: Classes to generate, cycled; None draws them evenly.
-            generator: CPU generator of all draws.
+            generator: CPU generator of all draws. More samples only add to those that fewer would give.
         """
 
     @abstractmethod

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from unite.console import as_table, info, shown
+from unite.engine.noise import SampleNoise
 from unite.errors import UserError
 from unite.files import write_json
 from unite.flow import Solver
@@ -73,7 +74,7 @@ def write_samples(
         folder: Where to.
         autocast: Gives the precision of the network.
         guidance_sweep: Scales to choose from by FID, in place of the one in ``settings``.
-        film_strip: Samples whose coming into being is drawn as well.
+        film_strip: Samples, from the first, whose coming into being is drawn as well.
         show_progress: Show a progress bar.
 
     Raises:
@@ -199,7 +200,7 @@ def _classes(adapter: ModalityAdapter, settings: SampleSettings) -> dict[str, An
 def draw_film_strip(model: UniteModule, settings: SampleSettings, guidance_scale: float, num_rows: int) -> Image.Image:
     """Samples on their way from noise to data: in each row the clean sample as it is predicted at rising times.
 
-    They are further samples, made with the same settings and seed. Of more than twelve steps, twelve are shown, evenly
+    They are the first of the samples. Of more than twelve steps, twelve are shown, evenly
     spread; the last column is the finished sample.
 
     Args:
@@ -213,15 +214,15 @@ def draw_film_strip(model: UniteModule, settings: SampleSettings, guidance_scale
     template = adapter.draw_template(num_rows, settings.labels, generator).to(model.device)
     predictions: dict[float, Tensor] = {}
     with model.evaluation():
-        shape = (num_rows, adapter.registers(template).values.shape[1], model.encoder.latent_channels)
         latents = model.sample_latents(
             adapter,
             template,
-            lambda: settings.noise_scale * torch.randn(shape, generator=generator).to(model.device),
+            SampleNoise(settings.seed, torch.arange(num_rows)),
             settings.num_steps,
             settings.solver,
             guidance_scale,
             settings.guidance_interval,
+            settings.noise_scale,
             on_prediction=lambda time, prediction: predictions.update({time: prediction}),
         )
         times = sorted(time for time in predictions if time < 1)

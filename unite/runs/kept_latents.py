@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -10,7 +9,7 @@ from unite.files import write_whole
 
 
 class KeptLatents:
-    """Latents of finished batches, each in a file with the state of the random generator behind it.
+    """Latents of finished batches, each in a file.
 
     Latents and not finished objects, because any modality can decode them, and they are small.
 
@@ -22,19 +21,14 @@ class KeptLatents:
         folder.mkdir(exist_ok=True)
         self.folder = folder
 
-    def load(self, number: int, generator: torch.Generator) -> Tensor | None:
-        """Latents (B, K, C) of a batch, or None; ``generator`` is left as the batch left it."""
+    def load(self, number: int) -> Tensor | None:
+        """Latents (B, K, C) of a batch, or None."""
         file = self._file(number)
-        if not file.is_file():
-            return None
-        tensors = load_file(file)
-        generator.set_state(tensors["generator"])
-        return tensors["latents"]
+        return load_file(file)["latents"] if file.is_file() else None
 
-    def save(self, number: int, latents: Tensor, generator: torch.Generator) -> None:
+    def save(self, number: int, latents: Tensor) -> None:
         """Keep the latents (B, K, C) of a batch."""
-        tensors = {"latents": latents.cpu().contiguous(), "generator": generator.get_state()}
-        write_whole(self._file(number), save(tensors))
+        write_whole(self._file(number), save({"latents": latents.cpu().contiguous()}))
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.safetensors"

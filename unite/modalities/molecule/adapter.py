@@ -271,10 +271,12 @@ class MoleculeAdapter(ModalityAdapter):
     ) -> Template:
         """Numbers of atoms drawn from the training histogram."""
         self.cycle_labels(num_samples, labels)
-        counts = self.size_counts.cpu().float()
+        counts = self.size_counts.cpu().double()
         if counts.sum() == 0:
             raise UserError("this model has seen no data, so sizes of molecules are unknown: train or load it first")
-        return Template(sizes=torch.multinomial(counts, num_samples, replacement=True, generator=generator))
+        # Not torch.multinomial: its first draws depend on how many follow.
+        drawn = torch.rand(num_samples, dtype=torch.float64, generator=generator) * counts.sum()
+        return Template(torch.searchsorted(counts.cumsum(0), drawn, right=True))
 
     def registers(self, template: Template) -> Tokens:
         """One register per atom, or a fixed number that are all real."""
