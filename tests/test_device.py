@@ -23,6 +23,7 @@ from tests.support.exact_run import EXACT
 from tests.support.paths import TESTS
 from tests.support.processes import run_forked
 from tests.support.waiting import NothingAsked
+from unite.engine.noise import SampleNoise
 from unite.engine.optimizer import MuonAdamW, OptimizerSettings, orthogonalize
 from unite.modalities.molecule.batches import GatheredMolecules
 from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
@@ -218,16 +219,9 @@ def test_a_seed_gives_the_same_samples_on_every_device(case: Case, device: torch
     module, _, _ = ready(case, tmp_path)
     adapter = module.adapters[case.modality]
     template = adapter.draw_template(4, None, torch.Generator().manual_seed(0))
-    shape = (4, adapter.registers(template).values.shape[1], module.encoder.latent_channels)
     found = []
     for there in (module, copy.deepcopy(module).to(device)):
-        generator = torch.Generator().manual_seed(1)
-
-        def noise(
-            place: torch.device = there.device, shape: Any = shape, source: torch.Generator = generator
-        ) -> Tensor:
-            return torch.randn(shape, generator=source).to(place)
-
+        noise = SampleNoise(1, torch.arange(len(template)))
         adapter = there.adapters[case.modality]
         latents = there.sample_latents(adapter, template.to(there.device), noise, 5, "ancestral")
         mask = adapter.registers(template.to(there.device)).mask

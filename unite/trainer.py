@@ -20,7 +20,8 @@ from unite.callbacks.last_checkpoint import LastCheckpoint
 from unite.callbacks.monitor import LossProgressBar, TrainingMonitor
 from unite.callbacks.non_finite import NonFiniteGuard
 from unite.callbacks.summary import OptimizerSummary
-from unite.console import as_table, info, shown
+from unite.callbacks.validation_line import ValidationLine
+from unite.console import info, shown
 from unite.errors import require
 from unite.files import require_writable
 from unite.files.locks import OUTPUT_HINT, RUN_HINT, only_one
@@ -33,6 +34,7 @@ from unite.outputs.latents import LatentFiles, Split, limit_batches, write_laten
 from unite.outputs.samples import SampleSettings, fingerprint, write_samples
 from unite.runs.checkpoint_io import AtomicCheckpointIO
 from unite.runs.folder import write_metrics
+from unite.runs.headlines import as_short_table
 from unite.runs.logs import ContinuedLogs, LoggerName, loggers_of
 
 
@@ -79,7 +81,7 @@ class UniteTrainer(Trainer):
             callbacks.append(LossProgressBar())
         if not any(isinstance(item, BurstGuard) for item in callbacks):
             callbacks.append(BurstGuard())
-        callbacks += [Forecast(), TrainingMonitor(), ContinuedLogs()]
+        callbacks += [Forecast(), ValidationLine(), TrainingMonitor(), ContinuedLogs()]
         if enable_checkpointing is not False and not any(isinstance(item, LastCheckpoint) for item in callbacks):
             callbacks.append(LastCheckpoint())
         if logger is True or isinstance(logger, str):
@@ -125,7 +127,7 @@ class UniteTrainer(Trainer):
         metrics = {name: float(value) for name, value in self.callback_metrics.items()}
         last_validation = {name: value for name, value in metrics.items() if name.startswith("val/")}
         if last_validation and self.is_global_zero and not self.fast_dev_run:  # type: ignore[attr-defined]
-            print(as_table(last_validation))
+            print(as_short_table(last_validation))
             write_metrics(last_validation, Path(self.default_root_dir))
 
     def validate(
@@ -387,5 +389,5 @@ class UniteTrainer(Trainer):
         values = {name: float(value) for result in results for name, value in result.items()}
         if self.is_global_zero and not self.fast_dev_run:  # type: ignore[attr-defined]
             if verbose:
-                print(as_table(values))
+                print(as_short_table(values))
             print(f"wrote {shown(write_metrics(values, Path(output or self.default_root_dir)))}")

@@ -6,20 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HEADLINES = (
-    r"match_rate",
-    r"rmsd",
-    r"psnr",
-    r"lpips",
-    r"rfid.*",
-    r"validity",
-    r"uniqueness",
-    r"novelty",
-    r"fid.*",
-    r"precision.*",
-    r"recall.*",
-)
-"""Metrics of tables and figures, in order. A modality with none of them shows all it has; compare.json has all."""
+from unite.runs.headlines import headlines, rank_of
 
 UNITS = {"rmsd": "Å", "psnr": "dB"}
 """Units of metrics that have one."""
@@ -60,21 +47,6 @@ class RunSummary:
 # ---------------------------------------------------------------------- tables
 
 
-def headlines(metrics: Sequence[str]) -> list[str]:
-    """The metrics ``stage/modality/metric`` that a table shows, by modality and in the order of ``HEADLINES``."""
-    chosen = []
-    for prefix in dict.fromkeys(name.rpartition("/")[0] for name in metrics if name.count("/") == 2):
-        own = [name for name in metrics if name.rpartition("/")[0] == prefix]
-        ranks = {name: _rank(name.rpartition("/")[2]) for name in own}
-        ranked = sorted((name for name in own if ranks[name] is not None), key=lambda name: ranks[name] or 0)
-        chosen += ranked or own
-    return chosen
-
-
-def _rank(metric: str) -> int | None:
-    return next((rank for rank, pattern in enumerate(HEADLINES) if re.fullmatch(pattern, metric)), None)
-
-
 def comparison(runs: Sequence[RunSummary]) -> dict[str, list[list[str]]]:
     """Tables by title: one row per quantity, one column per run, and the names of the runs as first row."""
     header = ["", *[summary.name for summary in runs]]
@@ -83,7 +55,7 @@ def comparison(runs: Sequence[RunSummary]) -> dict[str, list[list[str]]]:
     for name in headlines(all_metrics):
         metric = name.rpartition("/")[2]
         is_reconstruction = re.fullmatch(RECONSTRUCTION, metric)
-        group = "Other metrics" if _rank(metric) is None else "Reconstruction" if is_reconstruction else "Generation"
+        group = "Other metrics" if rank_of(metric) is None else "Reconstruction" if is_reconstruction else "Generation"
         groups[f"## {group}"].append(name)
 
     def rows(names: Sequence[str], values: Callable[[RunSummary], Mapping[str, float]]) -> list[list[str]]:

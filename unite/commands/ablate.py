@@ -285,7 +285,8 @@ def write_summary(trials: Sequence[Trial], output: Path) -> list[Path]:
     Returns:
         The files written.
     """
-    from unite.analysis.comparison import MISSING, headlines, markdown_table
+    from unite.analysis.comparison import MISSING, markdown_table
+    from unite.runs.headlines import headlines
 
     by_variant: dict[str, dict[int, dict[str, float | None]]] = {trial.variant: {} for trial in trials}
     for trial in trials:

@@ -196,6 +196,10 @@ class UniteCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say what was written."""
         if is_first_process() and not self.config.fit.trainer.fast_dev_run:
+            step = self.trainer.global_step
+            if self.asked.ckpt_path and step == self.first_step:
+                info(f"this run has ended at step {step:,}; to go on training: --trainer.max_steps {2 * step}")
+                return
             _say_what_was_written(self.trainer)
 
 
@@ -230,6 +234,7 @@ def _say_what_was_written(trainer: Trainer) -> None:
         )
     files = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     print(f"wrote {shown(folder)}: {', '.join(files)}")
+    info(f"next: unite sample {shown(folder)} -n 100; unite test {shown(folder)}; tensorboard --logdir {shown(folder)}")
 
 
 def _results(command: str, settings: Any) -> Path | None:

@@ -24,7 +24,10 @@ class RunClaim:
             number += 1
             self.folder = root / f"version_{number}"
         if number:
-            info(f"{shown(root)} holds a run already: it stays, this one goes to {shown(self.folder)}")
+            info(
+                f"{shown(root)} holds a run already: it stays, this one goes to {shown(self.folder)}; to continue the "
+                "old one: --ckpt_path last"
+            )
 
     def _takes(self, folder: Path, is_continued: bool) -> bool:
         require_writable(folder)

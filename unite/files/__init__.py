@@ -172,3 +172,8 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:  # another user's
         return True
     return True
+
+
+def newest(folder: Path, pattern: str) -> Path | None:
+    """The file of a pattern that was written last, if there is any."""
+    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime, default=None)

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from unite.console import as_table, info, shown
+from unite.console import info, shown
 from unite.engine.seeding import mixed_generator
 from unite.errors import UserError
 from unite.files import read_json, write_json, write_whole
@@ -22,6 +22,7 @@ from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.outputs.folder import OutputFolder
 from unite.outputs.pictures import draw_table
+from unite.runs.headlines import as_short_table
 
 Split = Literal["train", "val", "test"]
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -322,7 +323,7 @@ def write_reconstructions(
         draw_table(rows, list(columns) * min(PAIR_COLUMNS, len(pairs))).save(written[-1])
         if metric is not None:
             values = {name: float(value) for name, value in metric.compute().items()}
-            print(as_table(values))
+            print(as_short_table(values))
             written.append(write_json(folder.path / "metrics.json", values))
     folder.finish()
     for path in written:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 
-from unite.console import as_table, info, shown
+from unite.console import info, shown
 from unite.engine.noise import SampleNoise
 from unite.errors import UserError
 from unite.files import write_json
@@ -25,6 +25,7 @@ from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.outputs.folder import OutputFolder
 from unite.outputs.pictures import draw_table
+from unite.runs.headlines import as_short_table
 from unite.runs.kept_latents import KeptLatents
 
 MAX_DRAWN = 64
@@ -116,7 +117,7 @@ def write_samples(
         written.append(folder.path / "grid.png")
         adapter.draw(objects[:MAX_DRAWN]).save(written[-1])
         if metric is not None:
-            print(as_table(values))
+            print(as_short_table(values))
             caution = metric.caution() if isinstance(metric, Cautious) else None
             if caution is not None:
                 warnings.warn(caution, stacklevel=1)

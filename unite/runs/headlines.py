@@ -1,0 +1,88 @@
+"""Which of a run's metrics a person sees first, and how. Imports nothing heavy."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from unite.console import as_table
+
+HEADLINES = (
+    r"match_rate",
+    r"exact_graph",
+    r"rmsd",
+    r"psnr",
+    r"lpips",
+    r"rfid.*",
+    r"validity(_bonds)?",
+    r"uniqueness(_bonds)?",
+    r"novelty(_bonds)?",
+    r"charged_carbon(_bonds)?",
+    r"fid.*",
+    r"precision.*",
+    r"recall.*",
+)
+"""Metrics of tables and figures, in order. A modality with none of them shows all it has; metrics.json has all."""
+
+SHORT = {
+    "validity": "valid",
+    "validity_bonds": "valid bonds",
+    "uniqueness": "unique",
+    "uniqueness_bonds": "unique",
+    "novelty": "novel",
+    "novelty_bonds": "novel",
+    "match_rate": "match",
+    "exact_graph": "exact",
+}
+"""Words for the line of a validation; these are shares."""
+
+MOST_IN_A_LINE = 6
+
+
+def headlines(metrics: Sequence[str]) -> list[str]:
+    """The metrics ``stage/modality/metric`` that a table shows, by modality and in the order of ``HEADLINES``."""
+    chosen = []
+    for prefix in dict.fromkeys(name.rpartition("/")[0] for name in metrics if name.count("/") == 2):
+        own = [name for name in metrics if name.rpartition("/")[0] == prefix]
+        ranks = {name: rank_of(name.rpartition("/")[2]) for name in own}
+        ranked = sorted((name for name in own if ranks[name] is not None), key=lambda name: ranks[name] or 0)
+        chosen += ranked or own
+    return chosen
+
+
+def rank_of(metric: str) -> int | None:
+    """Place of a metric among the headlines; None if it is none."""
+    return next((rank for rank, pattern in enumerate(HEADLINES) if re.fullmatch(pattern, metric)), None)
+
+
+def as_short_table(values: Mapping[str, float]) -> str:
+    """The metrics that matter as a table, and why samples were rejected in one line.
+
+    Args:
+        values: Metrics by name, with ``stage/modality/`` before it or not.
+    """
+    by_stage = {name if name.count("/") == 2 else f"//{name}": name for name in values if "reject" not in name}
+    shown = [by_stage[name] for name in headlines(list(by_stage))]
+    lines = [as_table({name: values[name] for name in shown})]
+    rejects = {name.rpartition("/")[2].replace("_", " "): value for name, value in values.items() if "reject" in name}
+    common = sorted(((share, reason) for reason, share in rejects.items() if share > 0), reverse=True)
+    if common:
+        lines.append("rejected: " + ", ".join(f"{share:.1%} {reason}" for share, reason in common))
+    return "\n".join(lines)
+
+
+def in_a_line(values: Mapping[str, float]) -> str:
+    """The headlines of a validation in a line: ``valid 41.2 %, unique 99.1 %``, with names of several modalities."""
+    names = [name for name in headlines(list(values)) if math.isfinite(values[name])]
+    modalities = dict.fromkeys(name.split("/")[1] for name in names)
+    parts = []
+    for modality in modalities:
+        own = [name for name in names if name.split("/")[1] == modality]
+        generated = [name for name in own if name.rpartition("/")[2] in SHORT]
+        words = [_word(name, values[name]) for name in (generated or own)[:MOST_IN_A_LINE]]
+        parts.append((f"{modality}: " if len(modalities) > 1 else "") + ", ".join(words))
+    return "; ".join(parts)
+
+
+def _word(name: str, value: float) -> str:
+    metric = name.rpartition("/")[2]
+    return f"{SHORT[metric]} {value:.1%}" if metric in SHORT else f"{metric} {value:.4g}"
