@@ -4,7 +4,9 @@ import errno
 import os
 import signal
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,3 +114,26 @@ def test_a_full_disk_in_another_thread_is_left_to_the_main_one(tmp_path: Path, m
     with checkpoint_on_interrupt(trainer):
         trainer.fit(make_module(), DataLoader(InAThread(), batch_size=None))
     assert set(told) == {others}
+
+
+def test_ctrl_c_in_a_finalizer_comes_once_more(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Held:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    def run(args: list[str]) -> None:
+        Held()
+        time.sleep(30)  # which the second one ends
+
+    monkeypatch.setattr(cli, "run_command", run)
+    result = run_cli("score")
+    assert (result.code, result.err.strip()) == (130, "unite: interrupted")
+
+
+def test_a_loader_that_is_told_to_end_first_is_no_loss(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+    monkeypatch.setattr(cli, "run_command", raising(ended))
+    assert run_cli("validate").code == 143
+    trainer = SimpleNamespace(default_root_dir="nowhere", global_step=3, is_global_zero=True, callbacks=[])
+    with pytest.raises(SystemExit, match="143"), checkpoint_on_interrupt(trainer):  # type: ignore[arg-type]
+        raise ended

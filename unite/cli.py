@@ -52,7 +52,7 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         Exit code: 0 done, 1 failed, 2 wrong input (one line on stderr says what), 130 interrupted, 143 terminated.
     """
-    with ending_on_sigterm():
+    with ending_on_sigterm(), interrupts_passed_on():
         try:
             code = _main(list(sys.argv[1:] if args is None else args))
         except KeyboardInterrupt:  # one more, while the one before was being told
@@ -80,6 +80,27 @@ def ending_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def interrupts_passed_on() -> Iterator[None]:
+    """Within the block, Ctrl-C or SIGTERM in a ``__del__``, where Python prints and forgets them, come once more."""
+    before = sys.unraisablehook
+
+    def look(unraisable: "sys.UnraisableHookArgs") -> None:
+        signum = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(unraisable.exc_type)
+        if signum is None:
+            before(unraisable)
+        else:
+            again = threading.Timer(0.02, os.kill, (os.getpid(), signum))
+            again.daemon = True
+            again.start()
+
+    sys.unraisablehook = look
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class Terminated(SystemExit):
@@ -129,6 +150,9 @@ def _main(args: list[str]) -> int:
         return 1
     except Exception as error:
         if words := lost_loader(error):
+            if "Terminated" in words:  # all processes were told to end, and a loader was the first to do so
+                print("\nunite: terminated", file=sys.stderr)
+                return 128 + signal.SIGTERM
             print(f"unite: {coloured('failed:', 'red', sys.stderr)} {words}", file=sys.stderr)
             return 1
         traceback.print_exc()

@@ -51,6 +51,10 @@ def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
     except RuntimeError as error:
         if not (words := lost_loader(error)):
             raise
+        if "Terminated" in words:  # all processes were told to end, and a loader was the first to do so
+            if trainer.is_global_zero:
+                print(f"unite: {_message(trainer)}", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGTERM) from None
         raise TrainingError(f"{words}; {_message(trainer)}") from error
     except OSError as error:
         if not _is_full_disk(error):
