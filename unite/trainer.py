@@ -24,6 +24,7 @@ from unite.callbacks.validation_line import ValidationLine
 from unite.console import info, shown
 from unite.errors import require
 from unite.files import require_writable
+from unite.files.checked import require_finite
 from unite.files.locks import OUTPUT_HINT, RUN_HINT, only_one
 from unite.flow import Solver
 from unite.modalities.base import chosen_modality
@@ -356,6 +357,7 @@ class UniteTrainer(Trainer):
         """Fill the model with a checkpoint's weights, and bring it to the device."""
         if ckpt_path is not None:
             checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
+            require_finite(checkpoint["state_dict"], Path(ckpt_path))
             model.on_load_checkpoint(checkpoint)
             model.load_state_dict(checkpoint["state_dict"])
             info(f"checkpoint {shown(Path(ckpt_path))}, step {checkpoint.get('global_step', 0)}")

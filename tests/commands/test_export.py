@@ -1,5 +1,6 @@
 """Sharing a model: unite export, UniteModule.from_pretrained, and what both refuse."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.support.commands import RunCli
 from tests.support.paths import TESTS, TOY
@@ -21,7 +22,7 @@ from unite.callbacks.averaging import WeightAveraging
 from unite.commands.export import export_checkpoint
 from unite.modalities.image.adapter import ImageAdapter
 from unite.nn.generative_encoder import GenerativeEncoder
-from unite.runs.exported import push_to_hub
+from unite.runs.exported import push_to_hub, read_exported
 from unite.runs.known_classes import require_known_classes
 from unite.trainer import UniteTrainer
 
@@ -65,8 +66,56 @@ def shared(module: UniteModule, tmp_path: Path) -> Path:
 def change(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     """Edit config.json."""
     config = json.loads((folder / "config.json").read_text())
+    config.pop("config_sha256")  # as whoever edits it by hand is told to
     edit(config)
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_flipped_bit_of_an_export_is_refused_or_changes_nothing(shared: Path) -> None:
+    whole = read_exported(shared)
+    refusals: list[str] = []
+    for name in ("config.json", "model.safetensors"):
+        content = (shared / name).read_bytes()
+        for place in range(0, len(content), max(len(content) // 60, 1)):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << (place % 7)
+            (shared / name).write_bytes(damaged)
+            try:
+                found = read_exported(shared)
+            except UserError as error:
+                refusals.append(str(error))
+            else:  # a blank, or a number written in another way
+                assert name == "config.json"
+                assert found["hyper_parameters"] == whole["hyper_parameters"]
+                assert found["class_names"] == whole["class_names"]
+        (shared / name).write_bytes(content)
+    assert len(refusals) > 80
+    assert all(str(shared) in line and "\n" not in line for line in refusals)
+
+
+def test_an_export_of_before_checksums_still_loads(shared: Path) -> None:
+    change(shared, lambda config: None)
+    assert isinstance(UniteModule.from_pretrained(shared), UniteModule)
+
+
+def test_weights_that_are_not_finite_are_refused_by_every_route(run_cli: RunCli, shared: Path, tmp_path: Path) -> None:
+    content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    name = next(name for name, value in content["state_dict"].items() if value.is_floating_point())
+    content["state_dict"][name].fill_(float("nan"))
+    path = tmp_path / "nan.ckpt"
+    torch.save(content, path)
+    with pytest.raises(UserError, match=f"nan.ckpt has weights that are not finite: .* of {name}"):
+        UniteModule.load_from_checkpoint(path)
+    result = run_cli("sample", "--ckpt_path", path, "--num_samples", "2")
+    assert result.code == 2
+    assert "nan.ckpt has weights that are not finite" in result.err
+    weights = load_file(shared / "model.safetensors")
+    weights[name].fill_(float("inf"))
+    save_file(weights, shared / "model.safetensors")
+    digest = hashlib.sha256((shared / "model.safetensors").read_bytes()).hexdigest()
+    change(shared, lambda config: config.update(weights_sha256=digest))
+    with pytest.raises(UserError, match=f"model.safetensors has weights that are not finite: .* of {name}"):
+        UniteModule.from_pretrained(shared)
 
 
 # ---------------------------------------------------------------------- there and back

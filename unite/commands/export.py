@@ -131,6 +131,7 @@ def export_checkpoint(
 def _write_exported(
     path: Path, content: dict[str, Any], folder: Path, license_id: str, overwrite: bool, name: str | None, half: bool
 ) -> list[Path]:
+    from unite.files.checked import json_checksum
     from unite.runs.folder import find_run_config
 
     present = [name for name in FILES if (folder / name).exists()]
@@ -167,6 +168,7 @@ def _write_exported(
         "class_names": content.get("class_names", {}),
         "model": settings,
     }
+    config["config_sha256"] = json_checksum(config)
     (folder / SETTINGS_FILE).write_text(json.dumps(config, indent=2) + "\n")
     return [folder / name for name in FILES]
 

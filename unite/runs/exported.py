@@ -93,6 +93,8 @@ def read_exported(folder: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from unite.files.checked import json_checksum, require_finite
+
     path, weights = folder / SETTINGS_FILE, folder / WEIGHTS_FILE
     for file in (path, weights):
         if not file.is_file():
@@ -108,6 +110,12 @@ def read_exported(folder: Path) -> dict[str, Any]:
             f"{path} has format_version {config.get('format_version')!r}; unite {__version__} reads "
             f"{FORMAT_VERSION}: it was written by unite {config.get('unite_version')}"
         )
+    written = config.pop("config_sha256", None)  # files of older versions have none
+    if written is not None and written != json_checksum(config):
+        raise UserError(
+            f"{path} is damaged, or was edited: its SHA-256 differs; copy it again, or take out config_sha256 if the "
+            "change is yours"
+        )
     settings, class_names = config.get("model"), config.get("class_names", {})
     if not isinstance(settings, dict) or not {"encoder", "adapters"} <= settings.keys():
         raise UserError(f"{path} is damaged: its 'model' must hold the settings of encoder and adapters")
@@ -122,6 +130,7 @@ def read_exported(folder: Path) -> dict[str, Any]:
         state_dict = load_file(weights)
     except SafetensorError as error:
         raise UserError(f"{weights} is damaged: {one_line(error)}") from error
+    require_finite(state_dict, weights)
     return {
         "hyper_parameters": moved(settings),
         "state_dict": state_dict,

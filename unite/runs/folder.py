@@ -14,6 +14,7 @@ from unite.console import shown
 from unite.errors import UserError
 from unite.files import require_writable as require_writable
 from unite.files import write_json
+from unite.files.checked import require_finite
 from unite.moved import moved
 from unite.runs.checkpoint_io import LAST_CHECKPOINT
 from unite.runs.exported import SETTINGS_FILE, WEIGHTS_FILE, is_exported, read_exported
@@ -82,7 +83,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of a :class:`UniteModule`, its tensors still on disk; or the same of an exported folder.
 
     Raises:
-        UserError: The file is damaged, or of another program.
+        UserError: The file is damaged, of another program, or has weights that are not finite.
     """
     if is_exported(path):
         return read_exported(path.parent)
@@ -96,6 +97,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(hparams, dict) or not {"encoder", "adapters"} <= hparams.keys() or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a unite checkpoint: it has no settings of encoder and adapters")
     require_few_settings(hparams, path)
+    require_finite(checkpoint["state_dict"], path)
     return {**checkpoint, "hyper_parameters": moved(hparams)}
 
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from unite.files import write_whole
+from unite.errors import UserError
+from unite.files.checked import DamagedFileError, load_checked, save_checked
 
 
 class KeptLatents:
@@ -22,13 +22,23 @@ class KeptLatents:
         self.folder = folder
 
     def load(self, number: int) -> Tensor | None:
-        """Latents (B, K, C) of a batch, or None."""
+        """Latents (B, K, C) of a batch, or None.
+
+        Raises:
+            UserError: The file is damaged.
+        """
         file = self._file(number)
-        return load_file(file)["latents"] if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            tensors, _ = load_checked(file)
+        except DamagedFileError as error:
+            raise UserError(f"{file} is damaged ({error}); remove it, and the same command makes it anew") from error
+        return tensors["latents"]
 
     def save(self, number: int, latents: Tensor) -> None:
         """Keep the latents (B, K, C) of a batch."""
-        write_whole(self._file(number), save({"latents": latents.cpu().contiguous()}))
+        save_checked({"latents": latents.cpu().contiguous()}, self._file(number))
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.safetensors"

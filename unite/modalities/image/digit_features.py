@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from unite.errors import UserError
-from unite.files import require_writable, write_whole
+from unite.files import require_writable
+from unite.files.checked import DamagedFileError, load_checked, save_checked
 from unite.files.locks import one_after_another
 from unite.modalities.image.features import FeatureNetwork
 
@@ -95,7 +94,7 @@ def load_or_train(root: Path, pixels: Tensor, labels: Tensor) -> DigitFeatures:
         with one_after_another(file):
             if (network := _load(file, key, size)) is None:  # if it is there, another process has made it meanwhile
                 network = train(pixels, labels)
-                write_whole(file, save(network.state_dict(), {"training_data": key}))
+                save_checked(network.state_dict(), file, {"training_data": key})
     except (UserError, OSError) as error:
         logger.warning("cannot keep the network behind fid_digits (%s); it takes seconds to train", error)
     return network or train(pixels, labels)
@@ -106,14 +105,15 @@ def _load(file: Path, key: str, size: int) -> DigitFeatures | None:
     if not file.is_file():
         return None
     try:
-        with safe_open(file, framework="pt") as cached, torch.random.fork_rng(devices=[]):
-            if (cached.metadata() or {}).get("training_data") == key:
-                network = DigitFeatures(size)
-                network.load_state_dict({name: cached.get_tensor(name) for name in cached.keys()})  # noqa: SIM118
-                return network.freeze()
-    except (SafetensorError, OSError, RuntimeError):
+        tensors, metadata = load_checked(file)
+        if metadata.get("training_data") != key:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            network = DigitFeatures(size)
+        network.load_state_dict(tensors)
+    except (DamagedFileError, RuntimeError):  # the latter of a network of another shape
         return None
-    return None
+    return network.freeze()
 
 
 def train(pixels: Tensor, labels: Tensor) -> DigitFeatures:
