@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 
 from unite.callbacks.bursts import BurstGuard
+from unite.callbacks.continued_checkpoints import ContinuedCheckpoints
 from unite.callbacks.forecast import Forecast
 from unite.callbacks.interrupts import checkpoint_on_interrupt
 from unite.callbacks.last_checkpoint import LastCheckpoint
@@ -82,7 +83,7 @@ class UniteTrainer(Trainer):
             callbacks.append(LossProgressBar())
         if not any(isinstance(item, BurstGuard) for item in callbacks):
             callbacks.append(BurstGuard())
-        callbacks += [Forecast(), ValidationLine(), TrainingMonitor(), ContinuedLogs()]
+        callbacks += [Forecast(), ValidationLine(), ContinuedCheckpoints(), TrainingMonitor(), ContinuedLogs()]
         if enable_checkpointing is not False and not any(isinstance(item, LastCheckpoint) for item in callbacks):
             callbacks.append(LastCheckpoint())
         if logger is True or isinstance(logger, str):

@@ -845,3 +845,13 @@ def test_paths_may_have_any_letters(tmp_path: Path) -> None:
     datamodule = ImageFolderDataModule(str(tmp_path / "Bilder_ü"), image_size=8, batch_size=2, small_images="enlarge")
     datamodule.setup("fit")
     assert next(iter(datamodule.train_dataloader()))["image"]["images"].shape[0] == 2
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "gif", "png", "webp"])
+def test_a_file_of_several_pictures_is_refused_by_name(suffix: str, tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8)) for value in (10, 200, 90)]
+    pages[0].save(tmp_path / f"many.{suffix}", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / f"one.{suffix}")
+    assert open_image(tmp_path / f"one.{suffix}", 3).size == (8, 8)
+    with pytest.raises(UserError, match=rf"many\.{suffix}: it has 3 pages or frames"):
+        open_image(tmp_path / f"many.{suffix}", 3)

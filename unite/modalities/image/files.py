@@ -112,7 +112,7 @@ def open_image(source: Path | bytes, channels: int, name: str | None = None) -> 
         name: What to call it in an error; None for the path.
 
     Raises:
-        UserError: It is damaged, truncated, or no image.
+        UserError: It is damaged, truncated, no image, or several.
     """
     try:
         # Only these formats: Pillow would hand EPS to Ghostscript, which runs programs.
@@ -120,6 +120,8 @@ def open_image(source: Path | bytes, channels: int, name: str | None = None) -> 
         with Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"it has {image.width} x {image.height} pixels; {MAX_PIXELS:,} are allowed")
+            if (num_pages := getattr(image, "n_frames", 1)) > 1:
+                raise ValueError(f"it has {num_pages} pages or frames, of which one would be taken; save them apart")
             image.load()
             if image.getexif().get(_ORIENTATION, 1) != 1:
                 ImageOps.exif_transpose(image, in_place=True)  # as people see it
