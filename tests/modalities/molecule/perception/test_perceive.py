@@ -1,3 +1,4 @@
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rdkit import Chem, rdBase
-from rdkit.Chem import rdDetermineBonds
+from rdkit.Chem import rdDetermineBonds, rdDistGeom
 
 from tests.support.qm9_rows import random_molecules, tiny_molecules
 from unite.modalities.molecule.perception import bond_orders, elements
@@ -452,3 +453,40 @@ def test_a_molecule_is_perceived_once_however_many_ask(monkeypatch: pytest.Monke
     assert [found.mol is None for found in first] == [False] * 5
     assert perceive_all(fresh[::-1]) == first[3::-1]
     assert sorted(seen) == sorted(map(id, fresh))
+
+
+IONS = (
+    "O=[N+]([O-])c1ccco1",
+    "O=[N+]([O-])c1ccccc1",
+    "O=[N+]([O-])c1ccc[nH]1",
+    "O=[N+]([O-])c1cnc[nH]1",
+    "C[N+](=O)[O-]",
+    "[O-][n+]1ccccc1",
+    "[NH3+]CC(=O)[O-]",
+    "[C-]#[N+]C",
+    "CC[N-][N+]#N",
+)
+
+
+@functools.cache
+def in_space(smiles: str) -> Molecule:
+    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    rdDistGeom.EmbedMolecule(mol, randomSeed=1)
+    numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])
+    return Molecule(numbers, mol.GetConformer().GetPositions())
+
+
+@pytest.mark.parametrize("is_united", [False, True])
+@given(smiles=st.sampled_from(IONS), seed=st.integers(0, 10_000))
+@settings(max_examples=150, deadline=None)
+def test_the_order_of_the_atoms_does_not_matter_to_ions(is_united: bool, smiles: str, seed: int) -> None:
+    molecule = in_space(smiles)
+    if is_united:
+        molecule = unite_hydrogens(molecule)
+    order = np.random.default_rng(seed).permutation(len(molecule.atomic_numbers))
+    counts = None if molecule.num_hydrogens is None else molecule.num_hydrogens[order]
+    found = perceive(Molecule(molecule.atomic_numbers[order], molecule.positions[order], counts))
+    assert found.mol is not None, found.reason
+    assert molecule_key(found.mol) == smiles
+    numbers = [atom.GetAtomicNum() for atom in found.mol.GetAtoms()]
+    assert numbers[: len(order)] == molecule.atomic_numbers[order].tolist()

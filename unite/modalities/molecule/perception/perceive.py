@@ -57,10 +57,8 @@ def perceive(molecule: Molecule) -> Perception:
         molecule: Molecule to look at.
 
     Returns:
-        The RDKit molecule or the reason of rejection. Rotating and shifting the positions changes nothing.
-        The order of the atoms matters to RDKit where several placements of charges are possible: of 10,000
-        shuffled QM9 molecules 4 (nitro groups on rings) were no longer valid and 7 zwitterions got another
-        key.
+        The RDKit molecule or the reason of rejection. Rotating and shifting the positions changes nothing, nor does the
+        order of the atoms: RDKit's search, to which it matters, sees them in one that follows from the bonds.
 
     Raises:
         RuntimeError: If the installed RDKit cannot limit its bond-order search.
