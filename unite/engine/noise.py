@@ -29,9 +29,10 @@ class SampleNoise:
             step: 0 for the noise that sampling starts from, n for the fresh noise of the n-th step.
             shape: Latents K, padding included, and channels C.
         """
-        noise = np.empty((len(self.indices), *shape), dtype=np.float32)
+        # PyTorch's memory, not numpy's: rounding of what is computed from it depends on where it begins.
+        noise = torch.empty(len(self.indices), *shape)
         counter = np.array([0, 0, 0, step], dtype=np.uint64)
-        for index, row in zip(self.indices.tolist(), noise, strict=True):
+        for index, row in zip(self.indices.tolist(), noise.numpy(), strict=True):
             key = np.array([self.seed % 2**64, index], dtype=np.uint64)
             np.random.Generator(np.random.Philox(counter=counter, key=key)).standard_normal(out=row, dtype=np.float32)
-        return torch.from_numpy(noise)
+        return noise

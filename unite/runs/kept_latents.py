@@ -34,7 +34,7 @@ class KeptLatents:
             tensors, _ = load_checked(file)
         except DamagedFileError as error:
             raise UserError(f"{file} is damaged ({error}); remove it, and the same command makes it anew") from error
-        return tensors["latents"]
+        return tensors["latents"].clone()  # into memory of its own, as new ones have: rounding depends on that
 
     def save(self, number: int, latents: Tensor) -> None:
         """Keep the latents (B, K, C) of a batch."""
