@@ -29,6 +29,7 @@ from unite.commands.import_official import Imported, from_official_names, to_off
 from unite.commands.official_names import official_name_table
 from unite.engine.optimizer import MuonAdamW, OptimizerSettings, TwoStageDecay, parameter_groups, warmup_cosine
 from unite.flow import (
+    SamplingOptions,
     Solver,
     TimeDistribution,
     flow_loss,
@@ -374,10 +375,7 @@ class Parity:
                 self.adapter,
                 template,
                 lambda step, shape: io["ode_noise"],
-                NUM_STEPS,
-                solver,
-                case["cfg_scale"],
-                tuple(case["interval"]),
+                SamplingOptions(NUM_STEPS, solver, case["cfg_scale"], tuple(case["interval"])),
             )
             handle.remove()
             name = f"sampling with {key.removeprefix('ode_')}"

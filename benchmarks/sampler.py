@@ -14,7 +14,7 @@ from measure import report, seconds
 from training_step import make_module
 
 from unite.engine.noise import SampleNoise
-from unite.flow import Solver
+from unite.flow import SamplingOptions, Solver
 from unite.modalities.base import Template
 
 CASES: list[tuple[Solver, int, float]] = [
@@ -53,7 +53,8 @@ def main() -> None:
         for chosen in torch.argsort(template.sizes).split(batch_size):
             part: Template = template[chosen].to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=is_gpu):
-                latents = module.sample_latents(adapter, part, SampleNoise(0, chosen), num_steps, solver, scale)
+                how = SamplingOptions(num_steps, solver, scale)
+                latents = module.sample_latents(adapter, part, SampleNoise(0, chosen), how)
                 adapter.decode(latents, part)
 
     generate(min(count, batch_size), "euler", 1, 1.0)

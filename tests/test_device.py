@@ -25,6 +25,7 @@ from tests.support.processes import run_forked
 from tests.support.waiting import NothingAsked
 from unite.engine.noise import SampleNoise
 from unite.engine.optimizer import MuonAdamW, OptimizerSettings, orthogonalize
+from unite.flow import SamplingOptions
 from unite.modalities.molecule.batches import GatheredMolecules
 from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
 from unite.module import UniteModule
@@ -223,7 +224,7 @@ def test_a_seed_gives_the_same_samples_on_every_device(case: Case, device: torch
     for there in (module, copy.deepcopy(module).to(device)):
         noise = SampleNoise(1, torch.arange(len(template)))
         adapter = there.adapters[case.modality]
-        latents = there.sample_latents(adapter, template.to(there.device), noise, 5, "ancestral")
+        latents = there.sample_latents(adapter, template.to(there.device), noise, SamplingOptions(5, "ancestral"))
         mask = adapter.registers(template.to(there.device)).mask
         found.append(latents if mask is None else latents * mask[..., None])
     assert relative_error(found[1], found[0]) < 10 * TOLERANCES[torch.float32][0]

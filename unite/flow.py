@@ -6,8 +6,8 @@ x_0 standard normal; networks predict the data x_1. Letters: B batch, K latents 
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor
@@ -150,6 +150,51 @@ def check_guidance_interval(interval: tuple[float, float]) -> None:
     """
     if interval[0] >= interval[1]:
         raise UserError(f"guidance_interval is {list(interval)}; its end must be above its beginning")
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How samples are drawn; each model carries those that its figures were made with.
+
+    Attributes:
+        num_steps: Steps of the solver from noise to data.
+        solver: See :func:`integrate`.
+        guidance_scale: Classifier-free guidance; 1 is none.
+        guidance_interval: Times (0 is noise, 1 is data) between which guidance acts.
+        noise_scale: Standard deviation of the noise; below 1 trades variety for fidelity.
+
+    Raises:
+        UserError: A value is outside its range.
+    """
+
+    num_steps: int = 50
+    solver: Solver = "euler"
+    guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.1, 1.0)
+    noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.num_steps >= 1, f"num_steps is {self.num_steps}; it must be at least 1")
+        check_choices("sampling", {"solver": Solver}, {"solver": self.solver})
+        check_guidance_interval(self.guidance_interval)
+
+    def but(self, **given: Any) -> "SamplingOptions":
+        """The same with other values; None leaves one as it is."""
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    @classmethod
+    def read(cls, found: object) -> "SamplingOptions":
+        """Options as a checkpoint or an exported folder has them.
+
+        Raises:
+            UserError: It has something else.
+        """
+        try:
+            options = cls(**found)  # type: ignore[arg-type]
+            low, high = options.guidance_interval  # JSON has a list
+            return replace(options, guidance_interval=(float(low), float(high)))
+        except (TypeError, ValueError, IndexError) as error:
+            raise UserError(f"the sampling options of a model are damaged: {error}") from error
 
 
 def guided_prediction(

@@ -23,7 +23,7 @@ from unite.engine.optimizer import OptimizerSettings, parameter_groups
 from unite.engine.sharding import require_supported, whole_weights
 from unite.engine.step_terms import StepTerms
 from unite.errors import UserError, require
-from unite.flow import Solver, TimeDistribution, guided_prediction, integrate, reconstruction_noise
+from unite.flow import SamplingOptions, Solver, TimeDistribution, guided_prediction, integrate, reconstruction_noise
 from unite.flow_pass import FlowPass, FlowSettings
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
@@ -170,11 +170,11 @@ class UniteModule(Configurable, SavedModule):
         num_samples: int,
         *,
         labels: Sequence[int] | None = None,
-        num_steps: int = 50,
-        solver: Solver = "euler",
-        guidance_scale: float = 1.0,
-        guidance_interval: tuple[float, float] = (0.1, 1.0),
-        noise_scale: float = 1.0,
+        num_steps: int | None = None,
+        solver: Solver | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        noise_scale: float | None = None,
         batch_size: int = 500,
         seed: int | None = None,
         show_progress: bool = False,
@@ -184,6 +184,7 @@ class UniteModule(Configurable, SavedModule):
         """Generate finished objects from noise: draw a template, solve the ODE, decode.
 
         A sample depends on the seed and its index alone: neither on the batch size nor on the device, up to rounding.
+        What is None is as the model's figures were made: :attr:`ModalityAdapter.sampling`.
 
         Args:
             modality: Name of the adapter.
@@ -204,11 +205,18 @@ class UniteModule(Configurable, SavedModule):
         Raises:
             UserError: An argument is outside its range.
         """
-        for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("batch_size", batch_size)):
+        for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
             require(value >= 1, f"{name} is {value}; it must be at least 1")
         adapter = self.adapter(modality)
-        without = f"guidance_scale is {guidance_scale}, but this model was trained without classes: leave it at 1"
-        require(guidance_scale == 1 or adapter.num_classes > 0, without)
+        how = adapter.sampling.but(
+            num_steps=num_steps,
+            solver=solver,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            noise_scale=noise_scale,
+        )
+        without = f"guidance_scale is {how.guidance_scale}, but this model was trained without classes: leave it at 1"
+        require(how.guidance_scale == 1 or adapter.num_classes > 0, without)
         if seed is None:
             seed = int(torch.randint(2**62, ()))  # from the global generator, which seed_everything sets
         generator = torch.Generator().manual_seed(seed)
@@ -227,9 +235,7 @@ class UniteModule(Configurable, SavedModule):
                 latents = None if kept is None else kept.load(number)
                 if latents is None:
                     noise = SampleNoise(seed, chosen)
-                    latents = self.sample_latents(
-                        adapter, part, noise, num_steps, solver, guidance_scale, guidance_interval, noise_scale
-                    )
+                    latents = self.sample_latents(adapter, part, noise, how)
                     if kept is not None:
                         kept.save(number, latents)
                 latents = latents.to(self.device)
@@ -244,11 +250,7 @@ class UniteModule(Configurable, SavedModule):
         adapter: ModalityAdapter,
         template: Template,
         noise: Callable[[int, tuple[int, int]], Tensor],
-        num_steps: int = 50,
-        solver: Solver = "euler",
-        guidance_scale: float = 1.0,
-        guidance_interval: tuple[float, float] = (0.1, 1.0),
-        noise_scale: float = 1.0,
+        how: SamplingOptions = SamplingOptions(),  # noqa: B008 (frozen)
         on_step: Callable[[int, float, Tensor], None] | None = None,
         on_prediction: Callable[[float, Tensor], None] | None = None,
     ) -> Tensor:
@@ -258,11 +260,7 @@ class UniteModule(Configurable, SavedModule):
             adapter: Adapter of the modality.
             template: Sizes and conditions of the samples, on the module's device.
             noise: Gives the noise (B, K, C) of a step for (K, C); steps after 0 are for the ``ancestral`` solver.
-            num_steps: Steps of the solver.
-            solver: See :func:`unite.flow.integrate`.
-            guidance_scale: Classifier-free guidance; 1 is none.
-            guidance_interval: Times between which guidance acts.
-            noise_scale: Standard deviation of the noise.
+            how: Solver, steps, guidance and scale of the noise.
             on_step: Called after every step with its number, time and state.
             on_prediction: Called with the time and the clean latents predicted then, whenever the solver asks.
         """
@@ -272,8 +270,8 @@ class UniteModule(Configurable, SavedModule):
         predict = guided_prediction(
             lambda x, t: self.denoiser.denoise(x, t, condition, registers).float(),
             lambda x, t: self.denoiser.denoise(x, t, null_condition, registers).float(),
-            guidance_scale,
-            guidance_interval,
+            how.guidance_scale,
+            how.guidance_interval,
         )
 
         def reported(latents: Tensor, time: float) -> Tensor:
@@ -285,9 +283,9 @@ class UniteModule(Configurable, SavedModule):
         shape = (registers.values.shape[1], self.encoder.latent_channels)
 
         def draw_noise(step: int) -> Tensor:
-            return noise_scale * noise(step, shape).to(self.device)
+            return how.noise_scale * noise(step, shape).to(self.device)
 
-        return integrate(reported, draw_noise(0), self.time.grid(num_steps), solver, on_step, draw_noise)
+        return integrate(reported, draw_noise(0), self.time.grid(how.num_steps), how.solver, on_step, draw_noise)
 
     # ------------------------------------------------------------------ use
 

@@ -16,6 +16,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from unite.callbacks.bursts import BurstGuard
 from unite.callbacks.continued_checkpoints import ContinuedCheckpoints
 from unite.callbacks.forecast import Forecast
+from unite.callbacks.generation_metrics import GenerationMetrics
 from unite.callbacks.interrupts import checkpoint_on_interrupt
 from unite.callbacks.last_checkpoint import LastCheckpoint
 from unite.callbacks.monitor import LossProgressBar, TrainingMonitor
@@ -193,18 +194,19 @@ class UniteTrainer(Trainer):
         overwrite: bool = False,
         modality: str | None = None,
         labels: list[int] | None = None,
-        num_steps: int = 50,
-        solver: Solver = "euler",
-        guidance_scale: float = 1.0,
+        num_steps: int | None = None,
+        solver: Solver | None = None,
+        guidance_scale: float | None = None,
         guidance_sweep: list[float] | None = None,
-        guidance_interval: tuple[float, float] = (0.1, 1.0),
-        noise_scale: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        noise_scale: float | None = None,
         batch_size: int = 500,
         film_strip: int = 0,
     ) -> None:
         """Generate samples with a checkpoint; writes them as files, with a picture, labels and metrics.json.
 
-        Interrupted, the same command continues.
+        Interrupted, the same command continues. Solver, steps, guidance and noise are those of the model's own figures
+        (``GenerationMetrics`` of its config), unless told otherwise.
 
         Args:
             model: The model to sample from.
@@ -217,13 +219,14 @@ class UniteTrainer(Trainer):
             overwrite: Replace files that the folder has already.
             modality: What to generate; may be left out if the model has one modality.
             labels: Classes to generate, cycled; default: all in turn.
-            num_steps: Steps of the solver from noise to data.
-            solver: Solver of the ODE; dopri5 chooses its own steps.
-            guidance_scale: Classifier-free guidance; 1 is none.
+            num_steps: Steps of the solver from noise to data; default: the model's.
+            solver: Solver of the ODE; dopri5 chooses its own steps; default: the model's.
+            guidance_scale: Classifier-free guidance; 1 is none; default: the model's.
             guidance_sweep: Scales to try, each with ``num_samples``: their metrics go to sweep.json, and the samples
                 of the lowest FID (or of the lowest metric of that family) are written.
-            guidance_interval: Times (0 is noise, 1 is data) between which guidance acts: [0.1,1.0].
-            noise_scale: Standard deviation of the initial noise; below 1 trades variety for fidelity.
+            guidance_interval: Times (0 is noise, 1 is data) between which guidance acts, such as [0.1,1.0]; default:
+                the model's.
+            noise_scale: Standard deviation of the noise; below 1 trades variety for fidelity; default: the model's.
             batch_size: Samples at a time.
             film_strip: Draw so many further samples on their way from noise to data, as film_strip.png.
         """
@@ -231,19 +234,20 @@ class UniteTrainer(Trainer):
         modality = chosen_modality(model.adapters, modality)
         require(num_samples >= 1, f"num_samples is {num_samples}; it must be at least 1")
         require(film_strip >= 0, f"film_strip is {film_strip}; it must be at least 0")
-        settings = SampleSettings(
-            modality,
-            num_samples,
-            labels,
-            num_steps,
-            solver,
-            guidance_scale,
-            guidance_interval,
-            noise_scale,
-            batch_size,
-            seed=torch.initial_seed(),
-        )
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GenerationMetrics):
+                callback.tell(model)  # a checkpoint of an older version does not know
         self._load(model, ckpt_path, weights_only)
+        how = model.adapters[modality].sampling.but(
+            num_steps=num_steps,
+            solver=solver,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            noise_scale=noise_scale,
+        )
+        settings = SampleSettings(
+            modality, num_samples, labels, **asdict(how), batch_size=batch_size, seed=torch.initial_seed()
+        )
         name = folder_name("samples", modality, model.adapters)
         with self._output_folder(model, output, name, overwrite, asdict(settings)) as folder:
             write_samples(

@@ -16,7 +16,7 @@ from unite.analysis.probes import PooledLatents
 from unite.analysis.similarity import covariance_spectrum, participation_ratio
 from unite.engine.noise import SampleNoise
 from unite.errors import UserError, require
-from unite.flow import Solver
+from unite.flow import SamplingOptions, Solver
 from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
 
@@ -258,8 +258,7 @@ def denoising_trajectory(
         adapter,
         template,
         noise,
-        num_steps,
-        solver,
+        SamplingOptions(num_steps, solver),
         on_step=lambda index, time, state: states.append((time, state)),
     )
     chosen = torch.linspace(0, num_steps, min(num_shown, num_steps + 1)).round().long().unique().tolist()

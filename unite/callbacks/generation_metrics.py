@@ -1,5 +1,6 @@
 """Metrics of samples and reconstructions at every validation, with pictures."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from unite.configurable import check_choices
-from unite.errors import UserError, require
-from unite.flow import Solver, check_guidance_interval
+from unite.errors import require
+from unite.flow import SamplingOptions, Solver
 from unite.modalities.base import ModalityAdapter
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
@@ -67,13 +68,8 @@ class GenerationMetrics(Callback):
         for name, value in counts.items():
             require(value >= 1, f"GenerationMetrics.{name} is {value}; it must be at least 1")
         check_choices("GenerationMetrics", {"solver": Solver}, {"solver": solver})
-        check_guidance_interval(guidance_interval)
+        self.how = SamplingOptions(num_steps, solver, guidance_scale, guidance_interval, noise_scale)
         require(num_drawn >= 0, f"GenerationMetrics.num_drawn is {num_drawn}; it must be at least 0")
-        self.num_steps = num_steps
-        self.solver: Solver = solver
-        self.guidance_scale = guidance_scale
-        self.guidance_interval = guidance_interval
-        self.noise_scale = noise_scale
         self.batch_size = batch_size
         self.every_n_validations = every_n_validations
         self.seed = seed
@@ -89,14 +85,21 @@ class GenerationMetrics(Callback):
             UserError: Guidance is asked for where there are no classes; later it would cost an epoch.
         """
         for name, adapter in self._adapters(pl_module).items():
-            if self.guidance_scale != 1 and adapter.num_classes == 0:
-                raise UserError(
-                    f"GenerationMetrics.guidance_scale is {self.guidance_scale}, but modality {name!r} has no classes: "
-                    "leave it at 1, or name one with classes in GenerationMetrics.modality"
-                )
+            scale = self.how.guidance_scale
+            require(
+                scale == 1 or adapter.num_classes > 0,
+                f"GenerationMetrics.guidance_scale is {scale}, but modality {name!r} has no classes: leave it at 1, or "
+                "name one with classes in GenerationMetrics.modality",
+            )
+            adapter.sampling = self.how
             datamodule = datamodule_of(trainer.datamodule, name)  # type: ignore[attr-defined]
             self._generation[name] = adapter.generation_metric(datamodule)
             self._reconstruction[name] = adapter.reconstruction_metric(datamodule)
+
+    def tell(self, module: UniteModule) -> None:
+        """Note on the adapters that are measured how their samples are drawn."""
+        for adapter in self._adapters(module).values():
+            adapter.sampling = self.how
 
     def _adapters(self, pl_module: LightningModule) -> dict[str, ModalityAdapter]:
         """Adapters that this callback measures.
@@ -171,11 +174,7 @@ class GenerationMetrics(Callback):
                     objects = module.generate(
                         modality,
                         num_samples,
-                        num_steps=self.num_steps,
-                        solver=self.solver,
-                        guidance_scale=self.guidance_scale,
-                        guidance_interval=self.guidance_interval,
-                        noise_scale=self.noise_scale,
+                        **asdict(self.how),
                         batch_size=self.batch_size,
                         seed=self.seed,
                         show_progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,

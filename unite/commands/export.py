@@ -166,6 +166,7 @@ def _write_exported(
         "global_step": content.get("global_step", 0),
         "weights_sha256": _sha256(folder / WEIGHTS_FILE),
         "class_names": content.get("class_names", {}),
+        "sampling": content.get("sampling", {}),
         "model": settings,
     }
     config["config_sha256"] = json_checksum(config)

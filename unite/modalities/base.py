@@ -22,6 +22,7 @@ from torchmetrics import Metric
 
 from unite.configurable import Configurable
 from unite.errors import UserError, require
+from unite.flow import SamplingOptions
 from unite.nn.generative_encoder import Tokens
 
 
@@ -85,6 +86,9 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
 
     class_names: list[str] | None = None
     """Names of the classes, if the training data has some; checkpoints keep them."""
+
+    sampling: SamplingOptions = SamplingOptions()
+    """How samples are drawn unless told otherwise: as for the figures of the training; checkpoints keep it."""
 
     adamw_parameters: ClassVar[tuple[str, ...]] = ()
     """Parts of parameter names that Muon leaves to AdamW: embeddings of inputs, heads of a few outputs."""

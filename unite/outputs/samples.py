@@ -19,7 +19,7 @@ from unite.console import info, shown
 from unite.engine.noise import SampleNoise
 from unite.errors import UserError
 from unite.files import write_json
-from unite.flow import Solver
+from unite.flow import SamplingOptions, Solver
 from unite.modalities.base import ModalityAdapter
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
@@ -46,6 +46,13 @@ class SampleSettings:
     noise_scale: float
     batch_size: int
     seed: int
+
+    @property
+    def how(self) -> SamplingOptions:
+        """Solver, steps, guidance and scale of the noise."""
+        return SamplingOptions(
+            self.num_steps, self.solver, self.guidance_scale, self.guidance_interval, self.noise_scale
+        )
 
 
 @runtime_checkable
@@ -219,11 +226,7 @@ def draw_film_strip(model: UniteModule, settings: SampleSettings, guidance_scale
             adapter,
             template,
             SampleNoise(settings.seed, torch.arange(num_rows)),
-            settings.num_steps,
-            settings.solver,
-            guidance_scale,
-            settings.guidance_interval,
-            settings.noise_scale,
+            settings.how.but(guidance_scale=guidance_scale),
             on_prediction=lambda time, prediction: predictions.update({time: prediction}),
         )
         times = sorted(time for time in predictions if time < 1)

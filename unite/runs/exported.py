@@ -120,8 +120,9 @@ def read_exported(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or not {"encoder", "adapters"} <= settings.keys():
         raise UserError(f"{path} is damaged: its 'model' must hold the settings of encoder and adapters")
     require_few_settings(settings, path)
-    if not isinstance(class_names, dict):
-        raise UserError(f"{path} is damaged: its 'class_names' must be lists by modality")
+    sampling = config.get("sampling", {})
+    if not isinstance(class_names, dict) or not isinstance(sampling, dict):
+        raise UserError(f"{path} is damaged: its 'class_names' and 'sampling' must be by modality")
     if config.get("weights_sha256") != _sha256(weights):
         raise UserError(
             f"{weights} is damaged, or not the file that {SETTINGS_FILE} was written with: its SHA-256 differs"
@@ -135,6 +136,7 @@ def read_exported(folder: Path) -> dict[str, Any]:
         "hyper_parameters": moved(settings),
         "state_dict": state_dict,
         "class_names": class_names,
+        "sampling": sampling,
         "global_step": config.get("global_step", 0),
     }
 

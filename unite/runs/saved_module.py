@@ -1,10 +1,12 @@
 """A module that checkpoints and exported folders make again, without importing anything on the word of a file."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
 from unite.engine.training import TrainingEngine
 from unite.errors import UserError
+from unite.flow import SamplingOptions
 from unite.modalities.base import ModalityAdapter
 from unite.runs.exported import is_exported, load_pretrained
 from unite.runs.folder import as_of_today, find_checkpoint, read_checkpoint
@@ -57,9 +59,10 @@ class SavedModule(TrainingEngine):
         return load_pretrained(cls, source, revision)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Names of classes travel in checkpoints."""
+        """Names of classes, and how samples are drawn, travel in checkpoints."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["class_names"] = {name: adapter.class_names for name, adapter in self.adapters.items()}
+        checkpoint["sampling"] = {name: asdict(adapter.sampling) for name, adapter in self.adapters.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Inverse of :meth:`on_save_checkpoint`."""
@@ -67,3 +70,6 @@ class SavedModule(TrainingEngine):
         for name, class_names in checkpoint.get("class_names", {}).items():
             if name in self.adapters:
                 self.adapters[name].class_names = class_names
+        for name, found in checkpoint.get("sampling", {}).items():
+            if name in self.adapters:
+                self.adapters[name].sampling = SamplingOptions.read(found)

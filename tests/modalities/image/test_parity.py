@@ -22,7 +22,7 @@ from tests.support import official_reference as official
 from tests.support.paths import TESTS
 from unite.commands.import_official import from_official_names, read_official, to_official_names, write_checkpoint
 from unite.engine.optimizer import MuonAdamW, OptimizerSettings, TwoStageDecay, parameter_groups, warmup_cosine
-from unite.flow import Solver, TimeDistribution, flow_loss, guided_prediction, integrate, path_sample
+from unite.flow import SamplingOptions, Solver, TimeDistribution, flow_loss, guided_prediction, integrate, path_sample
 from unite.modalities.base import Template
 from unite.modalities.image.adapter import ImageAdapter
 from unite.module import UniteModule
@@ -422,7 +422,9 @@ def test_sampling_equals_the_reference_in_torchdiffeq(
 ) -> None:
     adapter, noise, classes = image_adapter(module), latents(BATCH), torch.tensor([2, 0])
     template = Template(torch.full((BATCH,), NUM_PATCHES), classes)
-    ours = module.sample_latents(adapter, template, lambda step, shape: noise, 12, solver, scale, interval)
+    ours = module.sample_latents(
+        adapter, template, lambda step, shape: noise, SamplingOptions(12, solver, scale, interval)
+    )
     grid = torch.linspace(0, 1, 13)
     grid = 0.5 * grid / (1 - 0.5 * grid)
     with torch.no_grad():
@@ -438,7 +440,7 @@ def test_adaptive_sampling_equals_the_reference(module: UniteModule, weights: of
     template = Template(torch.full((BATCH,), NUM_PATCHES), classes)
     our_calls, their_calls = [], []
     module.encoder.blocks[0].register_forward_pre_hook(lambda *args: our_calls.append(1))
-    ours = module.sample_latents(adapter, template, lambda step, shape: noise, solver="dopri5")
+    ours = module.sample_latents(adapter, template, lambda step, shape: noise, SamplingOptions(solver="dopri5"))
     velocity = official.guided_velocity(weights, SETTINGS, classes, 1.0, (0.0, 1.0))
 
     def counted(t: Tensor, x: Tensor) -> Tensor:
