@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressB
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 
-from unite.callbacks.bursts import BurstGuard
 from unite.callbacks.continued_checkpoints import ContinuedCheckpoints
 from unite.callbacks.forecast import Forecast
 from unite.callbacks.generation_metrics import GenerationMetrics
@@ -82,8 +81,6 @@ class UniteTrainer(Trainer):
             callbacks.append(OptimizerSummary())
         if kwargs.get("enable_progress_bar") is not False and not any(isinstance(x, ProgressBar) for x in callbacks):
             callbacks.append(LossProgressBar())
-        if not any(isinstance(item, BurstGuard) for item in callbacks):
-            callbacks.append(BurstGuard())
         callbacks += [Forecast(), ValidationLine(), ContinuedCheckpoints(), TrainingMonitor(), ContinuedLogs()]
         if enable_checkpointing is not False and not any(isinstance(item, LastCheckpoint) for item in callbacks):
             callbacks.append(LastCheckpoint())
