@@ -305,3 +305,12 @@ def test_an_unwritable_folder_is_told_with_what_to_change(tmp_path: Path) -> Non
         UserError, match=r"^cannot write shards to .*out: .*file is a file, not a folder; choose another$"
     ):
         require_writable(tmp_path / "file" / "out", "choose another", "shards")
+
+
+def test_waiting_threads_sleep_unless_somebody_said_otherwise(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    run_cli("info")
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    run_cli("info")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"

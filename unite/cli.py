@@ -194,6 +194,9 @@ def run_command(args: list[str]) -> None:
         print(short_help(args[0]), end="")
         return
     args = ["--help" if arg == "--help-all" else arg for arg in args]
+    # Waiting threads of OpenMP spin by default, and beside other work take several times as long as sleeping ones;
+    # benchmarks/threads.py measures it. The variable is read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a class_path may name a file of the user's that is not installed
     command = COMMANDS[args[0]]
