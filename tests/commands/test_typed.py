@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.commands import RunCli
 from tests.support.paths import REPOSITORY
+from unite.commands import COMMANDS
 from unite.commands.lightning_cli import SettingsCheck
 from unite.commands.source import command_options, model_options, trainer_options
 from unite.commands.typed import MODEL_COMMANDS, SHORT_OF_FIT, short_help, understood
@@ -157,3 +158,11 @@ def test_the_shell_completes(run_cli: RunCli, word: str, expected: str) -> None:
 def test_every_config_of_the_repository_is_shipped_by_its_name() -> None:
     folder = REPOSITORY / "configs"
     assert set(shipped_configs().values()) == set(folder.rglob("*.yaml"))
+
+
+def test_info_of_a_run_names_commands_that_exist(run_cli: RunCli, tmp_path: Path) -> None:
+    checkpoint = REPOSITORY / "tests" / "data" / "before_the_move" / "run"
+    out = run_cli("info", checkpoint).out
+    named = [line.split()[1] for line in out.splitlines() if line.startswith("  unite ")]
+    assert named
+    assert set(named) <= set(COMMANDS)
