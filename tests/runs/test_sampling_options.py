@@ -69,3 +69,14 @@ def test_damaged_options_are_refused_in_one_line(damage: object, tmp_path: Path)
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError):
         UniteModule.from_pretrained(folder)
+
+
+@pytest.mark.usefixtures("in_toy_folder")
+def test_a_continued_run_that_samples_otherwise_says_so(run_cli: RunCli, trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    metrics = "{class_path: unite.callbacks.GenerationMetrics, init_args: {num_samples: 4, num_steps: 3}}"
+    (tmp_path / "how.yaml").write_text(f"trainer: {{callbacks: [{metrics}]}}\n")
+    configs = ("--config", "curves.yaml", "--config", tmp_path / "how.yaml")
+    result = run_cli("fit", *configs, "--ckpt_path", run, "--trust", "--max_epochs", "2", "--default_root_dir", run)
+    assert result.code == 0, result.err
+    assert how_of(run) == SamplingOptions(num_steps=3)

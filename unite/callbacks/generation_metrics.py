@@ -91,10 +91,13 @@ class GenerationMetrics(Callback):
                 f"GenerationMetrics.guidance_scale is {scale}, but modality {name!r} has no classes: leave it at 1, or "
                 "name one with classes in GenerationMetrics.modality",
             )
-            adapter.sampling = self.how
             datamodule = datamodule_of(trainer.datamodule, name)  # type: ignore[attr-defined]
             self._generation[name] = adapter.generation_metric(datamodule)
             self._reconstruction[name] = adapter.reconstruction_metric(datamodule)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checkpoints of this run say how its samples are drawn: behind the one that it continues from was read."""
+        self.tell(_as_unite(pl_module))
 
     def tell(self, module: UniteModule) -> None:
         """Note on the adapters that are measured how their samples are drawn."""
