@@ -1,15 +1,14 @@
 """``unite info``: what a model is, how it was trained, and what to type next."""
 
 import json
+import textwrap
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from unite.console import shown
+from unite.runs.headlines import headlines
 from unite.shipped import shipped_configs, shipped_models
-
-#: Metrics worth a line, by the last part of their names, in this order.
-HEADLINES = ("validity", "valid_unique", "uniqueness", "novelty", "validity_bonds", "match_rate", "rmsd", "exact_graph")
-IMAGE_HEADLINES = ("fid", "fid_digits", "psnr", "ssim")
 
 
 def info(model: str | None = None) -> None:
@@ -62,13 +61,15 @@ def _list_shipped() -> None:
     print("\nconfigs that come with the package:")
     for name, file in shipped_configs().items():
         if "/" not in name:
-            print(f"  {name:<16} {_first_comment(file)}")
+            print(f"  {name:<16} {_first_sentence(file)}")
     print("\ntrain one: unite fit NAME")
 
 
-def _first_comment(file: Path) -> str:
-    line = file.read_text(encoding="utf8").partition("\n")[0]
-    return line.lstrip("# ") if line.startswith("#") else ""
+def _first_sentence(file: Path) -> str:
+    """What a config says of itself, in a line."""
+    lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf8").splitlines())
+    sentence = " ".join(line.lstrip("# ") for line in lines).partition(". ")[0].rstrip(".")
+    return textwrap.shorten(sentence, 100, placeholder=" ...")
 
 
 def _adapter_line(name: str, adapter: dict[str, Any]) -> str:
@@ -93,11 +94,5 @@ def _metric_lines(folder: Path) -> list[str]:
     elif (folder / "README.md").is_file():
         rows = [line.split("|") for line in (folder / "README.md").read_text().splitlines() if line.startswith("| `")]
         values = {row[1].strip().strip("`"): float(row[2]) for row in rows if row[2].strip()}
-    lines = []
-    for headline in (*HEADLINES, *IMAGE_HEADLINES):
-        lines += [
-            f"{name:<34} {value:.4g}"
-            for name, value in values.items()
-            if value is not None and name.rpartition("/")[2] == headline
-        ]
-    return lines
+    told = {name: value for name, value in values.items() if value is not None}
+    return [f"{name:<34} {told[name]:.4g}" for name in headlines(list(told))]
