@@ -16,7 +16,7 @@ from PIL import Image
 from rdkit import Chem
 from torch import Tensor
 
-from tests.support.commands import UNITE, RunCli
+from tests.support.commands import RunCli, start_score
 from tests.support.graphs import Hydrogens, graph_of
 from tests.support.paths import REPOSITORY
 from tests.support.qm9_rows import tiny_molecules
@@ -225,14 +225,7 @@ def test_scoring_molecules_needs_no_torch(tmp_path: Path) -> None:
 def test_ctrl_c_ends_all_processes_quietly(tmp_path: Path) -> None:
     write_xyz([chain([7] * 29)], tmp_path / "one.xyz")
     (tmp_path / "m.xyz").write_text((tmp_path / "one.xyz").read_text() * 20_000)
-    process = subprocess.Popen(
-        [*UNITE, "score", "molecules", str(tmp_path / "m.xyz"), "--no_novelty", "--num_workers", "2"],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_score(tmp_path / "m.xyz", start_new_session=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "m_xyz_scores").is_dir() and time.monotonic() < deadline:
         time.sleep(0.05)

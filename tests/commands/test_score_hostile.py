@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 import pytest
 from rdkit import Chem
 
-from tests.support.commands import UNITE, RunCli
+from tests.support.commands import RunCli, start_score
 from tests.support.graphs import ladder
-from tests.support.paths import REPOSITORY
 from tests.support.qm9_rows import tiny_molecules
 from unite.modalities.molecule.files.reading import Record
 from unite.modalities.molecule.files.writing import write_sdf, write_xyz
@@ -102,13 +100,7 @@ def test_a_molecule_that_kills_its_process_is_not_valid_by_other_routes(monkeypa
 def test_nothing_is_left_of_a_command_that_is_told_to_end(tmp_path: Path, ending: signal.Signals) -> None:
     write_xyz([ladder(14)], tmp_path / "one.xyz")
     (tmp_path / "m.xyz").write_text((tmp_path / "one.xyz").read_text() * 20_000)
-    process = subprocess.Popen(
-        [*UNITE, "score", "molecules", str(tmp_path / "m.xyz"), "--no_novelty", "--num_workers", "2"],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_score(tmp_path / "m.xyz")
     deadline = time.monotonic() + 60
     while len(children := _children(process.pid)) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)

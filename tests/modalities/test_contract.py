@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
-from tests.support.cases import CASES, Case, build_module, numbers_of
+from tests.support.cases import CASES, Case, build_module, latents_of, numbers_of
 from unite.callbacks.averaging import WeightAveraging
 from unite.modalities.base import ModalityAdapter
 from unite.module import UniteModule
@@ -47,15 +47,8 @@ def encode_and_decode(module: UniteModule, modality: str, samples: Any, noise: T
     adapter = module.adapters[modality]
     prepared = adapter.prepare(samples)
     template = adapter.template(prepared)
-    registers = adapter.registers(template)
     with torch.no_grad():
-        latents = module.encoder.tokenize(
-            adapter.tokens(prepared),
-            registers,
-            adapter.null_condition(),
-            noise=noise[:, : registers.values.shape[1]],
-            timesteps=torch.zeros(len(template)),
-        )
+        latents = latents_of(module, adapter, prepared, noise)
         return adapter.finish(adapter.decode(latents, template), template)
 
 

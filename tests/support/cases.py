@@ -108,15 +108,32 @@ CASES = {
 }
 
 
-def build_module(case: Case, **settings: Any) -> UniteModule:
-    encoder = GenerativeEncoder("XS", latent_channels=4, depth=2, width=32, num_heads=2)
-    module = UniteModule(encoder, {case.modality: case.make_adapter()}, **settings)
-    with torch.no_grad():  # at its zero initialisation the encoder would ignore its input
-        for name, parameter in encoder.named_parameters():
+def awake(module: UniteModule) -> UniteModule:
+    """A fresh module whose encoder looks at its input, which it ignores at its zero initialisation."""
+    with torch.no_grad():
+        for name, parameter in module.encoder.named_parameters():
             if name.endswith("modulation.weight"):
                 parameter.normal_(std=0.1)
-        encoder.final_out.weight.normal_(std=0.3)
+        module.encoder.final_out.weight.normal_(std=0.3)
     return module.eval()
+
+
+def latents_of(module: UniteModule, adapter: ModalityAdapter, prepared: Any, noise: Tensor) -> Tensor:
+    """Latents of prepared samples at t = 0, with given registers' noise."""
+    template = adapter.template(prepared)
+    registers = adapter.registers(template)
+    return module.encoder.tokenize(
+        adapter.tokens(prepared),
+        registers,
+        adapter.null_condition(),
+        noise=noise[:, : registers.values.shape[1]],
+        timesteps=torch.zeros(len(template)),
+    )
+
+
+def build_module(case: Case, **settings: Any) -> UniteModule:
+    encoder = GenerativeEncoder("XS", latent_channels=4, depth=2, width=32, num_heads=2)
+    return awake(UniteModule(encoder, {case.modality: case.make_adapter()}, **settings))
 
 
 def numbers_of(finished: Any) -> np.ndarray:

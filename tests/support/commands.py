@@ -71,6 +71,18 @@ def shell(*args: str | Path) -> subprocess.Popen[str]:
     )
 
 
+def start_score(file: Path, **settings: Any) -> subprocess.Popen[str]:
+    """``unite score`` of a file that keeps two processes busy for a while."""
+    return subprocess.Popen(
+        [*UNITE, "score", "molecules", str(file), "--no_novelty", "--num_workers", "2"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **settings,
+    )
+
+
 def steps(run_folder: Path) -> list[int]:
     """Steps with a training loss in metrics.csv."""
     with (run_folder / "metrics.csv").open(newline="") as file:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Batch
 
+from tests.support.cases import awake, latents_of
 from tests.support.graphs import graph_of, graphs, perceived, perfect
 from unite.modalities.base import Template
 from unite.modalities.molecule.adapter import MoleculeAdapter
@@ -104,28 +105,15 @@ def test_connectedness_in_a_padded_batch_is_that_of_each_graph(graph: MolecularG
 def make_module(**settings: object) -> UniteModule:
     encoder = GenerativeEncoder("XS", latent_channels=4, depth=2, width=32, num_heads=2)
     adapter = MoleculeAdapter(bonds=True, hydrogens="counted", decoder_depth=1, **settings)  # type: ignore[arg-type]
-    module = UniteModule(encoder, {"molecule": adapter})
-    with torch.no_grad():  # at its zero initialisation the encoder would ignore its input
-        for name, parameter in encoder.named_parameters():
-            if name.endswith("modulation.weight"):
-                parameter.normal_(std=0.1)
-        encoder.final_out.weight.normal_(std=0.3)
-    return module.eval()
+    return awake(UniteModule(encoder, {"molecule": adapter}))
 
 
 def decoded(module: UniteModule, batch: Batch, noise: torch.Tensor) -> tuple[MoleculePrediction, GraphPrediction]:
     adapter = module.adapters["molecule"]
     prepared = adapter.prepare(batch)
     template = adapter.template(prepared)
-    registers = adapter.registers(template)
     with torch.no_grad():
-        latents = module.encoder.tokenize(
-            adapter.tokens(prepared),
-            registers,
-            adapter.null_condition(),
-            noise=noise[:, : registers.values.shape[1]],
-            timesteps=torch.zeros(len(template)),
-        )
+        latents = latents_of(module, adapter, prepared, noise)
         prediction = adapter.decode(latents, template)
     return prediction, prediction.graph
 
