@@ -17,6 +17,11 @@ class TrainingError(RuntimeError):
     """
 
 
+def no_checkpoint(path: str) -> UserError:
+    """What to raise where ``--ckpt_path`` names nothing."""
+    return UserError(f"--ckpt_path {path}: no such checkpoint; give a .ckpt file, or a run folder with one")
+
+
 def lost_loader(error: BaseException) -> str:
     """What to say if an error tells that a process of a DataLoader was killed; empty for other errors."""
     text = " ".join(str(error).split()).rstrip(". ")

@@ -7,7 +7,7 @@ x_0 standard normal; networks predict the data x_1. Letters: B batch, K latents 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
 
 import torch
 from torch import Tensor
@@ -178,7 +178,7 @@ class SamplingOptions:
         check_choices("sampling", {"solver": Solver}, {"solver": self.solver})
         check_guidance_interval(self.guidance_interval)
 
-    def but(self, **given: Any) -> "SamplingOptions":
+    def but(self, **given: Any) -> Self:
         """The same with other values; None leaves one as it is."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 

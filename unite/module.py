@@ -302,17 +302,23 @@ class UniteModule(Configurable, SavedModule):
         adapter = self.adapter(modality)
         with self.evaluation():
             prepared = adapter.prepare(samples)
-            registers = adapter.registers(adapter.template(prepared))
-            tokens = adapter.tokens(prepared)
-            return self.encoder.tokenize(tokens, registers, adapter.null_condition(), generator=generator)
+            return self._tokenize(adapter, prepared, adapter.template(prepared), generator)
+
+    def _tokenize(
+        self, adapter: ModalityAdapter, prepared: Any, template: Template, generator: torch.Generator | None = None
+    ) -> Tensor:
+        registers, tokens = adapter.registers(template), adapter.tokens(prepared)
+        return self.encoder.tokenize(tokens, registers, adapter.null_condition(), generator=generator)
 
     @torch.no_grad()
     def reconstruct(self, modality: str, samples: Any) -> list[Any]:
         """Finished objects decoded from the latents of samples, one for each."""
         adapter = self.adapter(modality)
         with self.evaluation(), whole_weights(self):
-            template = adapter.template(adapter.prepare(samples))
-            return adapter.finish(adapter.decode(self.tokenize(modality, samples), template), template)
+            prepared = adapter.prepare(samples)
+            template = adapter.template(prepared)
+            latents = self._tokenize(adapter, prepared, template)
+            return adapter.finish(adapter.decode(latents, template), template)
 
     def adapter(self, modality: str) -> ModalityAdapter:
         """The adapter of a modality.

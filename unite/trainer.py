@@ -243,7 +243,12 @@ class UniteTrainer(Trainer):
             noise_scale=noise_scale,
         )
         settings = SampleSettings(
-            modality, num_samples, labels, **asdict(how), batch_size=batch_size, seed=torch.initial_seed()
+            modality=modality,
+            num_samples=num_samples,
+            labels=labels,
+            batch_size=batch_size,
+            seed=torch.initial_seed(),
+            **asdict(how),
         )
         name = folder_name("samples", modality, model.adapters)
         with self._output_folder(model, output, name, overwrite, asdict(settings)) as folder:

@@ -129,7 +129,9 @@ def test_labels_are_written_with_the_samples(run_cli: RunCli, toy_run: Path, tmp
 def test_film_strip_ends_with_the_finished_sample(toy_run: Path) -> None:
     model = UniteModule.load_from_checkpoint(toy_run / "last.ckpt", map_location="cpu", trust=True)
     for num_steps, num_columns in ((4, 5), (40, FILM_FRAMES)):
-        settings = SampleSettings("curve", 9, [1], num_steps, "heun", 1.0, (0.1, 1.0), 1.0, 5, seed=3)
+        settings = SampleSettings(
+            modality="curve", num_samples=9, labels=[1], batch_size=5, seed=3, num_steps=num_steps, solver="heun"
+        )
         strip = draw_film_strip(model, settings, guidance_scale=1.0, num_rows=2)
         samples = model.generate("curve", 2, labels=[1], num_steps=num_steps, solver="heun", seed=3)
         picture = model.adapter("curve").draw([samples[1]])

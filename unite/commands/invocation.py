@@ -1,7 +1,6 @@
 """What a command was asked, before any parser of Lightning's sees it: configs, checkpoint, and short options."""
 
 import argparse
-import difflib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from unite.commands.options import trainer_options
+from unite.commands.typed import config_file
 from unite.console import is_quiet, one_line, shown
 from unite.errors import UserError
 from unite.files import open_text
@@ -50,7 +50,9 @@ class Invocation:
     def __init__(self, command: str, args: list[str]) -> None:
         self.command = command
         self.options = _early_options(args)
-        _require_configs(self.options.config)
+        for config in self.options.config:
+            if os.path.isfile(config):
+                _require_yaml(Path(config))
         self.is_last = self.options.ckpt_path == "last"
         if self.options.ckpt_path in ("last", "best"):
             self.ckpt_path = self._find(self.options.ckpt_path)
@@ -151,26 +153,12 @@ class Invocation:
         return Path(configured or _default_root(self.options.config))
 
 
-def _require_configs(configs: list[str]) -> None:
-    """Refuse the name of a file that is not there or holds no settings; settings themselves, as JSON, are no name.
+def _require_yaml(path: Path) -> None:
+    """Refuse a file that is not text or yaml, or has a key twice, of which one would be dropped.
 
     Raises:
-        UserError: There is no such file, it is not text or yaml, or has a key twice, of which one would be dropped.
+        UserError: It is one.
     """
-    for config in configs:
-        if os.path.isfile(config):
-            _require_yaml(Path(config))
-        if config.endswith((".yaml", ".yml", ".json")) and not os.path.exists(config):
-            folder, name = os.path.split(config)
-            there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-            close = difflib.get_close_matches(
-                name, [entry for entry in there if entry.endswith((".yaml", ".yml"))], n=1
-            )
-            hint = f"; did you mean {os.path.join(folder, close[0])}?" if close else ""
-            raise UserError(f"--config {config} does not exist{hint}")
-
-
-def _require_yaml(path: Path) -> None:
     try:
         with open_text(path) as file:
             _UniqueKeyLoader(file).get_single_data()
@@ -235,7 +223,7 @@ def _early_options(args: list[str]) -> argparse.Namespace:
     except argparse.ArgumentError as error:
         raise UserError(one_line(error)) from error
     options.others = options_others
-    options.config = [os.path.expanduser(config) for config in options.config]
+    options.config = [config_file(config) for config in options.config]
     # The shell leaves ~ alone in --option=~/folder.
     for name in ("ckpt_path", "root"):
         if (value := getattr(options, name)) is not None:

@@ -25,8 +25,10 @@ class Described(NamedTuple):
 @cache
 def trainer_options() -> frozenset[str]:
     """Names of ``--trainer.NAME``: arguments of Lightning's trainer and of ours."""
-    places = (importlib.util.find_spec("lightning") or _missing()).submodule_search_locations or []
-    lightning = _arguments(Path(places[0], "pytorch", "trainer", "trainer.py"), "Trainer", "__init__")
+    spec = importlib.util.find_spec("lightning")  # finds it, without importing it
+    assert spec is not None
+    assert spec.origin is not None
+    lightning = _arguments(Path(spec.origin).parent / "pytorch" / "trainer" / "trainer.py", "Trainer", "__init__")
     own = _arguments(PACKAGE / "trainer.py", "UniteTrainer", "__init__")
     return frozenset({*lightning, *own} - {"self", "kwargs"})
 
@@ -74,7 +76,3 @@ def _function(file: Path, class_name: str | None, name: str) -> ast.FunctionDef:
     if class_name is not None:
         body = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == class_name).body
     return next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == name)
-
-
-def _missing() -> importlib.machinery.ModuleSpec:
-    raise ImportError("lightning is not installed")

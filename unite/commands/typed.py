@@ -5,12 +5,13 @@ import os
 import textwrap
 from pathlib import Path
 
+from unite.commands import COMMANDS
 from unite.commands.source import command_options, model_options, trainer_options
-from unite.errors import UserError
+from unite.errors import UserError, no_checkpoint
 from unite.shipped import shipped_configs, shipped_model
 
 #: Commands that run a model, under LightningCLI.
-MODEL_COMMANDS = ("fit", "validate", "test", "sample", "reconstruct", "predict")
+MODEL_COMMANDS = tuple(name for name, command in COMMANDS.items() if not command.functions)
 #: Commands whose first word may be a checkpoint or run folder.
 OF_A_MODEL = (*MODEL_COMMANDS, "align", "latents")
 OTHER_NAMES = {"generate": "sample", "train": "fit", "evaluate": "test", "eval": "test", "val": "validate"}
@@ -114,7 +115,7 @@ def _with_names_resolved(args: list[str]) -> list[str]:
     Raises:
         UserError: There is no such file, and no such name.
     """
-    resolved = {"--config": _config, "-c": _config, "--ckpt_path": _checkpoint}
+    resolved = {"--config": config_file, "-c": config_file, "--ckpt_path": _checkpoint}
     found = list(args)
     for number, arg in enumerate(args):
         name, equals, value = arg.partition("=")
@@ -127,7 +128,12 @@ def _with_names_resolved(args: list[str]) -> list[str]:
     return found
 
 
-def _config(value: str) -> str:
+def config_file(value: str) -> str:
+    """The file that ``--config`` names, itself or as one that comes with the package; settings as JSON are no name.
+
+    Raises:
+        UserError: There is no such file.
+    """
     path = os.path.expanduser(value)
     if os.path.exists(path) or value.lstrip().startswith(("{", "[")):
         return path
@@ -150,7 +156,7 @@ def _checkpoint(value: str) -> str:
         return value
     if (folder := shipped_model(value)) is not None:
         return str(folder)
-    raise UserError(f"--ckpt_path {path}: no such checkpoint; give a .ckpt file, or a run folder with one")
+    raise no_checkpoint(path)
 
 
 def _require_known_options(command: str, args: list[str]) -> None:

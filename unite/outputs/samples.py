@@ -19,7 +19,7 @@ from unite.console import info, shown
 from unite.engine.noise import SampleNoise
 from unite.errors import UserError
 from unite.files import write_json
-from unite.flow import SamplingOptions, Solver
+from unite.flow import SamplingOptions
 from unite.modalities.base import ModalityAdapter
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
@@ -32,27 +32,15 @@ MAX_DRAWN = 64
 FILM_FRAMES = 12
 
 
-@dataclass(frozen=True)
-class SampleSettings:
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings(SamplingOptions):
     """What determines the samples of a model; see :meth:`unite.UniteModule.generate`."""
 
     modality: str
     num_samples: int
     labels: list[int] | None
-    num_steps: int
-    solver: Solver
-    guidance_scale: float
-    guidance_interval: tuple[float, float]
-    noise_scale: float
     batch_size: int
     seed: int
-
-    @property
-    def how(self) -> SamplingOptions:
-        """Solver, steps, guidance and scale of the noise."""
-        return SamplingOptions(
-            self.num_steps, self.solver, self.guidance_scale, self.guidance_interval, self.noise_scale
-        )
 
 
 @runtime_checkable
@@ -226,7 +214,7 @@ def draw_film_strip(model: UniteModule, settings: SampleSettings, guidance_scale
             adapter,
             template,
             SampleNoise(settings.seed, torch.arange(num_rows)),
-            settings.how.but(guidance_scale=guidance_scale),
+            settings.but(guidance_scale=guidance_scale),
             on_prediction=lambda time, prediction: predictions.update({time: prediction}),
         )
         times = sorted(time for time in predictions if time < 1)

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from unite.console import shown
-from unite.errors import UserError
+from unite.errors import UserError, no_checkpoint
 from unite.files import require_writable as require_writable
 from unite.files import write_json
 from unite.files.checked import require_finite
@@ -49,7 +49,7 @@ def find_checkpoint(path: str | None) -> Path | None:
         is_shared = (found / SETTINGS_FILE).is_file() and not (found / LAST_CHECKPOINT).is_file()
         found = found / (WEIGHTS_FILE if is_shared else LAST_CHECKPOINT)
     if not found.is_file():
-        raise UserError(f"--ckpt_path {path}: no such checkpoint; give a .ckpt file, or a run folder with one")
+        raise no_checkpoint(path)
     return found
 
 
