@@ -89,6 +89,33 @@ def test_training_that_loses_a_loader_says_how_to_go_on(tmp_path: Path) -> None:
         trainer.fit(make_module(), batches)
 
 
+class Broken:
+    """An item whose hand-over breaks, as it does if the process that sends it dies meanwhile."""
+
+    def __reduce__(self) -> Any:
+        return breaking, ()
+
+
+def breaking() -> None:
+    raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
+def test_a_loader_lost_while_it_hands_over_a_batch_is_told_alike(tmp_path: Path) -> None:
+    batches = DataLoader(Deadly(), batch_size=2, num_workers=1, collate_fn=lambda items: Broken())
+    trainer = make_trainer(tmp_path, max_steps=40)
+    with (
+        pytest.raises(TrainingError, match=r"exited unexpectedly.*lower data\.init_args"),
+        checkpoint_on_interrupt(trainer),
+    ):
+        trainer.fit(make_module(), batches)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), EOFError(), FileNotFoundError()])
+def test_a_connection_that_is_no_loader_s_is_left_alone(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)), checkpoint_on_interrupt(make_trainer(tmp_path)):
+        raise error
+
+
 def test_a_full_disk_is_told_with_the_name_of_the_file(
     run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

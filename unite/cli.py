@@ -140,20 +140,20 @@ def _main(args: list[str]) -> int:
         return int(str(error))
     except SystemExit as error:  # --help and --print_config end this way
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BrokenPipeError:  # whoever read the output has enough; commands write their files before they print
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
-        return 0
-    except OSError as error:  # a full disk, a folder that vanished: not for us to mend
-        if is_debug:
-            traceback.print_exc()
-        print(f"unite: {coloured('failed:', 'red', sys.stderr)} {error}", file=sys.stderr)
-        return 1
     except Exception as error:
         if words := lost_loader(error):
             if "Terminated" in words:  # all processes were told to end, and a loader was the first to do so
                 print("\nunite: terminated", file=sys.stderr)
                 return 128 + signal.SIGTERM
             print(f"unite: {coloured('failed:', 'red', sys.stderr)} {words}", file=sys.stderr)
+            return 1
+        if isinstance(error, BrokenPipeError):  # whoever read the output has enough; files are written before that
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+            return 0
+        if isinstance(error, OSError):  # a full disk, a folder that vanished: not for us to mend
+            if is_debug:
+                traceback.print_exc()
+            print(f"unite: {coloured('failed:', 'red', sys.stderr)} {error}", file=sys.stderr)
             return 1
         traceback.print_exc()
         print(f"unite: {coloured('failed:', 'red', sys.stderr)} {type(error).__name__}: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -48,25 +49,23 @@ def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
         if isinstance(exit_.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt(_message(trainer)) from None
         raise
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, OSError) as error:
+        if _is_full_disk(error):
+            raise UserError(f"{trainer.default_root_dir}: {error.strerror}; {_message(trainer)}") from error
         if not (words := lost_loader(error)):
             raise
-        if "Terminated" in words:  # all processes were told to end, and a loader was the first to do so
+        if "Terminated" in words or trainer.received_sigterm:  # all were told to end, and a loader was the first to
             if trainer.is_global_zero:
                 print(f"unite: {_message(trainer)}", file=sys.stderr)
             raise SystemExit(128 + signal.SIGTERM) from None
         raise TrainingError(f"{words}; {_message(trainer)}") from error
-    except OSError as error:
-        if not _is_full_disk(error):
-            raise
-        raise UserError(f"{trainer.default_root_dir}: {error.strerror}; {_message(trainer)}") from error
     finally:
         threading.excepthook = previous_hook
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, previous)  # Lightning leaves it ignored
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
+def _is_full_disk(error: BaseException | None) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
