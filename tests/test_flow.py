@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from unite.errors import UserError
 from unite.flow import (
+    SamplingOptions,
     Solver,
     TimeDistribution,
     data_from_velocity,
@@ -19,6 +22,7 @@ from unite.flow import (
     integrate,
     path_sample,
     reconstruction_noise,
+    sample_path,
     shift_time,
     velocity_from_data,
 )
@@ -168,7 +172,7 @@ def test_ancestral_steps_are_euler_steps_if_the_noise_is_kept(seed: int) -> None
     data, noise = draw(seed), draw(seed + 1)
     grid = [0.0, 0.2, 0.5, 0.9]
     euler = integrate(lambda x, t: data, noise, grid, "euler")
-    kept = integrate(lambda x, t: data, noise, grid, "ancestral", draw_noise=lambda step: noise)
+    kept = integrate(lambda x, t: data, noise, grid, "ancestral", draw_noise=lambda: noise)
     torch.testing.assert_close(kept, euler, atol=1e-5, rtol=1e-5)
 
 
@@ -187,6 +191,80 @@ def test_ancestral_sampling_keeps_the_distribution() -> None:
         lambda index, t, x: stds.append(float(x.std())),
     )
     assert stds == pytest.approx([math.sqrt(1 + 0.25), math.sqrt(4 * 0.64 + 0.04)], rel=0.02)
+
+
+def gaussian_prediction(std: float) -> Callable[[Tensor, float], Tensor]:
+    """The best prediction of data N(0, std^2): the mean of x_1 given x_t, which has variance t^2 std^2 + (1 - t)^2."""
+    return lambda x, t: t * std**2 * x / (t * t * std**2 + (1 - t) ** 2)
+
+
+def generated_std(std: float, **options: Any) -> float:
+    generator = torch.Generator().manual_seed(0)
+    how = SamplingOptions(num_steps=200, **options)
+
+    def draw_noise(number: int) -> Tensor:
+        return torch.randn(20_000, 1, 1, generator=generator)
+
+    return float(sample_path(gaussian_prediction(std), draw_noise, TimeDistribution(), how).std())
+
+
+@pytest.mark.parametrize("options", [{}, {"stochasticity": 0.5}, {"stochasticity": 1.0}, {"restarts": 3}])
+@pytest.mark.parametrize("std", [0.5, 2.0])
+def test_samples_have_the_spread_of_the_data(std: float, options: dict[str, Any]) -> None:
+    """All but a few percent, which the bound on 1 - t takes from the last steps of each pass."""
+    assert generated_std(std, **options) == pytest.approx(std, rel=0.08)
+
+
+def test_ancestral_samples_are_narrow() -> None:
+    assert generated_std(0.5, solver="ancestral") < 0.4  # what its docstring warns of
+
+
+@given(seeds, st.floats(0.0, 0.85), st.floats(0.01, 0.1), st.floats(0.0, 1.0))
+def test_a_stochastic_step_keeps_a_sample_on_its_path(seed: int, start: float, h: float, share: float) -> None:
+    """With the true data known, x_s is s x_1 + (1 - s) times standard normal noise, whatever the share is."""
+    data, old, new = draw(seed), draw(seed + 1), draw(seed + 2)
+    end = start + h
+    state = start * data + (1 - start) * old
+    moved = integrate(lambda x, t: data, state, [start, end], "euler", None, lambda: new, share)
+    noise = (moved - end * data) / (1 - end)
+    weights = torch.linalg.lstsq(torch.stack([old.flatten(), new.flatten()], 1), noise.flatten()).solution
+    assert float(weights.square().sum()) == pytest.approx(1, abs=2e-3)
+    kept = start * (1 - end) / (end * (1 - start))
+    assert float(weights[1]) ** 2 == pytest.approx(share**2 * (1 - kept**2), abs=2e-3)
+
+
+def test_restarts_go_back_and_count_on() -> None:
+    seen: list[tuple[int, float]] = []
+    drawn: list[int] = []
+
+    def draw_noise(number: int) -> Tensor:
+        drawn.append(number)
+        return draw(number)
+
+    how = SamplingOptions(num_steps=3, restarts=2, restart_time=0.4, restart_steps=2)
+    time = TimeDistribution(shift=0.5)
+    data = draw(9)
+    end = sample_path(lambda x, t: data, draw_noise, time, how, lambda index, t, x: seen.append((index, t)))
+    again = time.grid(2, 0.4)
+    assert again[0] == pytest.approx(0.4)
+    assert seen == list(enumerate([*time.grid(3)[1:], *again[1:], *again[1:]]))
+    assert drawn == [0, 1, 2]
+    torch.testing.assert_close(end, data)  # the last step of these grids is longer than the bound on 1 - t
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"stochasticity": 1.5}, r"stochasticity is 1\.5; it must lie in \[0, 1\]"),
+        ({"stochasticity": 1.0, "solver": "heun"}, "stochasticity is for solver euler; heun takes none"),
+        ({"restarts": -1}, "restarts is -1; it must be at least 0"),
+        ({"restart_time": 1.0}, r"restart_time is 1\.0; it must lie between 0 and 1"),
+        ({"num_step": 3}, "sampling has no option 'num_step'; it has num_steps, solver"),
+    ],
+)
+def test_sampling_options_that_make_no_sense_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        SamplingOptions().but(**options)
 
 
 def test_every_step_is_reported() -> None:

@@ -217,7 +217,7 @@ def test_weights_in_half_precision_are_refused(tmp_path: Path) -> None:
     [
         (lambda: make_module(flow_loss="velocty"), "flow_loss is 'velocty'; it must be one of 'velocity', 'data'"),
         (lambda: GenerativeEncoder("XS", max_tokenize_time=2.0), r"max_tokenize_time is 2\.0; it must lie in \[0, 1\]"),
-        (lambda: make_module().generate("curve", 2, solver="eulr"), "solver is 'eulr'; it must be one of 'euler'"),  # type: ignore[arg-type]
+        (lambda: make_module().generate("curve", 2, solver="eulr"), "solver is 'eulr'; it must be one of 'euler'"),
         (lambda: TimeDistribution(kind="unifrom"), "kind is 'unifrom'"),  # type: ignore[arg-type]
         (lambda: GenerativeEncoder("XXS"), "size is 'XXS'"),  # type: ignore[arg-type]
         (lambda: GenerativeEncoder("XS", final_norm="foo"), "final_norm is 'foo'"),  # type: ignore[arg-type]

@@ -5,8 +5,9 @@ x_0 standard normal; networks predict the data x_1. Letters: B batch, K latents 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_type_hints
 
 import torch
@@ -97,9 +98,11 @@ class TimeDistribution:
             timesteps = torch.sigmoid(self.mean + self.std * normal)
         return shift_time(timesteps, self.shift)
 
-    def grid(self, num_steps: int) -> list[float]:
-        """The ``num_steps + 1`` times from 0 to 1 at which a sampler stops."""
-        return [float(t) for t in shift_time(torch.linspace(0, 1, num_steps + 1, dtype=torch.float64), self.shift)]
+    def grid(self, num_steps: int, start: float = 0.0) -> list[float]:
+        """The ``num_steps + 1`` times from ``start`` to 1 at which a sampler stops."""
+        first = float(shift_time(torch.tensor(start, dtype=torch.float64), 1 / self.shift))
+        times = shift_time(torch.linspace(first, 1, num_steps + 1, dtype=torch.float64), self.shift)
+        return [float(t) for t in times]
 
 
 def flow_loss(
@@ -143,13 +146,9 @@ def reconstruction_noise(
 
 
 def check_guidance_interval(interval: tuple[float, float]) -> None:
-    """Refuse an empty interval.
-
-    Raises:
-        UserError: It is empty.
-    """
-    if interval[0] >= interval[1]:
-        raise UserError(f"guidance_interval is {list(interval)}; its end must be above its beginning")
+    """Refuse an empty interval with a :class:`UserError`."""
+    message = f"guidance_interval is {list(interval)}; its end must be above its beginning"
+    require(interval[0] < interval[1], message)
 
 
 @dataclass(frozen=True)
@@ -162,6 +161,11 @@ class SamplingOptions:
         guidance_scale: Classifier-free guidance; 1 is none.
         guidance_interval: Times (0 is noise, 1 is data) between which guidance acts.
         noise_scale: Standard deviation of the noise; below 1 trades variety for fidelity.
+        stochasticity: Fresh noise in the steps of ``euler``: 0 is Euler's method, 1 the posterior (DDPM) step.
+        restarts: How often noise is put back to ``restart_time`` and the rest of the way gone again. Each corrects
+            errors of what came before (Xu et al. 2023, arXiv:2306.14878).
+        restart_time: Time (0 is noise, 1 is data) that a restart goes back to.
+        restart_steps: Steps of the solver from there to data.
 
     Raises:
         UserError: A value is outside its range.
@@ -172,14 +176,30 @@ class SamplingOptions:
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (0.1, 1.0)
     noise_scale: float = 1.0
+    stochasticity: float = 0.0
+    restarts: int = 0
+    restart_time: float = 0.5
+    restart_steps: int = 12
 
     def __post_init__(self) -> None:
-        require(self.num_steps >= 1, f"num_steps is {self.num_steps}; it must be at least 1")
         check_choices("sampling", {"solver": Solver}, {"solver": self.solver})
         check_guidance_interval(self.guidance_interval)
+        for name, least in (("num_steps", 1), ("restarts", 0), ("restart_steps", 1)):
+            require(getattr(self, name) >= least, f"{name} is {getattr(self, name)}; it must be at least {least}")
+        require(0 <= self.stochasticity <= 1, f"stochasticity is {self.stochasticity}; it must lie in [0, 1]")
+        require(0 < self.restart_time < 1, f"restart_time is {self.restart_time}; it must lie between 0 and 1")
+        needless = f"stochasticity is for solver euler; {self.solver} takes none"
+        require(self.stochasticity == 0 or self.solver == "euler", needless)
 
     def but(self, **given: Any) -> Self:
-        """The same with other values; None leaves one as it is."""
+        """The same with other values; None leaves one as it is.
+
+        Raises:
+            UserError: There is no option of that name, or a value is outside its range.
+        """
+        known = [field.name for field in fields(self)]
+        for name in given:
+            require(name in known, f"sampling has no option {name!r}; it has {', '.join(known)}")
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     @classmethod
@@ -235,13 +255,54 @@ def guided_prediction(
     return predict
 
 
+_Velocity = Callable[[Tensor, float], Tensor]
+
+
+def sample_path(
+    predict_data: Callable[[Tensor, float], Tensor],
+    draw_noise: Callable[[int], Tensor],
+    time: TimeDistribution,
+    how: SamplingOptions,
+    on_step: Callable[[int, float, Tensor], None] | None = None,
+) -> Tensor:
+    """Go from noise to data, then as often as asked from ``how.restart_time`` to data again.
+
+    A restart at t moves the result x back to t x + (1 - t) e with fresh noise e. If the prediction is exact and the
+    solver follows the ODE, that changes nothing in distribution.
+
+    Args:
+        predict_data: Predicted data x_1 for a state (B, K, C) at one time.
+        draw_noise: Gives noise (B, K, C) for a number; each number is asked for once, 0 is the start.
+        time: Gives the times at which the solver stops.
+        how: Solver, steps, stochasticity, restarts. The rest of it is not looked at.
+        on_step: Called after every step with its number, time and state.
+
+    Returns:
+        Latents at t = 1, shape (B, K, C).
+    """
+    numbers = itertools.count()
+
+    def fresh() -> Tensor:
+        return draw_noise(next(numbers))
+
+    passes = [time.grid(how.num_steps), *[time.grid(how.restart_steps, how.restart_time)] * how.restarts]
+    state, num_done = torch.zeros(()), 0
+    for times in passes:
+        noisy = times[0] * state + (1 - times[0]) * fresh()
+        state = integrate(predict_data, noisy, times, how.solver, on_step, fresh, how.stochasticity, num_done)
+        num_done += len(times) - 1
+    return state
+
+
 def integrate(
     predict_data: Callable[[Tensor, float], Tensor],
     noise: Tensor,
     times: Sequence[float],
     solver: Solver = "euler",
     on_step: Callable[[int, float, Tensor], None] | None = None,
-    draw_noise: Callable[[int], Tensor] | None = None,
+    draw_noise: Callable[[], Tensor] | None = None,
+    stochasticity: float = 0.0,
+    first_step: int = 0,
 ) -> Tensor:
     """Go from noise to data: along the probability-flow ODE dx/dt = (x_1(x, t) - x) / max(1 - t, 0.05), or by sampling.
 
@@ -256,8 +317,9 @@ def integrate(
             is a mean, and fresh noise does not bring back the spread that the mean leaves out. For normal data of the
             noise's variance, 50 steps keep about half of it. In return it forgets errors of earlier steps.
         on_step: Called after every step with its number, time and state; not for ``dopri5``.
-        draw_noise: Gives the fresh noise, of the shape of ``noise``, of each step from 1 on for ``ancestral``; None
-            draws standard normal noise.
+        draw_noise: Gives fresh noise, of the shape of ``noise``, whenever it is called; None draws it from torch.
+        stochasticity: Share eta of fresh noise in a step of ``euler``, see :func:`_stochastic_step`.
+        first_step: Number of the first step.
 
     Returns:
         Latents at the last time, shape (B, K, C).
@@ -266,6 +328,7 @@ def integrate(
         UserError: There is no such solver.
     """
     check_choices("integrate", {"solver": Solver}, {"solver": solver})
+    draw_noise = draw_noise or (lambda: torch.randn_like(noise))
 
     def velocity(state: Tensor, time: float) -> Tensor:
         return (predict_data(state, time) - state) / max(1 - time, MIN_NOISE)
@@ -278,10 +341,11 @@ def integrate(
         return torch.as_tensor(path[-1])
 
     state = noise
-    for index, (start, end) in enumerate(itertools.pairwise(times)):
+    for index, (start, end) in enumerate(itertools.pairwise(times), first_step):
         if solver == "ancestral":
-            fresh = torch.randn_like(state) if draw_noise is None else draw_noise(index + 1)
-            state = end * predict_data(state, start) + (1 - end) * fresh
+            state = end * predict_data(state, start) + (1 - end) * draw_noise()
+        elif stochasticity > 0:
+            state = _stochastic_step(velocity, state, start, end, stochasticity, draw_noise())
         else:
             state = _STEPS[solver](velocity, state, start, end - start)
         if on_step is not None:
@@ -289,7 +353,21 @@ def integrate(
     return state
 
 
-_Velocity = Callable[[Tensor, float], Tensor]
+def _stochastic_step(
+    velocity: _Velocity, x: Tensor, start: float, end: float, stochasticity: float, fresh: Tensor
+) -> Tensor:
+    """Euler's step in which fresh noise n takes the place of a part of the old noise e.
+
+    With x_t = t x_1 + (1 - t) e, a step to s > t is x_s = s x_1 + sqrt((1 - s)^2 - v) e + sqrt(v) n, where
+    v = eta^2 (1 - s)^2 (1 - (t (1 - s) / (s (1 - t)))^2): the family of Song et al. 2021 (DDIM, arXiv:2010.02502,
+    equation 16) for this path. eta = 0 is Euler's step; with eta = 1, v is the variance of x_s given x_t and x_1. The
+    data and noise that x_t is split into are those of the velocity v_t, x_1 = x_t + (1 - t) v_t and e = x_t - t v_t.
+    """
+    towards = velocity(x, start)
+    data, noise = x + (1 - start) * towards, x - start * towards
+    kept = start * (1 - end) / (end * (1 - start))
+    variance = (stochasticity * (1 - end)) ** 2 * (1 - kept**2)
+    return end * data + math.sqrt((1 - end) ** 2 - variance) * noise + math.sqrt(variance) * fresh
 
 
 def _euler(velocity: _Velocity, x: Tensor, t: float, h: float) -> Tensor:

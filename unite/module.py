@@ -23,7 +23,7 @@ from unite.engine.optimizer import OptimizerSettings, parameter_groups
 from unite.engine.sharding import require_supported, whole_weights
 from unite.engine.step_terms import StepTerms
 from unite.errors import UserError, require
-from unite.flow import SamplingOptions, Solver, TimeDistribution, guided_prediction, integrate, reconstruction_noise
+from unite.flow import SamplingOptions, TimeDistribution, guided_prediction, reconstruction_noise, sample_path
 from unite.flow_pass import FlowPass, FlowSettings
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
@@ -127,9 +127,8 @@ class UniteModule(Configurable, SavedModule):
             prepared = adapter.prepare(samples)
             template = adapter.template(prepared)
             registers = adapter.registers(template)  # values (B or 1, K, D), mask (B, K)
-            flow_pass = FlowPass(
-                self.denoiser, adapter, template, registers, self.flow_settings
-            )  # made first: its backward pass comes last
+            # Made first, so that its backward pass comes last.
+            flow_pass = FlowPass(self.denoiser, adapter, template, registers, self.flow_settings)
 
             terms = {}
             with torch.set_grad_enabled(self.trains_tokenizer):
@@ -170,37 +169,29 @@ class UniteModule(Configurable, SavedModule):
         num_samples: int,
         *,
         labels: Sequence[int] | None = None,
-        num_steps: int | None = None,
-        solver: Solver | None = None,
-        guidance_scale: float | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        noise_scale: float | None = None,
         batch_size: int = 500,
         seed: int | None = None,
         show_progress: bool = False,
         kept: KeptLatents | None = None,
         indices: Sequence[int] | None = None,
+        **sampling: Any,
     ) -> list[Any]:
         """Generate finished objects from noise: draw a template, solve the ODE, decode.
 
         A sample depends on the seed and its index alone: neither on the batch size nor on the device, up to rounding.
-        What is None is as the model's figures were made: :attr:`ModalityAdapter.sampling`.
+        Sampling options that are not given are those that the model's figures were made with.
 
         Args:
             modality: Name of the adapter.
             num_samples: How many.
             labels: Classes, cycled; None draws them evenly.
-            num_steps: Steps of the solver from noise to data.
-            solver: See :func:`unite.flow.integrate`.
-            guidance_scale: Classifier-free guidance; 1 is none.
-            guidance_interval: Times between which guidance acts.
-            noise_scale: Standard deviation of the noise; below 1 trades variety for fidelity.
             batch_size: Samples at a time; more needs more memory.
             seed: Makes the result reproducible; None draws from the global generator.
             show_progress: Show a progress bar with rate and remaining time.
             kept: Latents of batches that an interrupted call with the same arguments has finished; those of new
                 batches are added.
             indices: Which of the ``num_samples`` to make and return, such as the share of a process; None for all.
+            **sampling: Such as ``num_steps`` and ``solver``: the attributes of :class:`unite.flow.SamplingOptions`.
 
         Raises:
             UserError: An argument is outside its range.
@@ -208,13 +199,7 @@ class UniteModule(Configurable, SavedModule):
         for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
             require(value >= 1, f"{name} is {value}; it must be at least 1")
         adapter = self.adapter(modality)
-        how = adapter.sampling.but(
-            num_steps=num_steps,
-            solver=solver,
-            guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval,
-            noise_scale=noise_scale,
-        )
+        how = adapter.sampling.but(**sampling)
         without = f"guidance_scale is {how.guidance_scale}, but this model was trained without classes: leave it at 1"
         require(how.guidance_scale == 1 or adapter.num_classes > 0, without)
         if seed is None:
@@ -259,8 +244,8 @@ class UniteModule(Configurable, SavedModule):
         Args:
             adapter: Adapter of the modality.
             template: Sizes and conditions of the samples, on the module's device.
-            noise: Gives the noise (B, K, C) of a step for (K, C); steps after 0 are for the ``ancestral`` solver.
-            how: Solver, steps, guidance and scale of the noise.
+            noise: Gives noise (B, K, C) for a number and (K, C), see :func:`unite.flow.sample_path`.
+            how: Solver, steps, guidance, restarts and scale of the noise.
             on_step: Called after every step with its number, time and state.
             on_prediction: Called with the time and the clean latents predicted then, whenever the solver asks.
         """
@@ -285,7 +270,7 @@ class UniteModule(Configurable, SavedModule):
         def draw_noise(step: int) -> Tensor:
             return how.noise_scale * noise(step, shape).to(self.device)
 
-        return integrate(reported, draw_noise(0), self.time.grid(how.num_steps), how.solver, on_step, draw_noise)
+        return sample_path(reported, draw_noise, self.time, how, on_step)
 
     # ------------------------------------------------------------------ use
 

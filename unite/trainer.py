@@ -197,6 +197,10 @@ class UniteTrainer(Trainer):
         guidance_sweep: list[float] | None = None,
         guidance_interval: tuple[float, float] | None = None,
         noise_scale: float | None = None,
+        stochasticity: float | None = None,
+        restarts: int | None = None,
+        restart_time: float | None = None,
+        restart_steps: int | None = None,
         batch_size: int = 500,
         film_strip: int = 0,
     ) -> None:
@@ -224,6 +228,12 @@ class UniteTrainer(Trainer):
             guidance_interval: Times (0 is noise, 1 is data) between which guidance acts, such as [0.1,1.0]; default:
                 the model's.
             noise_scale: Standard deviation of the noise; below 1 trades variety for fidelity; default: the model's.
+            stochasticity: Fresh noise in the steps of ``euler``: 0 is none, 1 the posterior (DDPM) step; default: the
+                model's.
+            restarts: How often to go back to ``restart_time`` with fresh noise, and from there to data again; each
+                corrects errors; default: the model's.
+            restart_time: Time (0 is noise, 1 is data) that restarts go back to; default: the model's.
+            restart_steps: Steps of the solver after each restart; default: the model's.
             batch_size: Samples at a time.
             film_strip: Draw so many further samples on their way from noise to data, as film_strip.png.
         """
@@ -241,6 +251,10 @@ class UniteTrainer(Trainer):
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             noise_scale=noise_scale,
+            stochasticity=stochasticity,
+            restarts=restarts,
+            restart_time=restart_time,
+            restart_steps=restart_steps,
         )
         settings = SampleSettings(
             modality=modality,

@@ -304,6 +304,7 @@ def test_sample_options_reach_the_model(
 
     monkeypatch.setattr(UniteModule, "generate", generate)
     options = {"num_samples": 7, "num_steps": 3, "solver": "heun", "guidance_scale": 2.0, "noise_scale": 0.9}
+    options |= {"restarts": 2, "restart_time": 0.4, "restart_steps": 5}
     args = [f"--{name}={value}" for name, value in options.items()]
     result = run_cli(
         "sample",

@@ -32,7 +32,11 @@ class GenerationMetrics(Callback):
         solver: See :func:`unite.flow.integrate`.
         guidance_scale: Classifier-free guidance; 1 is none.
         guidance_interval: Times between which guidance acts.
-        noise_scale: Standard deviation of the initial noise.
+        noise_scale: Standard deviation of the noise.
+        stochasticity: Fresh noise in the steps of ``euler``, see :class:`unite.flow.SamplingOptions`.
+        restarts: How often to go back to ``restart_time`` with fresh noise, and from there to data again.
+        restart_time: Time (0 is noise, 1 is data) that restarts go back to.
+        restart_steps: Steps of the solver after each restart.
         batch_size: Samples at a time.
         every_n_validations: Generate only in every n-th validation; reconstruction metrics come with each.
         seed: Seed of the samples, the same in each epoch so that pictures can be compared.
@@ -49,6 +53,10 @@ class GenerationMetrics(Callback):
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.1, 1.0),
         noise_scale: float = 1.0,
+        stochasticity: float = 0.0,
+        restarts: int = 0,
+        restart_time: float = 0.5,
+        restart_steps: int = 12,
         batch_size: int = 500,
         every_n_validations: int = 1,
         seed: int = 0,
@@ -68,7 +76,17 @@ class GenerationMetrics(Callback):
         for name, value in counts.items():
             require(value >= 1, f"GenerationMetrics.{name} is {value}; it must be at least 1")
         check_choices("GenerationMetrics", {"solver": Solver}, {"solver": solver})
-        self.how = SamplingOptions(num_steps, solver, guidance_scale, guidance_interval, noise_scale)
+        self.how = SamplingOptions(
+            num_steps=num_steps,
+            solver=solver,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            noise_scale=noise_scale,
+            stochasticity=stochasticity,
+            restarts=restarts,
+            restart_time=restart_time,
+            restart_steps=restart_steps,
+        )
         require(num_drawn >= 0, f"GenerationMetrics.num_drawn is {num_drawn}; it must be at least 0")
         self.batch_size = batch_size
         self.every_n_validations = every_n_validations
