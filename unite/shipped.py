@@ -1,6 +1,8 @@
 """Configs and models that come with the package, by name. Imports nothing heavy."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -16,6 +18,25 @@ def shipped_configs() -> dict[str, Path]:
         return {}
     files = sorted(folders[0].rglob("*.yaml"))
     return {file.relative_to(folders[0]).with_suffix("").as_posix(): file for file in files}
+
+
+def small_config(datamodule: str, encoder: Mapping[str, Any]) -> str | None:
+    """Name of a config ``*_small`` of the same data, for machines without a GPU, if there is one and it is another.
+
+    Args:
+        datamodule: Name of the class of the data, without its package.
+        encoder: Settings of the encoder in use.
+    """
+    import yaml
+
+    for name, file in shipped_configs().items():
+        if name.endswith("_small"):
+            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+            is_same_data = config["data"]["class_path"].rpartition(".")[2] == datamodule
+            is_in_use = config["model"]["encoder"]["init_args"].items() <= encoder.items()
+            if is_same_data and not is_in_use:
+                return name
+    return None
 
 
 def shipped_models() -> dict[str, Path]:

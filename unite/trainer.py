@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
@@ -51,6 +52,8 @@ class UniteTrainer(Trainer):
         callbacks: Lightning callbacks. A ``ModelCheckpoint`` without ``dirpath`` writes into the run folder.
         enable_checkpointing: False to write no checkpoints.
         enable_model_summary: False to print no table of the model's parts and of its optimizer.
+        num_sanity_val_steps: Batches to validate before the first step, to find mistakes early, -1 for all; None for 2,
+            and for none on a CPU, where those of a large model take minutes.
         non_finite: What to do about a loss or a gradient that is infinite or not a number: ``stop``, ``skip`` the step,
             or ``ignore`` it; see :class:`unite.callbacks.non_finite.NonFiniteGuard`.
         enable_autolog_hparams: Also log the settings to the loggers; config.yaml has them all.
@@ -66,6 +69,7 @@ class UniteTrainer(Trainer):
         callbacks: list[Callback] | Callback | None = None,
         enable_checkpointing: bool | None = None,
         enable_model_summary: bool | None = None,
+        num_sanity_val_steps: int | None = None,
         non_finite: Literal["stop", "skip", "ignore"] = "stop",
         enable_autolog_hparams: bool = False,
         **kwargs: Any,
@@ -96,10 +100,13 @@ class UniteTrainer(Trainer):
             callbacks=callbacks,
             enable_checkpointing=enable_checkpointing,
             enable_model_summary=enable_model_summary,
+            num_sanity_val_steps=num_sanity_val_steps,
             enable_autolog_hparams=enable_autolog_hparams,
             plugins=plugins,
             **kwargs,
         )
+        if num_sanity_val_steps is None and isinstance(self.accelerator, CPUAccelerator):
+            self.num_sanity_val_steps = 0
 
     def fit(
         self,

@@ -15,7 +15,6 @@ from torch import Tensor
 from tests.support.modules import FAST, fit, make_module, make_trainer
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite.callbacks.averaging import WeightAveraging
-from unite.callbacks.forecast import Forecast
 from unite.callbacks.generation_metrics import GenerationMetrics
 from unite.errors import UserError
 from unite.module import UniteModule
@@ -149,17 +148,6 @@ def test_wrong_settings_are_refused() -> None:
         WeightAveraging(decay=1.0)
     with pytest.raises(UserError, match="num_samples is 0"):
         GenerationMetrics(num_samples=0)
-
-
-def test_a_long_run_says_how_long_it_will_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    class Stop(Callback):
-        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-            trainer.should_stop = trainer.global_step == 4
-
-    fit(tmp_path, Forecast(num_steps=2), Stop(), max_steps=10_000_000, limit_val_batches=0)
-    assert "more steps will take about" in capsys.readouterr().out
-    fit(tmp_path, Forecast(num_steps=2), max_steps=4, limit_val_batches=0)
-    assert not capsys.readouterr().out
 
 
 def test_a_callback_that_served_another_module_starts_afresh(tmp_path: Path) -> None:

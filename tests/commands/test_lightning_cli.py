@@ -287,10 +287,32 @@ def test_a_run_that_fails_after_its_first_step_stays(
 
     monkeypatch.setattr(UniteModule, "validation_step", refuse)
     args = ("--config", "curves.yaml", "--trainer.default_root_dir", tmp_path / "run")
-    assert run_cli("fit", *args, "--trainer.num_sanity_val_steps", "0").code == 2
+    assert run_cli("fit", *args).code == 2
     assert steps(tmp_path / "run")
-    assert run_cli("fit", *args[:-1], tmp_path / "refused").code == 2
+    assert run_cli("fit", *args[:-1], tmp_path / "refused", "--trainer.num_sanity_val_steps", "1").code == 2
     assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize(("asked", "expected"), [((), 0), (("--trainer.num_sanity_val_steps", "1"), 1)])
+def test_no_batch_is_validated_before_the_first_step_on_a_cpu_unasked(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...], expected: int
+) -> None:
+    validated: list[int] = []
+    monkeypatch.setattr(UniteModule, "validation_step", lambda module, *_: validated.append(module.global_step))
+    args = ("--config", "curves.yaml", "--trainer.default_root_dir", tmp_path / "run", "--trainer.callbacks", "null")
+    run_cli(
+        "fit",
+        *args,
+        *asked,
+        "--trainer.max_steps",
+        "2",
+        "--trainer.limit_val_batches",
+        "1",
+        "--trainer.val_check_interval",
+        "2",
+    )
+    assert validated.count(0) == expected
+    assert 2 in validated
 
 
 def test_sample_options_reach_the_model(

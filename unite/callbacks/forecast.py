@@ -1,46 +1,103 @@
 """How long a run will take, said early."""
 
+import datetime
 import math
+import statistics
 import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from unite.console import info
-from unite.files import require_writable as require_writable
+from unite.callbacks.monitor import say
+from unite.shipped import small_config
+
+_MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86_400, 31_557_600
 
 
 class Forecast(Callback):
-    """Says, after a few steps, how long the run will take, if that is longer than an hour.
+    """Says, after a few steps, how long the run will take and when it ends, if that is longer than a minute.
+
+    The first step is slower than the others, so the measure is the median of the next ones, waiting for data included,
+    validations not. Where the first alone takes longer than ``patience``, what makes it slower hardly matters, and it
+    is the measure, unless it has compiled the model.
+
+    A run on a CPU of more than a day is also told the config of the same data that is meant for such a machine.
 
     Args:
-        num_steps: Steps to measure, after a first one that is not typical.
-        patience: Seconds after which fewer steps will do.
+        num_steps: Batches to measure, after the first.
+        patience: Seconds after which fewer batches will do.
     """
 
     def __init__(self, num_steps: int = 3, patience: float = 20.0) -> None:
         self.num_steps = num_steps
         self.patience = patience
+        self._forget()
+
+    def _forget(self) -> None:
         self._has_spoken = False
-        self._steps = 0
-        self._start = 0.0
+        self._seconds: list[float] = []
+        self._since = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier run."""
+        self._forget()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin to measure."""
+        if not self._seconds:
+            self._since = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave out the time that a validation took."""
+        self._since = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure, and speak once."""
-        self._steps += 1
-        if self._steps == 1:
-            self._start = time.perf_counter()
-        elapsed = time.perf_counter() - self._start
-        is_time = self._steps > self.num_steps or (self._steps > 1 and elapsed > self.patience)
-        if not is_time or self._has_spoken or not trainer.is_global_zero:
+        if self._has_spoken or not trainer.is_global_zero:
             return
-        self._has_spoken = True
-        seconds = elapsed / (self._steps - 1)
-        steps_left = (trainer.estimated_stepping_batches - trainer.global_step) * trainer.accumulate_grad_batches
-        hours = seconds * steps_left / 3600
-        if 1 < hours < math.inf:
-            time_left = f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
-            where = "this CPU" if trainer.strategy.root_device.type == "cpu" else "this machine"
-            info(f"\n{seconds:.2g} s per step on {where}: {steps_left:,.0f} more steps will take about {time_left}")
+        before, self._since = self._since, time.perf_counter()
+        self._seconds.append(self._since - before)
+        is_slow = sum(self._seconds) >= self.patience and not getattr(pl_module, "is_compiled", False)
+        if is_slow or len(self._seconds) > self.num_steps:
+            self._has_spoken = True
+            seconds = statistics.median(self._seconds[1:] or self._seconds) * trainer.accumulate_grad_batches
+            _say_what_is_left(trainer, pl_module, seconds)
+
+
+def _say_what_is_left(trainer: Trainer, module: LightningModule, seconds: float) -> None:
+    """Time and end of the run at so many seconds per optimizer step."""
+    steps_left = trainer.estimated_stepping_batches - trainer.global_step
+    total = seconds * steps_left
+    if not _MINUTE < total < math.inf:
+        return
+    is_cpu = trainer.strategy.root_device.type == "cpu"
+    rate = f"{seconds:.2g}" if seconds < 10 else f"{seconds:,.0f}"
+    say(
+        f"{rate} s per step on {'this CPU' if is_cpu else 'this machine'}: {steps_left:,.0f} more steps take about "
+        f"{_in_words(total)}, {_end_in_words(total)}, and validations some more"
+    )
+    if is_cpu and total > _DAY:
+        encoder = module.hparams.get("encoder") or {}
+        datamodule = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
+        if small := small_config(datamodule, encoder.get("init_args", {})):
+            say(f"that is long for a CPU; a smaller model of the same data, made for one: unite fit {small}")
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 2 * _HOUR:
+        return f"{seconds / _MINUTE:.0f} minutes"
+    if seconds < 2 * _DAY:
+        return f"{seconds / _HOUR:.0f} hours"
+    return f"{seconds / _DAY:,.0f} days" if seconds < 2 * _YEAR else f"{seconds / _YEAR:,.0f} years"
+
+
+def _end_in_words(seconds: float) -> str:
+    """``until 14:32``, with the day if that is another one."""
+    now = datetime.datetime.now().astimezone()
+    try:
+        end = now + datetime.timedelta(seconds=seconds)
+    except OverflowError:
+        return "beyond the year 9999"
+    return f"until {end:%H:%M}" if end.date() == now.date() else f"until {end:%Y-%m-%d %H:%M}"

@@ -9,7 +9,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from unite.console import is_quiet
 from unite.module import UniteModule
+
+
+def say(text: str) -> None:
+    """As :func:`unite.console.info`, above the progress bars that there may be."""
+    if not is_quiet():
+        Tqdm.write(text)
+        sys.stdout.flush()  # into a file or a pipe, too, when it is said
 
 
 class TrainingMonitor(Callback):

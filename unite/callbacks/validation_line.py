@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
 
-from unite.console import info, is_quiet, shown
+from unite.callbacks.monitor import say
+from unite.console import is_quiet, shown
 from unite.files import newest
 from unite.runs.headlines import in_a_line
 
@@ -31,9 +31,4 @@ class ValidationLine(Callback):
         seconds = int(time.monotonic() - self._start)
         clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}".removeprefix("0:")
         picture = newest(Path(trainer.default_root_dir, "pictures"), "*samples*.png")
-        line = f"step {trainer.global_step:,}, {clock}: {words}" + (f"; {shown(picture)}" if picture else "")
-        bar = trainer.progress_bar_callback
-        if isinstance(bar, TQDMProgressBar) and bar.is_enabled:
-            bar.print(line)
-        else:
-            info(line)
+        say(f"step {trainer.global_step:,}, {clock}: {words}" + (f"; {shown(picture)}" if picture else ""))
