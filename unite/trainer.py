@@ -59,7 +59,12 @@ class UniteTrainer(Trainer):
         enable_autolog_hparams: Also log the settings to the loggers; config.yaml has them all.
         kwargs: Everything else that Lightning's trainer takes. Without a ``CheckpointIO`` among the ``plugins``,
             checkpoints are written atomically.
+
+    Attributes:
+        command: The command line that trains, for messages that say how to start it again; empty in Python.
     """
+
+    command: str = ""
 
     def __init__(
         self,

@@ -70,7 +70,13 @@ def _is_full_disk(error: BaseException | None) -> TypeGuard[OSError]:
 
 
 def _message(trainer: Trainer) -> str:
+    """At which step the run was interrupted, and the command that continues it or starts it again."""
+    begun = f"interrupted at step {trainer.global_step}"
     last = Path(trainer.default_root_dir) / LAST_CHECKPOINT
-    if not last.is_file():
-        return f"interrupted at step {trainer.global_step}; no checkpoint was written"
-    return f"interrupted at step {trainer.global_step}; continue with: unite fit --ckpt_path {shown(last)}"
+    if last.is_file():
+        return f"{begun}; continue with: unite fit --ckpt_path {shown(last)}"
+    command = getattr(trainer, "command", "")
+    if not command:
+        return f"{begun}; no checkpoint was written"
+    is_kept = trainer.global_step > 0 and "--ckpt_path" not in command  # for its logs: go on in the same folder
+    return f"{begun}; no checkpoint was written; start again with: {command}{' --ckpt_path last' * is_kept}"

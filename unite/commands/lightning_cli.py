@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ from unite.commands.invocation import Invocation
 from unite.commands.memory_errors import explained_memory_errors
 from unite.commands.run_claim import RunClaim, home_of
 from unite.console import info, one_line, shown, silence_noise
-from unite.errors import UserError
+from unite.errors import TrainingError, UserError
 from unite.files import leaving_no_empty_folders, require_writable
 from unite.files.locks import OUTPUT_HINT, RUN_HINT, only_one
 from unite.module import UniteModule
@@ -60,6 +61,7 @@ class UniteCLI(LightningCLI):
     """Step from which the run continues, once it begins."""
 
     def __init__(self, args: list[str]) -> None:
+        self.typed = args[1:]
         self.asked = Invocation(args[0], args[1:])
         with ExitStack() as self._refusals, ExitStack() as self._locks:
             try:
@@ -72,7 +74,7 @@ class UniteCLI(LightningCLI):
                     auto_configure_optimizers=False,
                     args=[args[0], *self.asked.arguments()],
                 )
-            except UserError:
+            except (UserError, TrainingError, KeyboardInterrupt, SystemExit):
                 if self.claim and self.first_step is not None and self.trainer.global_step <= self.first_step:
                     self.claim.withdraw_run()
                 raise
@@ -189,7 +191,9 @@ class UniteCLI(LightningCLI):
             raise UserError(one_line(error)) from error
 
     def before_fit(self) -> None:
-        """Say where the run goes."""
+        """Say where the run goes, and let it say how it is started."""
+        assert isinstance(self.trainer, UniteTrainer)
+        self.trainer.command = shlex.join(["unite", "fit", *self.typed])
         if is_first_process() and not self.config.fit.trainer.fast_dev_run:
             info(f"run folder: {shown(self.trainer.default_root_dir)}")
 

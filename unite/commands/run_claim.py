@@ -42,7 +42,7 @@ class RunClaim:
         return True
 
     def withdraw_run(self) -> None:
-        """Remove what a run that was refused before its first step has written: settings, and logs without numbers."""
+        """Remove what a run that ended before its first step has written: settings, and logs without numbers."""
         for path in set(self.folder.iterdir()) - self._found - {self._config, self.folder / LOCK_FILE}:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if self._config not in self._found:
