@@ -21,6 +21,7 @@ from unite.callbacks.interrupts import checkpoint_on_interrupt
 from unite.callbacks.last_checkpoint import LastCheckpoint
 from unite.callbacks.monitor import LossProgressBar, TrainingMonitor
 from unite.callbacks.non_finite import NonFiniteGuard
+from unite.callbacks.slow_steps import SlowSteps
 from unite.callbacks.summary import OptimizerSummary
 from unite.callbacks.validation_line import ValidationLine
 from unite.console import info, shown
@@ -90,7 +91,14 @@ class UniteTrainer(Trainer):
             callbacks.append(OptimizerSummary())
         if kwargs.get("enable_progress_bar") is not False and not any(isinstance(x, ProgressBar) for x in callbacks):
             callbacks.append(LossProgressBar())
-        callbacks += [Forecast(), ValidationLine(), ContinuedCheckpoints(), TrainingMonitor(), ContinuedLogs()]
+        callbacks += [
+            Forecast(),
+            SlowSteps(),
+            ValidationLine(),
+            ContinuedCheckpoints(),
+            TrainingMonitor(),
+            ContinuedLogs(),
+        ]
         if enable_checkpointing is not False and not any(isinstance(item, LastCheckpoint) for item in callbacks):
             callbacks.append(LastCheckpoint())
         if logger is True or isinstance(logger, str):

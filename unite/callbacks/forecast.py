@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from unite.callbacks.monitor import say
+from unite.callbacks.monitor import in_seconds, say
 from unite.shipped import small_config
 
 _MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86_400, 31_557_600
@@ -73,10 +73,10 @@ def _say_what_is_left(trainer: Trainer, module: LightningModule, seconds: float)
     if not _MINUTE < total < math.inf:
         return
     is_cpu = trainer.strategy.root_device.type == "cpu"
-    rate = f"{seconds:.2g}" if seconds < 10 else f"{seconds:,.0f}"
+    where = "this CPU" if is_cpu else "this machine"
     say(
-        f"{rate} s per step on {'this CPU' if is_cpu else 'this machine'}: {steps_left:,.0f} more steps take about "
-        f"{_in_words(total)}, {_end_in_words(total)}, and validations some more"
+        f"{in_seconds(seconds)} per step on {where}: {steps_left:,.0f} more steps take about {_in_words(total)}, "
+        f"{_end_in_words(total)}, and validations some more"
     )
     if is_cpu and total > _DAY:
         encoder = module.hparams.get("encoder") or {}

@@ -20,6 +20,11 @@ def say(text: str) -> None:
         sys.stdout.flush()  # into a file or a pipe, too, when it is said
 
 
+def in_seconds(seconds: float) -> str:
+    """``0.21 s``, ``360 s``."""
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:,.0f} s"
+
+
 class TrainingMonitor(Callback):
     """Logs ``train/samples_per_second``, ``train/steps_per_second`` and ``lr/ALGORITHM`` with the training losses.
 
