@@ -20,7 +20,8 @@ from typing import Any
 
 from unite.console import info, is_quiet
 from unite.errors import UserError
-from unite.files import read_json, write_whole
+from unite.files import read_json
+from unite.files.checked_json import DamagedFileError, read_checked_json, write_checked_json
 
 BASE = "base"
 RECORD = "ablation.json"
@@ -56,9 +57,18 @@ class Trial:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was noted of it: its digest, and its metrics once it is finished."""
-        record: dict[str, Any] = read_json(self.folder / RECORD)
-        return record
+        """What was noted of it: its digest, and its metrics once it is finished.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        file = self.folder / RECORD
+        try:
+            return read_checked_json(file)
+        except DamagedFileError as error:
+            raise UserError(
+                f"{file} is damaged ({error}); remove {self.folder}, and the same command trains it anew"
+            ) from error
 
     @property
     def metrics(self) -> dict[str, float | None] | None:
@@ -69,7 +79,7 @@ class Trial:
         """Note its state in its folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {"options": self.options, "digest": self.digest, "metrics": metrics}
-        write_whole(self.folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+        write_checked_json(self.folder / RECORD, record)
 
 
 def ablate(

@@ -9,7 +9,7 @@ from typing import Literal
 from unite.commands.options import torch_device
 from unite.console import shown
 from unite.errors import require
-from unite.files import write_json
+from unite.files.checked_json import write_checked_json
 
 
 def align(
@@ -85,7 +85,7 @@ def align(
             figures.draw_times(result, title, folder / "align_times.png"),
             figures.draw_modes(result, title, folder / "align_modes.png"),
             figures.draw_compression(lengths, title, folder / "compression.png"),
-            write_json(  # the last, because it stands for a finished command
+            write_checked_json(  # the last, because it stands for a finished command
                 folder / "align.json",
                 {**run.origin(), "split": split, "alignment": result, "compression": lengths},
                 indent=1,

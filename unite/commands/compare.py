@@ -18,6 +18,7 @@ from unite.analysis.comparison import RunSummary, comparison, draw_comparison, m
 from unite.console import shown
 from unite.errors import UserError, require
 from unite.files import leaving_no_empty_folders, read_json, require_writable, write_json
+from unite.files.checked_json import DamagedFileError, read_checked_json
 from unite.runs.metrics_table import validations
 
 TABLE_FILE = "compare.md"
@@ -226,12 +227,12 @@ def _add_alignment(summary: RunSummary, file: Path) -> None:
     from unite.analysis.alignment import late_layer
 
     try:
-        found = read_json(file)
+        found = read_checked_json(file)
         late = late_layer(found["alignment"], "cka_within")
         networks = found["compression"]["networks"]
         parts = networks.get("both", networks["encoder"])["trained"]["parts"]
         lengths = {part: float(values["megabytes"]) for part, values in parts.items()}
         summary.alignment[found["modality"]] = late
         summary.compression = lengths
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (DamagedFileError, KeyError, TypeError, ValueError, IndexError) as error:
         print(f"unite: {shown(file)} is not as unite align writes it, and is left out: {error!r}", file=sys.stderr)

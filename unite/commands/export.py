@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from unite.console import one_line, shown
 from unite.errors import UserError
-from unite.files import leaving_no_empty_folders, read_json, replacing, require_writable
+from unite.files import file_checksum, leaving_no_empty_folders, read_json, replacing, require_writable
 from unite.files.locks import only_one
 from unite.runs.exported import (
     CARD_FILE,
@@ -19,7 +19,6 @@ from unite.runs.exported import (
     FORMAT_VERSION,
     SETTINGS_FILE,
     WEIGHTS_FILE,
-    _sha256,
     hub_library,
     is_exported,
     require_repo_id,
@@ -131,7 +130,7 @@ def export_checkpoint(
 def _write_exported(
     path: Path, content: dict[str, Any], folder: Path, license_id: str, overwrite: bool, name: str | None, half: bool
 ) -> list[Path]:
-    from unite.files.checked import json_checksum
+    from unite.files.checked_json import json_checksum
     from unite.runs.folder import find_run_config
 
     present = [name for name in FILES if (folder / name).exists()]
@@ -164,7 +163,7 @@ def _write_exported(
         "format_version": FORMAT_VERSION,
         "unite_version": __version__,
         "global_step": content.get("global_step", 0),
-        "weights_sha256": _sha256(folder / WEIGHTS_FILE),
+        "weights_sha256": file_checksum(folder / WEIGHTS_FILE),
         "class_names": content.get("class_names", {}),
         "sampling": content.get("sampling", {}),
         "model": settings,

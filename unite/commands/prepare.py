@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from unite.commands.options import torch_device
 from unite.console import shown
-from unite.errors import require
-from unite.files import leaving_no_empty_folders, read_json
+from unite.errors import UserError, require
+from unite.files import leaving_no_empty_folders
+from unite.files.checked_json import DamagedFileError, read_checked_json
 
 
 def prepare_qm9(
@@ -24,7 +25,7 @@ def prepare_qm9(
             command continues.
 
     Raises:
-        UserError: The source is not there, or the folder cannot be written to.
+        UserError: The source is not there, the folder cannot be written to, or the list of bonds is damaged.
     """
     from unite.modalities.molecule.data.qm9.bonds import bond_file, manifest_file
     from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
@@ -35,8 +36,14 @@ def prepare_qm9(
     files = sorted(datamodule.root.glob("*.safetensors"))
     print(f"{len(datamodule.table()):,} molecules in {', '.join(map(shown, files))}")
     if bonds:
-        path = manifest_file(bond_file(datamodule.table(), datamodule.root))
-        manifest = read_json(path)
+        bonds_path = bond_file(datamodule.table(), datamodule.root)
+        path = manifest_file(bonds_path)
+        try:
+            manifest = read_checked_json(path)
+        except (DamagedFileError, FileNotFoundError) as error:
+            raise UserError(
+                f"{path} is missing or damaged; remove {shown(bonds_path)}, and the same command makes both anew"
+            ) from error
         print(
             f"{manifest['num_with_bonds']:,} have bonds, {manifest['num_as_smiles']:,} ({manifest['agreement']:.2%}) "
             f"those of the data set's SMILES; the others are listed in {shown(path)}"

@@ -5,6 +5,7 @@ Imports nothing heavy: commands that need no network begin at once.
 
 import codecs
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -117,7 +118,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any, indent: int = 2) -> Path:
     """Write a JSON file and return its path; numbers that JSON does not have (NaN, infinite) become null."""
-    write_whole(path, (json.dumps(_finite(content), indent=indent) + "\n").encode())
+    write_whole(path, (json.dumps(finite(content), indent=indent) + "\n").encode())
     return path
 
 
@@ -146,12 +147,19 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value as JSON can hold it: numbers that are infinite or not a number become None."""
     if isinstance(value, Mapping):
-        return {name: _finite(part) for name, part in value.items()}
+        return {name: finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_leftovers(folder: Path, prefix: str = "") -> None:

@@ -1,7 +1,6 @@
 """Tensors in files that carry a checksum: a flipped bit is noticed when they are read back."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,7 @@ from torch import Tensor
 
 from unite.errors import UserError
 from unite.files import write_whole
-
-
-class DamagedFileError(Exception):
-    """The file is not what was written; the message says how it is seen."""
+from unite.files.checked_json import DamagedFileError
 
 
 def save_checked(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -51,11 +47,6 @@ def tensor_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] |
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def json_checksum(content: Any) -> str:
-    """SHA-256 of what a JSON file says, whatever its blanks and the order of its keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def require_finite(tensors: Mapping[str, Any], path: Path) -> None:

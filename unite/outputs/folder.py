@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from unite.errors import UserError
-from unite.files import leaving_no_empty_folders, read_json, require_writable, write_whole
+from unite.files import leaving_no_empty_folders, require_writable
+from unite.files.checked_json import DamagedFileError, read_checked_json, write_checked_json
 from unite.files.locks import OUTPUT_HINT, only_one
 
 PARTS = "parts"
@@ -31,7 +32,7 @@ class OutputFolder:
         overwrite: Whether files that are there may be replaced, and parts of another command thrown away.
 
     Raises:
-        UserError: The folder cannot be written to, has files already, or parts of another command.
+        UserError: The folder cannot be written to, has files already, or parts that are damaged or of another command.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -54,14 +55,15 @@ class OutputFolder:
             if self.parts.is_dir() and any(self.parts.iterdir()):
                 raise UserError(f"{self.parts} holds files that no command of this kind wrote; choose another --output")
             self.parts.mkdir(exist_ok=True)
-            write_whole(self.parts / SETTINGS_FILE, json.dumps(wanted, indent=2).encode())
+            write_checked_json(self.parts / SETTINGS_FILE, wanted)
 
     def _settings_of_parts(self) -> dict[str, Any] | None:
+        file = self.parts / SETTINGS_FILE
         try:
-            found = read_json(self.parts / SETTINGS_FILE)
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+            return read_checked_json(file) if file.is_file() else None
+        except DamagedFileError as error:
+            message = f"{file} is damaged ({error}); remove {self.parts}, and the same command starts over"
+            raise UserError(message) from error
 
     @contextmanager
     def kept_on_interrupt(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """``unite predict`` and ``unite reconstruct``: a split of the data through the tokenizer, and back."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sized
 from contextlib import AbstractContextManager
@@ -17,7 +18,8 @@ from tqdm import tqdm
 from unite.console import info, shown
 from unite.engine.seeding import mixed_generator
 from unite.errors import UserError
-from unite.files import read_json, write_json, write_whole
+from unite.files import file_checksum, write_json, write_whole
+from unite.files.checked_json import DamagedFileError, read_checked_json, write_checked_json
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.outputs.folder import OutputFolder
@@ -90,6 +92,9 @@ class LatentFiles:
         folder: Where the files go; in the making they lie among its parts.
         split: Split that the samples are of.
         part_bytes: Size from which on a file is closed.
+
+    Raises:
+        UserError: What an interrupted command has left is damaged.
     """
 
     def __init__(self, folder: OutputFolder, split: Split, part_bytes: int = PART_BYTES) -> None:
@@ -97,27 +102,49 @@ class LatentFiles:
         self.split = split
         self.part_bytes = part_bytes
         self._state_file = folder.parts / "state.json"
-        state = read_json(self._state_file) if self._state_file.is_file() else {}
+        state = self._read_state()
         self.num_batches: int = state.get("num_batches", 0)
         """Batches that are in finished files."""
         self.num_samples: dict[str, int] = state.get("num_samples", {})
         """Samples of each modality, the waiting ones included."""
         self._num_files: int = state.get("num_files", 0)
         self._total: int | None = state.get("total")
+        self._checksums: dict[str, str] = state.get("checksums", {})  # SHA-256 of each finished file
         self._num_complete = self.num_batches
         self._is_within_batch = False
         self._waiting: dict[str, list[dict[str, Tensor]]] = {}
         self._waiting_bytes = 0
 
+    def _read_state(self) -> dict[str, Any]:
+        if not self._state_file.is_file():
+            return {}
+        try:
+            return read_checked_json(self._state_file)
+        except DamagedFileError as error:
+            raise UserError(
+                f"{self._state_file} is damaged ({error}); remove {shown(self.folder.parts)}, and the same command "
+                "starts over"
+            ) from error
+
     def begin(self, total: int | None) -> None:
-        """Say of how many batches the split is; files that were made of another number are thrown away."""
+        """Say of how many batches the split is; files that were made of another number are thrown away.
+
+        Raises:
+            UserError: A finished file is missing, or not as it was written.
+        """
         if self.num_batches and total != self._total:
             info(f"the split is now of {total} batches, and was of {self._total}: starting over")
             for path in self.folder.parts.glob("*.safetensors"):
                 path.unlink()
             self._state_file.unlink()
-            self.num_batches, self.num_samples, self._num_files = 0, {}, 0
+            self.num_batches, self.num_samples, self._num_files, self._checksums = 0, {}, 0, {}
         self._total = total
+        for name, checksum in self._checksums.items():
+            path = self.folder.parts / name
+            if not path.is_file() or file_checksum(path) != checksum:
+                raise UserError(
+                    f"{path} is missing or damaged; remove {shown(self.folder.parts)}, and the same command starts over"
+                )
 
     def add(self, modality: str, rows: dict[str, Tensor]) -> None:
         """Add the samples of a batch: tensors of shape (B, ...) by name, without ``index``."""
@@ -147,7 +174,9 @@ class LatentFiles:
             columns |= {name: _padded(columns[name]) for name in ("latents", "mask") if name in columns}
             tensors = {name: torch.cat(column) for name, column in columns.items()}
             name = f"{modality}-{self.split}-{self._num_files:05d}.safetensors"
-            write_whole(self.folder.parts / name, save(tensors, {"modality": modality, "split": self.split}))
+            content = save(tensors, {"modality": modality, "split": self.split})
+            write_whole(self.folder.parts / name, content)
+            self._checksums[name] = hashlib.sha256(content).hexdigest()
         self._num_files += 1
         self._waiting, self._waiting_bytes = {}, 0
         state = {
@@ -155,8 +184,9 @@ class LatentFiles:
             "num_samples": self.num_samples,
             "num_files": self._num_files,
             "total": self._total,
+            "checksums": self._checksums,
         }
-        write_json(self._state_file, state)
+        write_checked_json(self._state_file, state)
 
     def finish(self) -> list[Path]:
         """Close the last file; move all to where they belong, in place of those of before, and return them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from lightning.pytorch import LightningModule
 
 from unite.console import one_line
 from unite.errors import UserError
-from unite.files import read_json
+from unite.files import file_checksum, read_json
 from unite.files import require_writable as require_writable
 from unite.moved import moved
 from unite.runs.known_classes import require_few_settings, require_known_classes
@@ -93,7 +92,8 @@ def read_exported(folder: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from unite.files.checked import json_checksum, require_finite
+    from unite.files.checked import require_finite
+    from unite.files.checked_json import json_checksum
 
     path, weights = folder / SETTINGS_FILE, folder / WEIGHTS_FILE
     for file in (path, weights):
@@ -123,7 +123,7 @@ def read_exported(folder: Path) -> dict[str, Any]:
     sampling = config.get("sampling", {})
     if not isinstance(class_names, dict) or not isinstance(sampling, dict):
         raise UserError(f"{path} is damaged: its 'class_names' and 'sampling' must be by modality")
-    if config.get("weights_sha256") != _sha256(weights):
+    if config.get("weights_sha256") != file_checksum(weights):
         raise UserError(
             f"{weights} is damaged, or not the file that {SETTINGS_FILE} was written with: its SHA-256 differs"
         )
@@ -203,8 +203,3 @@ def require_repo_id(repo_id: str) -> None:
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise UserError(f"--push_to_hub is {repo_id!r}; it must be OWNER/NAME")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

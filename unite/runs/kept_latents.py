@@ -5,7 +5,8 @@ from pathlib import Path
 from torch import Tensor
 
 from unite.errors import UserError
-from unite.files.checked import DamagedFileError, load_checked, save_checked
+from unite.files.checked import load_checked, save_checked
+from unite.files.checked_json import DamagedFileError
 
 
 class KeptLatents:

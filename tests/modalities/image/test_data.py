@@ -28,6 +28,8 @@ from tests.support.commands import RunCli
 from tests.support.image_samples import CLASSES, picture, write_folder
 from tests.support.paths import TESTS
 from unite.errors import UserError
+from unite.files import file_checksum
+from unite.files.checked_json import with_checksum, without_checksum
 from unite.modalities.image.data import ImageDataModule, ImagesInMemory
 from unite.modalities.image.digits import DIGITS_SPLIT, DigitsDataModule
 from unite.modalities.image.files import center_crop, list_images, load_pixels, open_image
@@ -485,7 +487,7 @@ def own_shards(folder: Path, tmp_path: Path) -> Path:
 
 
 def rewrite(shard: Path, change: Callable[[str, bytes], tuple[str, bytes] | None]) -> None:
-    """Change the files in a shard, and let the manifest agree with its size."""
+    """Change the files in a shard, and let the manifest agree with it."""
     buffer = io.BytesIO()
     with tarfile.open(shard) as old, tarfile.open(fileobj=buffer, mode="w") as new:
         for member in old:
@@ -497,15 +499,15 @@ def rewrite(shard: Path, change: Callable[[str, bytes], tuple[str, bytes] | None
                 entry.size = len(changed[1])
                 new.addfile(entry, io.BytesIO(changed[1]))
     shard.write_bytes(buffer.getvalue())
-    fix_size(shard)
+    fix_record(shard)
 
 
-def fix_size(shard: Path) -> None:
-    manifest = json.loads((shard.parent / MANIFEST).read_text())
+def fix_record(shard: Path) -> None:
+    manifest = without_checksum(json.loads((shard.parent / MANIFEST).read_text()))
     for record in manifest["splits"]["train"]:
         if record["name"] == shard.name:
-            record["num_bytes"] = shard.stat().st_size
-    (shard.parent / MANIFEST).write_text(json.dumps(manifest))
+            record |= {"num_bytes": shard.stat().st_size, "sha256": file_checksum(shard)}
+    (shard.parent / MANIFEST).write_text(json.dumps(with_checksum(manifest)))
 
 
 def truncate(shard: Path, share: float) -> None:
@@ -545,9 +547,34 @@ def test_truncated_shard_elsewhere_is_noticed_as_it_is_read(
     else:
         truncate(shard, float(share))
     datamodule = WebDatasetDataModule(f"pipe:cat {own_shards}/{{}}", 16, num_workers=num_workers)
-    with pytest.raises(UserError, match=r"train-000002.tar has \d whole samples, but the manifest says 7") as caught:
+    words = r"train-000002.tar (has \d whole samples, but the manifest says 7|is damaged \(its checksum)"
+    with pytest.raises(UserError, match=words) as caught:
         list(datamodule.train_dataloader())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_workers", [2, 0])
+def test_a_flipped_bit_of_a_shard_is_noticed_as_it_is_read(own_shards: Path, num_workers: int) -> None:
+    shard = own_shards / "train-000002.tar"
+    content = bytearray(shard.read_bytes())
+    with tarfile.open(shard) as tar:
+        content[next(member for member in tar if member.name.endswith(".cls")).offset_data] ^= 1  # another class
+    shard.write_bytes(content)
+    datamodule = WebDatasetDataModule(str(own_shards), 16, num_workers=num_workers)
+    with pytest.raises(UserError, match=r"train-000002.tar is damaged .*checksum does not match.*copy it again"):
+        list(datamodule.train_dataloader())
+
+
+def test_shards_without_checksums_are_read(own_shards: Path) -> None:
+    manifest = without_checksum(json.loads((own_shards / MANIFEST).read_text()))
+    for record in [record for records in manifest["splits"].values() for record in records]:
+        del record["sha256"]
+    (own_shards / MANIFEST).write_text(json.dumps(manifest))
+    assert len(list(WebDatasetDataModule(str(own_shards), 16, num_workers=0).loader("train", 10))) == 4
+    manifest["class_names"][0] = "changed"
+    (own_shards / MANIFEST).write_text(json.dumps({**manifest, "sha256": "0" * 64}))
+    with pytest.raises(UserError, match=r"manifest.json is damaged, or no manifest .*take out sha256"):
+        WebDatasetDataModule(str(own_shards), 16).setup("fit")
 
 
 def test_missing_shard_elsewhere_is_named(own_shards: Path) -> None:
@@ -660,6 +687,9 @@ def test_prepare_mends_a_spoilt_shard(folder: Path, own_shards: Path) -> None:
     before = contents(own_shards)
     truncate(own_shards / "train-000001.tar", 0.5)
     (own_shards / "train-000003.tar").unlink()
+    content = bytearray((own_shards / "train-000000.tar").read_bytes())
+    content[len(content) // 2] ^= 1
+    (own_shards / "train-000000.tar").write_bytes(content)
     write_shards(folder, own_shards, ShardSettings(images_per_shard=7), num_workers=1, overwrite=False)
     assert contents(own_shards) == before
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from unite.errors import UserError
 from unite.files import require_writable
-from unite.files.checked import DamagedFileError, load_checked, save_checked
+from unite.files.checked import load_checked, save_checked
+from unite.files.checked_json import DamagedFileError
 from unite.files.locks import one_after_another
 from unite.modalities.image.features import FeatureNetwork
 

@@ -1,6 +1,7 @@
 """Distances between sets of images, from the features of a network."""
 
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from unite.errors import UserError
 from unite.files import replacing
+from unite.files.checked import tensor_checksum
 
 #: Neighbours that span the manifolds of precision and recall (Kynkäänniemi et al. 2019).
 NUM_NEIGHBOURS = 3
@@ -19,6 +21,17 @@ NUM_NEIGHBOURS = 3
 CHUNK = 1024
 #: Largest array in a file of statistics, 4 GiB: half a million features of Inception.
 MAX_ARRAY_BYTES = 2**32
+#: What numpy and zipfile raise of damaged files.
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,  # encrypted, or packed in a way that is not known
+    MemoryError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,16 +54,21 @@ class FeatureStatistics:
         return replace(self, mean=self.mean.to(device), covariance=self.covariance.to(device), features=features)
 
     def save(self, path: Path) -> None:
-        """Write an .npz file with `mu` and `sigma`, as the common tools for FID read it, and `features` if any."""
-        arrays = {"mu": self.mean.cpu().numpy(), "sigma": self.covariance.cpu().numpy()}
+        """Write an .npz file with `mu` and `sigma`, as the common tools for FID read it, `features` if any, a checksum.
+
+        The zip format checks each array, but not that all are there.
+        """
+        tensors = {"mu": self.mean.cpu(), "sigma": self.covariance.cpu()}
         if self.features is not None:
-            arrays["features"] = self.features.cpu().numpy()
+            tensors["features"] = self.features.cpu()
+        checksum = {"checksum": np.array(tensor_checksum(tensors))}  # first, for the end of the list may get lost
+        arrays = checksum | {name: value.numpy() for name, value in tensors.items()}
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes a flag by keyword
 
     @classmethod
     def load(cls, path: Path, num_features: int) -> Self:
-        """Read an .npz file with `mu` and `sigma`: ours, ADM's, or pytorch-fid's.
+        """Read an .npz file with `mu` and `sigma`: ours, ADM's, or pytorch-fid's, which have no checksum.
 
         Args:
             path: The file.
@@ -62,14 +80,18 @@ class FeatureStatistics:
         try:
             with np.load(path, allow_pickle=False) as file:
                 _require_small(file.zip, path)
-                mean, covariance = (torch.from_numpy(file[name]).double() for name in ("mu", "sigma"))
-                features = torch.from_numpy(file["features"]).float() if "features" in file.files else None
+                names = ("mu", "sigma", *(("features",) if "features" in file.files else ()))
+                tensors = {name: torch.from_numpy(file[name]) for name in names}
+                if "checksum" in file.files and str(file["checksum"]) != tensor_checksum(tensors):
+                    raise ValueError("its checksum does not match")
         except KeyError as error:
             raise UserError(f"{path} has no mu and sigma; name an .npz file with the statistics of features") from error
         except UserError:
             raise
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        except (*_UNREADABLE, OSError) as error:
             raise UserError(f"cannot read statistics {path}: missing, damaged, or no .npz file") from error
+        mean, covariance = tensors["mu"].double(), tensors["sigma"].double()
+        features = tensors["features"].float() if "features" in tensors else None
         sizes = {tuple(mean.shape): (num_features,), tuple(covariance.shape): (num_features, num_features)}
         if any(found != expected for found, expected in sizes.items()):
             raise UserError(

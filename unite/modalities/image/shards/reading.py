@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from unite.errors import UserError
 from unite.files import MAX_JSON_BYTES, parse_json
+from unite.files.checked_json import CHECKSUM, DamagedFileError, with_checksum, without_checksum
 from unite.modalities.image.files import IMAGE_SUFFIXES
 from unite.modalities.image.shards.streams import local_path, open_url, tar_files
 
@@ -29,11 +30,13 @@ class Shard:
         name: File name.
         num_samples: Samples in it.
         num_bytes: Size of the file.
+        sha256: Of the file, not packed; empty if it is not known.
     """
 
     name: str
     num_samples: int
     num_bytes: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The content of manifest.json."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+        return json.dumps(with_checksum({"format": FORMAT, **asdict(self)}), indent=1)
 
     @classmethod
     def from_json(cls, text: str, name: str) -> Self:
@@ -66,7 +69,7 @@ class Manifest:
             UserError: The text is damaged, or no manifest.
         """
         try:
-            values = parse_json(text)
+            values = without_checksum(parse_json(text))
             if values.pop("format") != FORMAT:
                 raise ValueError
             values["splits"] = {
@@ -74,6 +77,11 @@ class Manifest:
             }
             manifest = cls(**{**values, "skipped": tuple(values["skipped"])})
             shard_names = [str(shard.name) for shards in manifest.splits.values() for shard in shards]
+        except DamagedFileError as error:
+            raise UserError(
+                f"{name} is damaged, or no manifest ({error}); make the shards anew, or take out {CHECKSUM} if you "
+                "changed it"
+            ) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{name} is damaged, or no manifest of this version; make the shards anew") from error
         for shard_name in shard_names:
@@ -145,12 +153,14 @@ def read_shard(root: str, shard: Shard, num_classes: int) -> Iterator[RawSample]
     num_found = 0
     try:
         with open_url(url) as stream:
-            files = tar_files(stream, (*IMAGE_SUFFIXES, ".cls"))
+            files = tar_files(stream, (*IMAGE_SUFFIXES, ".cls"), shard.sha256)
             for sample in group_by_keys({**file, "__url__": url} for file in files):
                 num_found += 1
                 yield _raw_sample(sample, f"{url}:{sample['__key__']}", num_classes)
     except UserError:
         raise
+    except DamagedFileError as error:
+        raise UserError(f"shard {url} is damaged ({error}); copy it again, or repeat unite prepare images") from error
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{_shard_error(url, shard, num_found)} ({_first_line(error)})") from error
     except Exception as error:  # each kind of remote storage fails in its own way

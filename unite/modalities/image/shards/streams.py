@@ -5,6 +5,7 @@ waits for ever for a server that does not answer.
 """
 
 import gzip
+import hashlib
 import re
 import tarfile
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.error import HTTPError
 from urllib.request import urlopen
+
+from unite.files.checked_json import DamagedFileError
 
 MAX_SAMPLE_BYTES: Final = 2**28
 """Most bytes of the files of one sample, 256 MiB: an image of ten thousand pixels a side without compression."""
@@ -62,14 +65,16 @@ def _open_web(url: str) -> Any:
     raise AssertionError  # the last attempt has returned or raised
 
 
-def tar_files(stream: Any, wanted: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def tar_files(stream: Any, wanted: tuple[str, ...], sha256: str = "") -> Iterator[dict[str, Any]]:
     """The files of a tar archive, plain or gzipped, one after another, as webdataset has them: `fname` and `data`.
 
     Args:
         stream: The archive.
         wanted: Endings of the files whose contents matter; others are yielded empty.
+        sha256: Checksum of the archive, not packed, that is compared behind the last file; empty for none.
 
     Raises:
+        DamagedFileError: The checksum does not match.
         tarfile.TarError: It is damaged, or its files are larger than allowed.
         OSError: It is damaged, or cannot be read.
     """
@@ -90,6 +95,8 @@ def tar_files(stream: Any, wanted: tuple[str, ...]) -> Iterator[dict[str, Any]]:
             if num_bytes > MAX_SAMPLE_BYTES:
                 raise tarfile.ReadError(f"{member.name} has {num_bytes:,} bytes; {MAX_SAMPLE_BYTES:,} are allowed")
             yield {"fname": member.name, "data": archive.extractfile(member).read()}
+        if sha256 and unpacked.checksum() != sha256:
+            raise DamagedFileError("its checksum does not match")
 
 
 class _Member(tarfile.TarInfo):
@@ -115,6 +122,7 @@ class _Counted:
         self.source = source
         self.num_bytes = 0
         self.head = b""
+        self._digest = hashlib.sha256()
 
     def starts_with(self, mark: bytes) -> bool:
         """Whether it begins so, which is not lost by looking."""
@@ -133,4 +141,11 @@ class _Counted:
         self.num_bytes += len(data)
         if self.source and self.num_bytes > max(MAX_SAMPLE_BYTES, MAX_RATIO * self.source.num_bytes):
             raise tarfile.ReadError(f"it unpacks to more than {MAX_RATIO} times its size")
+        self._digest.update(data)
         return data
+
+    def checksum(self) -> str:
+        """SHA-256 of the stream, of which the rest is read."""
+        while self.read(MAX_HEADER_BYTES):
+            pass
+        return self._digest.hexdigest()

@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from unite.errors import UserError, require
-from unite.files import read_json, replacing, require_writable, write_whole
+from unite.files import file_checksum, replacing, require_writable, write_whole
+from unite.files.checked_json import DamagedFileError, read_checked_json, write_checked_json
 from unite.files.locks import only_one
 from unite.modalities.image.files import SmallImages, center_crop, class_folders, list_images, open_image
 from unite.modalities.image.shards.reading import MANIFEST, Manifest, Shard
@@ -111,7 +112,7 @@ def _write_planned(
                 shard, bad = _write_shard(folder / name, images, source, settings, pool, bar)
                 done[name] = {**asdict(shard), "skipped": bad}
                 skipped += bad
-                write_whole(folder / PROGRESS, json.dumps({"plan": plan.fingerprint, "shards": done}).encode())
+                write_checked_json(folder / PROGRESS, {"plan": plan.fingerprint, "shards": done})
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted: {len(done)} of {len(plan.shards)} shards are written; the same command continues"
@@ -120,7 +121,8 @@ def _write_planned(
     for name in plan.shards:
         record = done[name]
         if record["num_samples"]:
-            splits.setdefault(name.split("-")[0], []).append(Shard(name, record["num_samples"], record["num_bytes"]))
+            shard = Shard(name, record["num_samples"], record["num_bytes"], record["sha256"])
+            splits.setdefault(name.split("-")[0], []).append(shard)
     manifest = Manifest(plan.class_names, settings.image_size, splits, plan.fingerprint, tuple(skipped))
     write_whole(folder / MANIFEST, manifest.to_json().encode())
     (folder / PROGRESS).unlink(missing_ok=True)
@@ -156,8 +158,8 @@ def _finished_shards(folder: Path, plan: _Plan, overwrite: bool) -> dict[str, di
         recorded = {s.name: {**asdict(s), "skipped": []} for shards in manifest.splits.values() for s in shards}
         if recorded:
             next(iter(recorded.values()))["skipped"] = list(manifest.skipped)
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        progress = read_json(folder / PROGRESS)
+    with contextlib.suppress(OSError, DamagedFileError, KeyError):
+        progress = read_checked_json(folder / PROGRESS)
         earlier_plan, recorded = progress["plan"], progress["shards"]
     if earlier_plan != plan.fingerprint:
         others = sorted(path.name for path in folder.glob("*.tar") if SHARD_NAME.fullmatch(path.name))
@@ -169,11 +171,14 @@ def _finished_shards(folder: Path, plan: _Plan, overwrite: bool) -> dict[str, di
         for path in [*(folder / name for name in others), folder / MANIFEST, folder / PROGRESS]:
             path.unlink(missing_ok=True)
         return {}
-    return {
-        name: record
-        for name, record in recorded.items()
-        if (folder / name).is_file() and (folder / name).stat().st_size == record["num_bytes"]
-    }
+    kept = {}
+    for name, record in tqdm(recorded.items(), desc="checking finished shards", unit="shard", disable=not recorded):
+        path = folder / name
+        if path.is_file() and path.stat().st_size == record["num_bytes"]:
+            checksum = file_checksum(path)
+            if record.get("sha256") in (None, "", checksum):  # older ones have none
+                kept[name] = {**record, "sha256": checksum}
+    return kept
 
 
 def _write_shard(
@@ -202,10 +207,10 @@ def _write_shard(
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
                 num_samples += 1
-        num_bytes = path.stat().st_size
+        num_bytes, checksum = path.stat().st_size, file_checksum(path)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror or error}); make room, then repeat to go on") from error
-    return Shard(path.name, num_samples, num_bytes), bad
+    return Shard(path.name, num_samples, num_bytes, checksum), bad
 
 
 def _encode_all(

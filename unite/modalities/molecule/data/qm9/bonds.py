@@ -19,7 +19,7 @@ from rdkit import Chem, rdBase
 from torch import Tensor
 
 from unite.console import info, shown
-from unite.files import write_whole
+from unite.files.checked_json import write_checked_json
 from unite.modalities.molecule.data.qm9.chunks import (
     MOLECULES_PER_CHUNK,
     fingerprint,
@@ -299,4 +299,4 @@ def write_manifest(path: Path, table: MoleculeTable, remarks: list[dict[str, obj
         "without_bonds": without,
         "other_than_smiles": differing,
     }
-    write_whole(path, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_checked_json(path, manifest, indent=1)

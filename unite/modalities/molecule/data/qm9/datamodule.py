@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from torch_geometric.data import Batch
 
 from unite.errors import UserError, require
-from unite.files import read_json
 from unite.modalities.batches import FixedBatches, ResumableDataLoader, unchanged
 from unite.modalities.molecule.batches import GatheredMolecules, MoleculeBatchSampler
 from unite.modalities.molecule.data.qm9 import bonds as qm9_bonds
@@ -185,8 +184,7 @@ class QM9DataModule(LightningDataModule):
         if not sum(counts.values()):
             return
         path = qm9_bonds.bond_file(self._explicit_table(), self.root)
-        manifest = read_json(qm9_bonds.manifest_file(path))
-        numbers = [entry["molecule_id"] for entry in manifest["without_bonds"]]
+        numbers = self._explicit_table().molecule_id[is_left_out].tolist()
         named = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
         rank_zero_info(
             f"left out for want of bonds that make sense: {counts['train']} molecules of train, "
