@@ -58,6 +58,7 @@ def prepare_images(
     channels: Literal[1, 3] = 3,
     format: Literal["png", "jpg"] = "png",
     small_images: Literal["refuse", "enlarge"] = "refuse",
+    non_square: Literal["crop", "pad"] = "crop",
     bad_images: Literal["refuse", "skip"] = "refuse",
     images_per_shard: int = 2000,
     num_workers: int = 4,
@@ -70,12 +71,13 @@ def prepare_images(
     command continues.
 
     Args:
-        source: Folder with train/CLASS/IMAGE, or CLASS/IMAGE, files.
+        source: Folder with train/CLASS/IMAGE or CLASS/IMAGE files, or with images without classes.
         out: Folder for the shards.
         image_size: Crop to squares of so many pixels; default: keep the files as they are.
         channels: 3 for colour, 1 for gray.
         format: Of cropped images.
         small_images: What to do with images smaller than --image_size.
+        non_square: crop takes the square in the middle, pad the whole between black bars.
         bad_images: What to do with images that cannot be used; the manifest lists those skipped.
         images_per_shard: Images of a shard.
         num_workers: Threads that read and crop.
@@ -88,7 +90,7 @@ def prepare_images(
     from unite.modalities.image.shards.reading import MANIFEST
     from unite.modalities.image.shards.writing import ShardSettings, write_shards
 
-    settings = ShardSettings(image_size, channels, format, small_images, bad_images, images_per_shard, seed)
+    settings = ShardSettings(image_size, channels, format, small_images, bad_images, images_per_shard, seed, non_square)
     manifest = write_shards(source, out, settings, num_workers, overwrite)
     for split, shards in manifest.splits.items():
         num_images, num_bytes = (sum(getattr(shard, name) for shard in shards) for name in ("num_samples", "num_bytes"))
@@ -116,6 +118,7 @@ def prepare_reference(
     batch_size: int = 64,
     num_workers: int = 0,
     small_images: Literal["refuse", "enlarge"] = "refuse",
+    non_square: Literal["crop", "pad"] = "crop",
     device: str | None = None,
 ) -> None:
     """Statistics of images for FID.
@@ -135,6 +138,7 @@ def prepare_reference(
         batch_size: Images at a time.
         num_workers: Processes that read.
         small_images: What to do with images smaller than --image_size.
+        non_square: crop takes the square in the middle, pad the whole between black bars.
         device: cpu, cuda, cuda:N or mps; default: cuda if there is one, else cpu.
 
     Raises:
@@ -158,6 +162,7 @@ def prepare_reference(
         image_size=image_size,
         channels=channels,
         small_images=small_images,
+        non_square=non_square,
         num_workers=num_workers,
         **limit,
     )

@@ -1,9 +1,10 @@
 """Image files: which there are, and how one becomes a square of pixels."""
 
+import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,15 +26,16 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # those of the 
 _ORIENTATION = 0x0112  # the EXIF tag
 
 SmallImages = Literal["refuse", "enlarge"]
+NonSquare = Literal["crop", "pad"]
 
 
 class ImageFolder(NamedTuple):
     """The images of one split.
 
     Attributes:
-        class_names: Names of the classes; a label is a place in this list.
+        class_names: Names of the classes; a label is a place in this list. Empty for images without classes.
         paths: Image files, in order of class and name.
-        labels: Label of each image.
+        labels: Label of each image; 0 without classes.
     """
 
     class_names: list[str]
@@ -42,32 +44,48 @@ class ImageFolder(NamedTuple):
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders within the folder of a split, in alphabetical order.
+    """Names of the class folders within the folder of a split, in alphabetical order; none if images lie in it.
 
     Raises:
-        UserError: The folder is missing or has no class folders.
+        UserError: The folder is missing, has neither class folders nor images, or has both.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; set data.root to a folder with train/CLASS/IMAGE files")
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise UserError(f"{folder} has no class folders; images belong into {folder}/CLASS/")
-    return names
+    if not (images := _images_in(folder)):
+        if not names:
+            raise UserError(
+                f"{folder} has no class folders and no images ({', '.join(IMAGE_SUFFIXES)}); images belong into "
+                f"{folder}/CLASS/, or into {folder} itself if they have no classes"
+            )
+        return names
+    if filled := next((name for name in names if any(_all_images(folder / name))), None):
+        raise UserError(
+            f"{folder} holds images, such as {images[0].name}, beside the folder {filled!r} with images: put all "
+            "of them into class folders, or name a CSV file of paths and labels"
+        )
+    return []
 
 
 def list_images(folder: Path, class_names: Sequence[str] | None = None) -> ImageFolder:
-    """Images of a folder that has one folder for each class, at any depth within these.
+    """Images of a folder that has one folder for each class, at any depth within these, or of a flat one.
 
     Args:
         folder: The folder of a split.
         class_names: Classes that are known already (those of the training split), which fix the labels; None
-            takes the names of the class folders in alphabetical order.
+            takes the names of the class folders in alphabetical order. Empty if the training split has none.
 
     Raises:
-        UserError: The folder is missing or has no class folders, a class folder is empty, or a class is not
-            among `class_names`.
+        UserError: The folder is missing or has no images, a class folder is empty, or a class is not among
+            `class_names`.
     """
     found = class_folders(folder)
+    if not found and not class_names:
+        flat = _images_in(folder)
+        return ImageFolder([], flat, [0] * len(flat))
+    if not found or class_names == []:
+        with_classes, without = ("the training split", folder) if class_names else (folder, "the training split")
+        raise UserError(f"{with_classes} has class folders, but {without} has none; arrange both alike")
     names = list(found if class_names is None else class_names)
     if unknown := [name for name in found if name not in names]:
         raise UserError(
@@ -77,13 +95,7 @@ def list_images(folder: Path, class_names: Sequence[str] | None = None) -> Image
     paths: list[Path] = []
     labels: list[int] = []
     for name in found:
-        files = sorted(
-            Path(parent, file)
-            for parent, files in _walk(folder / name)
-            for file in files
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
-        )
-        if not files:
+        if not (files := sorted(_all_images(folder / name))):
             raise UserError(
                 f"class folder {folder / name} has no images ({', '.join(IMAGE_SUFFIXES)}); fill or remove it"
             )
@@ -92,11 +104,23 @@ def list_images(folder: Path, class_names: Sequence[str] | None = None) -> Image
     return ImageFolder(names, paths, labels)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Folders and the files in them, at any depth, without hidden ones such as Jupyter's copies."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
+def _all_images(folder: Path) -> Iterator[Path]:
+    """Images in a folder, at any depth."""
+    for parent in _walk(folder):
+        yield from _images_in(Path(parent))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Files of a folder itself that are images by their endings, sorted by name."""
+    names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.is_file())
+    return [folder / name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """A folder and those within, at any depth, without hidden ones such as Jupyter's copies."""
+    for parent, folders, _ in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield parent, files
+        yield parent
 
 
 def _some(names: Sequence[str]) -> str:
@@ -147,6 +171,11 @@ def _from_floats(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> I
     return Image.fromarray((values * 255).round().astype(np.uint8))
 
 
+def to_square(image: Image.Image, size: int, small: SmallImages, name: str, non_square: NonSquare) -> Image.Image:
+    """What :func:`center_crop` or :func:`pad_to_square` makes of an image."""
+    return (center_crop if non_square == "crop" else pad_to_square)(image, size, small, name)
+
+
 def center_crop(image: Image.Image, size: int, small: SmallImages = "refuse", name: str = "image") -> Image.Image:
     """The square in the middle, of `size` pixels, after shrinking the shorter side to that.
 
@@ -162,19 +191,55 @@ def center_crop(image: Image.Image, size: int, small: SmallImages = "refuse", na
     Raises:
         UserError: The image is smaller than `size`, and is to be refused.
     """
-    if min(image.size) < size and small == "refuse":
-        width, height = image.size
-        raise UserError(
-            f"{name} has {width}x{height} pixels, fewer than the crop of {size}x{size}; lower image_size, "
-            "or set small_images to enlarge"
-        )
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    if min(image.size) != size:
-        scale = size / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    image = _resized(image, size, min, small, name)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def pad_to_square(image: Image.Image, size: int, small: SmallImages = "refuse", name: str = "image") -> Image.Image:
+    """The whole image in the middle of a black square of `size` pixels, after shrinking the longer side to that.
+
+    Args:
+        image: Any image.
+        size: Pixels of a side.
+        small: What to do with an image whose sides are both smaller than `size`: refuse it, or enlarge it.
+        name: What to call the image in an error.
+
+    Raises:
+        UserError: The image is smaller than `size`, and is to be refused.
+    """
+    image = _resized(image, size, max, small, name)
+    square = Image.new(image.mode, (size, size))
+    square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+    return square
+
+
+def _resized(
+    image: Image.Image, size: int, side: Callable[[tuple[int, int]], int], small: SmallImages, name: str
+) -> Image.Image:
+    """The image with its shorter side (`min`) or its longer one (`max`) at `size` pixels, resized as ADM does."""
+    if side(image.size) < size and small == "refuse":
+        width, height = image.size
+        raise UserError(
+            f"{name} has {width}x{height} pixels, fewer than the {'crop' if side is min else 'square'} of "
+            f"{size}x{size}; lower image_size, or set small_images to enlarge"
+        )
+    while side(image.size) >= 2 * size and min(image.size) >= 2:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    if side(image.size) != size:
+        scale = size / side(image.size)
+        width, height = (max(round(length * scale), 1) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return image
+
+
+def num_not_square(paths: Sequence[Path]) -> int:
+    """How many of these images are not square, by their headers; those that cannot be read are not counted."""
+    num = 0
+    for path in paths:
+        with contextlib.suppress(Exception), Image.open(path, formats=_FORMATS) as image:
+            num += image.width != image.height
+    return num
 
 
 def as_pixels(image: Image.Image) -> Tensor:
@@ -184,12 +249,17 @@ def as_pixels(image: Image.Image) -> Tensor:
 
 
 def load_pixels(
-    source: Path | bytes, size: int, channels: int, small: SmallImages = "refuse", name: str | None = None
+    source: Path | bytes,
+    size: int,
+    channels: int,
+    small: SmallImages = "refuse",
+    name: str | None = None,
+    non_square: NonSquare = "crop",
 ) -> Tensor:
-    """Pixels of the square in the middle of an image file, uint8 of shape (C, size, size).
+    """Pixels of an image file as a square: of its middle, or of the whole with black bars; uint8, (C, size, size).
 
     Raises:
         UserError: It cannot be read, or is too small.
     """
     label = name or str(source)
-    return as_pixels(center_crop(open_image(source, channels, label), size, small, label)).contiguous()
+    return as_pixels(to_square(open_image(source, channels, label), size, small, label, non_square)).contiguous()

@@ -14,7 +14,7 @@ from unite.engine.seeding import mixed_generator
 from unite.errors import UserError, require
 from unite.modalities.batches import one_line, stop_workers, unchanged
 from unite.modalities.image.data import ImageDataModule, Samples, Split, as_samples
-from unite.modalities.image.files import SmallImages, load_pixels
+from unite.modalities.image.files import NonSquare, SmallImages, load_pixels
 from unite.modalities.image.shards.reading import Manifest, RawSample, Shard, read_manifest, read_shard, require_shards
 
 
@@ -33,6 +33,7 @@ class StreamSettings:
         small_images: What to do with images smaller than that.
         num_replicas: Processes that share the data.
         rank: Number of this process.
+        non_square: What to do with images that are not square.
     """
 
     batch_size: int
@@ -45,6 +46,7 @@ class StreamSettings:
     small_images: SmallImages
     num_replicas: int = 1
     rank: int = 0
+    non_square: NonSquare = "crop"
 
 
 class ShardStream(IterableDataset[Samples]):
@@ -110,7 +112,8 @@ class ShardStream(IterableDataset[Samples]):
 
     def _pixels(self, sample: RawSample, is_mirrored: bool) -> Tensor:
         settings = self.settings
-        pixels = load_pixels(sample.image, settings.image_size, settings.channels, settings.small_images, sample.name)
+        shape = settings.image_size, settings.channels, settings.small_images
+        pixels = load_pixels(sample.image, *shape, sample.name, settings.non_square)
         return pixels.flip(-1) if is_mirrored else pixels
 
     def _samples(self, begin: int, num: int, epoch: int) -> Iterator[RawSample]:
@@ -224,6 +227,8 @@ class WebDatasetDataModule(ImageDataModule):
         eval_batch_size: Images in a batch of validation, test, and prediction; None for `batch_size`.
         flip: Whether training images are mirrored at random.
         small_images: What to do with images smaller than `image_size`: `refuse` or `enlarge`.
+        non_square: What to do with images that are not square: `crop` takes the square in the middle, `pad` the whole
+            between black bars.
         shuffle_buffer: Samples, not decoded, among which a worker chooses the next.
         seed: Of the order of training images and of mirroring.
         num_train: Use the first n training images only; None for all.
@@ -244,6 +249,7 @@ class WebDatasetDataModule(ImageDataModule):
         eval_batch_size: int | None = None,
         flip: bool = True,
         small_images: SmallImages = "refuse",
+        non_square: NonSquare = "crop",
         shuffle_buffer: int = 1000,
         seed: int = 0,
         num_train: int | None = None,
@@ -267,9 +273,12 @@ class WebDatasetDataModule(ImageDataModule):
         )
         if small_images not in get_args(SmallImages):
             raise UserError(f"data.small_images is {small_images!r}; it must be one of {get_args(SmallImages)}")
+        if non_square not in get_args(NonSquare):
+            raise UserError(f"data.non_square is {non_square!r}; it must be one of {get_args(NonSquare)}")
         require(shuffle_buffer >= 1, f"data.shuffle_buffer is {shuffle_buffer}; it must be at least 1")
         self.root = root
         self.small_images: SmallImages = small_images
+        self.non_square: NonSquare = non_square
         self.shuffle_buffer = shuffle_buffer
         self._manifest: Manifest | None = None
         self._loaders: list[StreamLoader] = []
@@ -352,6 +361,7 @@ class WebDatasetDataModule(ImageDataModule):
             image_size=self.image_size,
             channels=self.channels,
             small_images=self.small_images,
+            non_square=self.non_square,
             num_replicas=num_replicas,
             rank=rank,
         )

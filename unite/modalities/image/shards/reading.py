@@ -189,9 +189,10 @@ def _raw_sample(sample: dict[str, Any], name: str, num_classes: int) -> RawSampl
         label = int(sample["cls"])
     except ValueError:
         label = -1
-    if not 0 <= label < num_classes:
+    largest = max(num_classes - 1, 0)  # 0 is also the label of images without classes
+    if not 0 <= label <= largest:
         raise UserError(
             f"sample {name} has the label {sample['cls'].decode(errors='replace').strip()!r}, but labels are "
-            f"0 .. {num_classes - 1}; make the shards anew"
+            f"0 .. {largest}; make the shards anew"
         )
     return RawSample(name, image, label)

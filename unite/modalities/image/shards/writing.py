@@ -19,7 +19,14 @@ from unite.errors import UserError, require
 from unite.files import file_checksum, replacing, require_writable, write_whole
 from unite.files.checked_json import DamagedFileError, read_checked_json, write_checked_json
 from unite.files.locks import only_one
-from unite.modalities.image.files import SmallImages, center_crop, class_folders, list_images, open_image
+from unite.modalities.image.files import (
+    NonSquare,
+    SmallImages,
+    class_folders,
+    list_images,
+    open_image,
+    to_square,
+)
 from unite.modalities.image.shards.reading import MANIFEST, Manifest, Shard
 
 PROGRESS = ".prepare.json"
@@ -40,6 +47,7 @@ class ShardSettings:
             manifest.
         images_per_shard: Images in a shard.
         seed: Of the order of the images.
+        non_square: What to do with images that are not square: take the middle, or the whole between black bars.
     """
 
     image_size: int | None = None
@@ -49,6 +57,7 @@ class ShardSettings:
     bad_images: Literal["refuse", "skip"] = "refuse"
     images_per_shard: int = 2000
     seed: int = 0
+    non_square: NonSquare = "crop"
 
     def __post_init__(self) -> None:
         for name, value in (("image_size", self.image_size), ("images_per_shard", self.images_per_shard)):
@@ -136,7 +145,10 @@ def _make_plan(source: Path, settings: ShardSettings) -> _Plan:
     folders = {split: source / split for split in SPLITS if (source / split).is_dir()} or {"train": source}
     class_names = class_folders(next(iter(folders.values())))
     shards: dict[str, list[_Image]] = {}
-    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
+    told = asdict(settings)
+    if settings.non_square == "crop":  # as all shards were before there was a choice, which can then be continued
+        del told["non_square"]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for split, folder in folders.items():
         found = list_images(folder, class_names)
         for path in found.paths:
@@ -231,7 +243,7 @@ def _encode(path: Path, settings: ShardSettings) -> tuple[bytes, str] | UserErro
         image = open_image(content, settings.channels, str(path))
         if settings.image_size is None:
             return content, path.suffix.lower()
-        image = center_crop(image, settings.image_size, settings.small_images, str(path))
+        image = to_square(image, settings.image_size, settings.small_images, str(path), settings.non_square)
     except UserError as error:
         return error
     buffer = io.BytesIO()
