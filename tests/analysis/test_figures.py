@@ -10,7 +10,8 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from unite.analysis import figures
-from unite.analysis.figures import draw_probes, draw_shapes, principal_axes
+from unite.analysis.figures import draw_probes, draw_shapes
+from unite.modalities.molecule.files.shapes import principal_axes
 
 
 def test_principal_axes_keep_distances_and_handedness_and_sort_the_spread() -> None:

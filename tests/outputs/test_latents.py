@@ -230,7 +230,7 @@ def test_a_folder_half_written_is_written_again_by_the_same_command(
 
     command = ("reconstruct", "--ckpt_path", toy_run, "--num_samples", "4", "--output", tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("unite.outputs.latents.draw_table", interrupted)
+        patch.setattr("unite.modalities.base.ModalityAdapter.draw_reconstructions", interrupted)
         stopped = run_cli(*command)
     assert stopped.code == 130
     assert "interrupted; the same command starts over" in stopped.err

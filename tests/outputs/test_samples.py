@@ -17,7 +17,8 @@ from PIL import Image, ImageChops
 from tests.support.commands import RunCli, shell
 from tests.support.paths import REPOSITORY, TOY
 from unite import UniteModule
-from unite.outputs.samples import FILM_FRAMES, SampleSettings, draw_film_strip
+from unite.modalities.pictures import SCREEN_WIDTH
+from unite.outputs.samples import SampleSettings, draw_film_strip
 
 pytestmark = pytest.mark.usefixtures("in_toy_folder")
 
@@ -128,19 +129,19 @@ def test_labels_are_written_with_the_samples(run_cli: RunCli, toy_run: Path, tmp
 
 def test_film_strip_ends_with_the_finished_sample(toy_run: Path) -> None:
     model = UniteModule.load_from_checkpoint(toy_run / "last.ckpt", map_location="cpu", trust=True)
-    for num_steps, num_columns in ((4, 5), (40, FILM_FRAMES)):
+    for num_steps, num_columns in ((4, 5), (40, SCREEN_WIDTH // 128)):  # as many as fit
         settings = SampleSettings(
             modality="curve", num_samples=9, labels=[1], batch_size=5, seed=3, num_steps=num_steps, solver="heun"
         )
         strip = draw_film_strip(model, settings, guidance_scale=1.0, num_rows=2)
         samples = model.generate("curve", 2, labels=[1], num_steps=num_steps, solver="heun", seed=3)
         picture = model.adapter("curve").draw([samples[1]])
-        width, height = strip.width // num_columns, (strip.height - 18) // 2
+        width, height = strip.width // num_columns, (strip.height - 22) // 2
         assert (width, height) == (picture.width + 4, picture.height + 4)
-        last = (num_columns - 1) * width, 18 + height
+        last = (num_columns - 1) * width + 2, 22 + height
         shown = strip.crop((*last, last[0] + picture.width, last[1] + picture.height))
         assert ImageChops.difference(shown, picture).getbbox() is None
-        first = strip.crop((0, last[1], picture.width, last[1] + picture.height))
+        first = strip.crop((2, last[1], 2 + picture.width, last[1] + picture.height))
         assert ImageChops.difference(first, picture).getbbox() is not None
 
 
@@ -148,7 +149,7 @@ def test_film_strip_is_drawn_on_request(run_cli: RunCli, toy_run: Path, tmp_path
     assert sample(run_cli, toy_run, tmp_path / "a").code == 0
     assert not (tmp_path / "a" / "film_strip.png").exists()
     assert sample(run_cli, toy_run, tmp_path / "b", "--film_strip", "3").code == 0
-    assert Image.open(tmp_path / "b" / "film_strip.png").size == (5 * 132, 18 + 3 * 132)
+    assert Image.open(tmp_path / "b" / "film_strip.png").size == (5 * 132, 22 + 3 * 132)
     assert (tmp_path / "a" / "curves.json").read_bytes() == (tmp_path / "b" / "curves.json").read_bytes()
 
 

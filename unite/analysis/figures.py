@@ -19,6 +19,7 @@ from rdkit import Chem
 
 from unite.analysis.compression import PARTS, STATES
 from unite.modalities.base import ModalityAdapter
+from unite.modalities.molecule.files.shapes import principal_axes
 
 DPI = 110
 NUM_COLOURS = 128
@@ -279,18 +280,6 @@ def draw_objects(
     for ax, name in zip(axes[0], columns, strict=True):
         ax.set_title(name, fontsize=8)
     return save(figure, title, path)
-
-
-def principal_axes(positions: np.ndarray) -> np.ndarray:
-    """Positions (A, 3), centred and turned so that x is the direction in which they spread most, and z the least.
-
-    A rotation: a molecule keeps its handedness.
-    """
-    centred = positions - positions.mean(axis=0)
-    axes = np.linalg.svd(centred, full_matrices=True)[2]
-    axes[2] *= np.linalg.det(axes)
-    turned: np.ndarray = centred @ axes.T
-    return turned
 
 
 def draw_shapes(mols: Sequence[Chem.Mol], names: Sequence[str], title: str, path: Path) -> Path:

@@ -16,6 +16,7 @@ from unite.errors import require
 from unite.flow import SamplingOptions, Solver
 from unite.modalities.base import ModalityAdapter
 from unite.modalities.combined import datamodule_of
+from unite.modalities.pictures import shown_of, with_note
 from unite.module import UniteModule
 
 
@@ -161,13 +162,13 @@ class GenerationMetrics(Callback):
     def _draw_reconstructions(
         self, trainer: Trainer, modality: str, adapter: ModalityAdapter, prediction: Any, prepared: Any
     ) -> None:
-        """Originals, each followed by its reconstruction."""
+        """Originals, each beside its reconstruction."""
+        num_pairs = -(-self.num_drawn // 2)
         originals = adapter.originals(prepared)
         if originals:
             made = adapter.finish(prediction, adapter.template(prepared))
-            pairs = [item for pair in zip(originals, made, strict=True) for item in pair]
+            picture = adapter.draw_reconstructions(originals[:num_pairs], made[:num_pairs])
             stage = "test" if trainer.testing else "val"
-            picture = adapter.draw(pairs[: self.num_drawn + self.num_drawn % 2])  # whole pairs
             show_picture(trainer, f"{stage}/{modality}/reconstructions", picture)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -209,7 +210,11 @@ class GenerationMetrics(Callback):
                         generation.update(objects)
                     values.update(generation.compute())
                 if self.num_drawn and trainer.is_global_zero:
-                    picture = adapter.draw(objects[: self.num_drawn])
+                    labels = adapter.drawn_labels(num_samples, None, self.seed)
+                    own = None if labels is None else labels[:: trainer.world_size]  # of the first process
+                    drawn = objects[: self.num_drawn]
+                    note = shown_of(len(drawn), num_samples)
+                    picture = with_note(adapter.draw_samples(drawn, own), note)
                     show_picture(trainer, f"{stage}/{modality}/samples", picture)
             module.log_dict({f"{stage}/{modality}/{name}": value for name, value in values.items()})
         self._reset()

@@ -23,7 +23,11 @@ from torchmetrics import Metric
 from unite.configurable import Configurable
 from unite.errors import UserError, require
 from unite.flow import SamplingOptions
+from unite.modalities.pictures import SCREEN_WIDTH, draw_table
 from unite.nn.generative_encoder import Tokens
+
+CLASS_COLUMNS = 10
+"""Samples in a row of a picture of classes."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,13 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
             generator: CPU generator of all draws. More samples only add to those that fewer would give.
         """
 
+    def drawn_labels(self, num_samples: int, labels: Sequence[int] | None, seed: int) -> list[int] | None:
+        """Class of each sample that :meth:`draw_template` draws with a seed; None without classes."""
+        if self.num_classes == 0:
+            return None
+        condition = self.draw_template(num_samples, labels, torch.Generator().manual_seed(seed)).condition
+        return None if condition is None else [int(label) for label in condition]
+
     @abstractmethod
     def registers(self, template: Template) -> Tokens:
         """The slots latents are read from: values (B, K, D) or (1, K, D), and a mask if sizes differ."""
@@ -175,6 +186,49 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
     @abstractmethod
     def draw(self, objects: Sequence[Any]) -> Image.Image:
         """A picture of some finished objects."""
+
+    def draw_in_space(self, objects: Sequence[Any]) -> Image.Image | None:
+        """A second picture of finished objects, of their shape, for modalities that have one; None for none."""
+        return None
+
+    def draw_samples(self, objects: Sequence[Any], labels: Sequence[int] | None = None) -> Image.Image:
+        """A picture of samples; those of classes in ten columns with the names of the classes.
+
+        Args:
+            objects: Finished objects.
+            labels: Class of each; None without classes.
+        """
+        if labels is None or not objects:
+            return self.draw(objects)
+        names = [self.class_names[label] if self.class_names else str(label) for label in labels[: len(objects)]]
+        cells = [self.draw([item]) for item in objects]
+        num_columns = min(CLASS_COLUMNS, max(SCREEN_WIDTH // cells[0].width, 1))
+        rows, captions = _in_rows(cells, num_columns), _in_rows(names, num_columns)
+        if all(line == captions[0][: len(line)] for line in captions):
+            return draw_table(rows, titles=captions[0])
+        return draw_table(rows, captions=captions)
+
+    def draw_difference(self, original: Any, made: Any) -> Image.Image | None:
+        """What a reconstruction changes, beside the two in :meth:`draw_reconstructions`; None for no third picture."""
+        return None
+
+    def draw_reconstructions(self, originals: Sequence[Any], made: Sequence[Any]) -> Image.Image:
+        """Originals, what the decoder makes of their latents, and what differs, under headings.
+
+        Args:
+            originals: Finished objects; empty where a modality has none to show.
+            made: Their reconstructions.
+        """
+        if not originals:
+            return self.draw(made)
+        cells = []
+        for original, other in zip(originals, made, strict=True):
+            difference = self.draw_difference(original, other)
+            cells.append([self.draw([original]), self.draw([other]), *([] if difference is None else [difference])])
+        group = len(cells[0])
+        num_groups = min(len(cells), max(SCREEN_WIDTH // (group * cells[0][0].width), 1))
+        rows = [[cell for item in row for cell in item] for row in _in_rows(cells, num_groups)]
+        return draw_table(rows, titles=["original", "decoded", "difference"][:group] * num_groups)
 
     @abstractmethod
     def save(self, objects: Sequence[Any], folder: Path) -> list[Path]:
@@ -237,6 +291,10 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         if wrong:
             raise UserError(f"label {wrong[0]} is outside 0 .. {self.num_classes - 1}")
         return torch.tensor(chosen)[torch.arange(num_samples) % len(chosen)]
+
+
+def _in_rows(items: Sequence[Any], num_columns: int) -> list[list[Any]]:
+    return [list(items[start : start + num_columns]) for start in range(0, len(items), num_columns)]
 
 
 def chosen_modality(adapters: Mapping[str, object], name: str | None) -> str:

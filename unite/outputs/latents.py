@@ -23,7 +23,6 @@ from unite.files.checked_json import DamagedFileError, read_checked_json, write_
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 from unite.outputs.folder import OutputFolder
-from unite.outputs.pictures import draw_table
 from unite.runs.headlines import as_short_table
 
 Split = Literal["train", "val", "test"]
@@ -32,7 +31,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 #: A file of latents is closed once it is larger than this, in bytes.
 PART_BYTES = 128 << 20
 #: Pairs in the picture of reconstructions, and pairs beside each other.
-MAX_PAIRS, PAIR_COLUMNS = 32, 4
+MAX_PAIRS = 32
 
 
 def split_loader(datamodule: LightningDataModule, split: Split) -> Any:
@@ -343,14 +342,8 @@ def write_reconstructions(
             if objects:
                 (folder.path / name).mkdir(exist_ok=True)
                 written += adapter.save(objects, folder.path / name)
-        columns = {"original": originals, "decoded": made} if originals else {"decoded": made}
-        pairs = [[adapter.draw([item]) for item in pair] for pair in zip(*columns.values(), strict=True)][:MAX_PAIRS]
-        rows = [
-            [cell for pair in pairs[first : first + PAIR_COLUMNS] for cell in pair]
-            for first in range(0, len(pairs), PAIR_COLUMNS)
-        ]
         written.append(folder.path / "reconstructions.png")
-        draw_table(rows, list(columns) * min(PAIR_COLUMNS, len(pairs))).save(written[-1])
+        adapter.draw_reconstructions(originals[:MAX_PAIRS], made[:MAX_PAIRS]).save(written[-1])
         if metric is not None:
             values = {name: float(value) for name, value in metric.compute().items()}
             print(as_short_table(values))

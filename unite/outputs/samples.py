@@ -22,9 +22,9 @@ from unite.files import write_json
 from unite.flow import SamplingOptions
 from unite.modalities.base import ModalityAdapter
 from unite.modalities.combined import datamodule_of
+from unite.modalities.pictures import SCREEN_WIDTH, draw_table, shown_of, with_note
 from unite.module import UniteModule
 from unite.outputs.folder import OutputFolder
-from unite.outputs.pictures import draw_table
 from unite.runs.headlines import as_short_table
 from unite.runs.kept_latents import KeptLatents
 
@@ -101,16 +101,22 @@ def write_samples(
             objects = generate(scale)
             values = {} if metric is None else measure(metric, objects)
         written += adapter.save(objects, folder.path)
-        classes = _classes(adapter, settings)
-        if classes is not None:
+        labels = adapter.drawn_labels(settings.num_samples, settings.labels, settings.seed)
+        if labels is not None:
+            classes = {"class_names": adapter.class_names, "labels": labels}
             written.append(write_json(folder.path / "labels.json", classes))
         if film_strip:
             with autocast():
                 strip = draw_film_strip(model, settings, scale, min(film_strip, settings.num_samples))
             written.append(folder.path / "film_strip.png")
             strip.save(written[-1])
-        written.append(folder.path / "grid.png")
-        adapter.draw(objects[:MAX_DRAWN]).save(written[-1])
+        drawn = objects[:MAX_DRAWN]
+        pictures = {"grid.png": adapter.draw_samples(drawn, labels), "grid_3d.png": adapter.draw_in_space(drawn)}
+        for name, picture in pictures.items():
+            if picture is not None:
+                note = shown_of(len(drawn), len(objects))
+                (picture if len(drawn) == len(objects) else with_note(picture, note)).save(folder.path / name)
+                written.append(folder.path / name)
         if metric is not None:
             print(as_short_table(values))
             caution = metric.caution() if isinstance(metric, Cautious) else None
@@ -181,23 +187,12 @@ def _sweep(
     return rows, best[1], best[2]
 
 
-def _classes(adapter: ModalityAdapter, settings: SampleSettings) -> dict[str, Any] | None:
-    """Class of each sample, and the names of the classes where they are known; None without classes."""
-    if adapter.num_classes == 0:
-        return None
-    generator = torch.Generator().manual_seed(settings.seed)  # draws the template as generation did
-    condition = adapter.draw_template(settings.num_samples, settings.labels, generator).condition
-    if condition is None:
-        return None
-    return {"class_names": adapter.class_names, "labels": condition.tolist()}
-
-
 @torch.no_grad()
 def draw_film_strip(model: UniteModule, settings: SampleSettings, guidance_scale: float, num_rows: int) -> Image.Image:
     """Samples on their way from noise to data: in each row the clean sample as it is predicted at rising times.
 
-    They are the first of the samples. Of more than twelve steps, twelve are shown, evenly
-    spread; the last column is the finished sample.
+    They are the first of the samples. Twelve times are shown at most, and no more than fit on a screen, evenly spread;
+    the last column is the finished sample.
 
     Args:
         model: The model, on its device.
@@ -217,10 +212,13 @@ def draw_film_strip(model: UniteModule, settings: SampleSettings, guidance_scale
             settings.but(guidance_scale=guidance_scale),
             on_prediction=lambda time, prediction: predictions.update({time: prediction}),
         )
+        finished = adapter.finish(adapter.decode(latents, template), template)
+        num_frames = min(FILM_FRAMES, max(SCREEN_WIDTH // adapter.draw(finished[:1]).width, 2))
         times = sorted(time for time in predictions if time < 1)
-        places = torch.linspace(0, len(times) - 1, min(FILM_FRAMES - 1, len(times))).round().int().tolist()
-        frames = [(times[place], predictions[times[place]]) for place in places] + [(1.0, latents)]
+        places = torch.linspace(0, len(times) - 1, min(num_frames - 1, len(times))).round().int().tolist()
+        frames = [(times[place], predictions[times[place]]) for place in places]
         columns = [(time, adapter.finish(adapter.decode(state, template), template)) for time, state in frames]
+    columns.append((1.0, finished))
     cells = [[adapter.draw([objects[row]]) for _, objects in columns] for row in range(num_rows)]
     return draw_table(cells, [f"t = {time:.2f}" for time, _ in columns])
 

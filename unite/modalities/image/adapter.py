@@ -47,6 +47,10 @@ DECODER_SIZES = {
 }
 
 
+DIFFERENCE_GAIN = 4
+"""How many times the difference of a reconstruction is enlarged in a picture."""
+
+
 @dataclass(frozen=True)
 class PreparedImages:
     """A checked batch of images.
@@ -317,6 +321,11 @@ class ImageAdapter(ModalityAdapter):
     def draw(self, objects: Sequence[NDArray[np.uint8]]) -> Image.Image:
         """A grid of images; small ones are enlarged."""
         return draw_grid(objects)
+
+    def draw_difference(self, original: NDArray[np.uint8], made: NDArray[np.uint8]) -> Image.Image:
+        """Four times the difference on grey ground."""
+        difference = made.astype(np.int16) - original.astype(np.int16)
+        return draw_grid([np.clip(128 + DIFFERENCE_GAIN * difference, 0, 255).astype(np.uint8)])
 
     def save(self, objects: Sequence[NDArray[np.uint8]], folder: Path) -> list[Path]:
         """Write ``images/000000.png`` and so on."""

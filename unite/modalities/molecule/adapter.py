@@ -15,25 +15,20 @@ Letters: B molecules, A atoms of the largest one, K registers, D width, T atom t
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
-from PIL import Image
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torchmetrics import Metric
 
 from unite.errors import UserError, require
 from unite.modalities.atoms import ATOMIC_NUMBERS, centre, full_precision, pair_distances
-from unite.modalities.base import ModalityAdapter, Template
+from unite.modalities.base import Template
 from unite.modalities.molecule.batches import known_largest
-from unite.modalities.molecule.files.drawing import draw_grid
-from unite.modalities.molecule.files.writing import write_sdf, write_xyz
 from unite.modalities.molecule.generated import GeneratedGraph, GeneratedMolecule, batch_of
-from unite.modalities.molecule.graph import MolecularGraph
 from unite.modalities.molecule.layers import (
     GraphConvolution,
     GraphPrediction,
@@ -44,7 +39,7 @@ from unite.modalities.molecule.layers import (
 from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
 from unite.modalities.molecule.metrics.graphs import GraphGenerationMetrics, GraphReconstructionMetrics, TwoViews
 from unite.modalities.molecule.metrics.reconstruction import MoleculeReconstructionMetrics
-from unite.modalities.molecule.perception.molecule import Molecule
+from unite.modalities.molecule.pictures import MoleculePictures
 from unite.modalities.molecule.preparation import (
     MoleculePrediction,
     Preparation,
@@ -57,7 +52,7 @@ from unite.nn.decoder import LatentDecoder
 from unite.nn.generative_encoder import Tokens
 
 
-class MoleculeAdapter(ModalityAdapter):
+class MoleculeAdapter(MoleculePictures):
     """Molecules: element (and hydrogen count) of every atom, with its position, its bonds, or both.
 
     Args:
@@ -359,18 +354,6 @@ class MoleculeAdapter(ModalityAdapter):
     def annotations(self, samples: Batch | Data) -> dict[str, Tensor]:
         """Numbers of the molecules in the data set, and their properties ``y`` if they have some."""
         return {name: samples[name] for name in ("molecule_id", "y") if name in samples}
-
-    def draw(self, objects: Sequence[Molecule | MolecularGraph]) -> Image.Image:
-        """A grid of structures, with predicted bonds if there are any; invalid molecules are marked with the reason."""
-        return draw_grid(objects, max_molecules=len(objects))
-
-    def save(self, objects: Sequence[Molecule | MolecularGraph], folder: Path) -> list[Path]:
-        """Write ``samples.sdf``, with predicted bonds if there are any, and ``samples.xyz`` if there are positions."""
-        written = [folder / "samples.sdf", folder / "samples.xyz"][: 1 + self.positions]
-        write_sdf(objects, written[0])
-        if self.positions:
-            write_xyz([molecule for molecule in objects if isinstance(molecule, Molecule)], written[1])
-        return written
 
     def generation_metric(self, datamodule: LightningDataModule | None) -> Metric:
         """Validity, uniqueness and the like; novelty if the datamodule knows its training molecules.

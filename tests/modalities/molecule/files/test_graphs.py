@@ -10,11 +10,10 @@ from rdkit import Chem
 from tests.support.graphs import HARD_SMILES, REJECTED, graph_of, perceived
 from tests.support.qm9_rows import tiny_molecules
 from unite.modalities.molecule.adapter import MoleculeAdapter
-from unite.modalities.molecule.files.drawing import draw_grid
 from unite.modalities.molecule.files.writing import write_sdf
-from unite.modalities.molecule.graph import MolecularGraph, graph_from_mol
+from unite.modalities.molecule.graph import graph_from_mol
 from unite.modalities.molecule.perception.distances import unite_hydrogens
-from unite.modalities.molecule.perception.molecule import Molecule, molecule_key
+from unite.modalities.molecule.perception.molecule import molecule_key
 
 
 def read(path: Path, sanitize: bool = True) -> list[Chem.Mol]:
@@ -58,18 +57,6 @@ def test_positions_go_with_predicted_bonds_rather_than_perceived_ones(tmp_path: 
         positions = read_back.GetConformer().GetPositions()[: len(sample.positions)]
         np.testing.assert_allclose(positions, sample.positions, atol=1e-4)
         assert (read_back.GetProp("valid"), read_back.GetProp("valid_bonds")) == (str(is_valid), "True")
-
-
-def test_pictures_show_valid_and_invalid_graphs() -> None:
-    samples: list[Molecule | MolecularGraph] = [*map(graph_of, HARD_SMILES), *REJECTED.values()]
-    picture = np.asarray(draw_grid(samples, columns=1))
-    cells = picture.reshape(len(samples), -1, *picture.shape[1:])
-    for cell, graph in zip(cells, samples, strict=True):
-        is_rejected = any(graph is rejected for rejected in REJECTED.values())
-        ground = cell[10, 10].tolist()
-        assert (ground == [255, 244, 243]) == is_rejected
-        drawn = (cell[:-40] != ground).any(-1)[8:-8, 8:-8]
-        assert drawn.any() == (len(graph.atomic_numbers) > 0)
 
 
 def test_graphs_alone_give_no_xyz(tmp_path: Path) -> None:

@@ -154,54 +154,6 @@ def test_interrupted_writing_leaves_the_old_file(write: Any, tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == [path]
 
 
-def count_red(image: Any) -> int:
-    pixels = np.asarray(image).astype(int)
-    return int(((pixels - np.array([200, 20, 20])) ** 2).sum(-1).__eq__(0).sum())
-
-
-@pytest.mark.parametrize(
-    ("molecules", "columns", "cells"),
-    [
-        (REALS[:7], 3, (3, 3)),
-        (REALS[:2], 6, (2, 1)),
-        ([], 4, (1, 1)),
-        (INVALID, 6, (6, 1)),
-        (REALS, 8, (8, 5)),
-    ],
-)
-def test_grid_has_a_cell_for_each_molecule(molecules: list[Molecule], columns: int, cells: tuple[int, int]) -> None:
-    image = draw_grid(molecules, columns=columns, max_molecules=40)
-    assert image.mode == "RGB"
-    width, height = draw_grid([]).size
-    assert image.size == (cells[0] * width, cells[1] * height)
-
-
-def test_grid_shows_valid_molecules_as_drawings_and_invalid_ones_in_red() -> None:
-    assert count_red(draw_grid(REALS)) == 0
-    for molecule in INVALID:
-        assert count_red(draw_grid([molecule])) > 500
-        assert count_red(draw_grid([REALS[0], molecule])) == count_red(draw_grid([molecule]))
-    drawn = [np.asarray(draw_grid([molecule])) for molecule in (REALS[0], REALS[20], METHANE)]
-    assert all((picture < 100).any() for picture in drawn)  # ink
-    assert not np.array_equal(drawn[0], drawn[1])
-    np.testing.assert_array_equal(drawn[0], drawn[2])  # methane, explicit and united
-
-
-def test_grid_draws_bonds_and_atoms_of_invalid_molecules() -> None:
-    square = np.array([[0.0, 0, 0], [1.2, 0, 0], [1.2, 1.2, 0], [0, 1.2, 0]])
-    bonded = draw_grid([Molecule(np.array([9, 9, 9, 9]), square)])
-    far = draw_grid([Molecule(np.array([9, 9, 9, 9]), 10 * square)])
-    pixels = [(np.asarray(image) == np.array([120, 120, 120])).all(-1).sum() for image in (bonded, far)]
-    assert pixels[0] > 200
-    assert pixels[1] < 20
-
-
-@pytest.mark.parametrize("arguments", [{"columns": 0}, {"max_molecules": 0}])
-def test_grid_refuses_nothing_per_row(arguments: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="must be at least 1"):
-        draw_grid(REALS, **arguments)
-
-
 def test_writing_and_drawing_are_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_sdf([*REALS, *map(unite_hydrogens, REALS), *INVALID], tmp_path / "samples.sdf")
     draw_grid([*INVALID, *REALS])

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+import numpy.typing as npt
+from PIL import Image, ImageDraw
 from rdkit import Chem, rdBase
-from rdkit.Chem.Draw import rdMolDraw2D
+from rdkit.Chem import rdDepictor
 
-from unite.modalities.molecule.files.graphs import draw_graph
-from unite.modalities.molecule.files.writing import _fits_sdf, _symbol
+from unite.modalities.molecule.faults import fault_of_graph, free_valence, structure_of_rejected
+from unite.modalities.molecule.files.graphs import draw_structure, readable
+from unite.modalities.molecule.files.shapes import draw_shape, onto, shape_of, shape_of_atoms
+from unite.modalities.molecule.files.writing import fits_sdf
 from unite.modalities.molecule.graph import MolecularGraph, assemble
-from unite.modalities.molecule.perception.distances import short_pairs
 from unite.modalities.molecule.perception.molecule import Molecule, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive
+from unite.modalities.pictures import font
 
-_CELL: Final = (260, 240)  # width and height in pixels, legend included
+CELL: Final = (220, 200)  # width and height in pixels, legend included
 _LEGEND_HEIGHT: Final = 40
-_LEGEND_LETTERS: Final = 36  # per line
-_INVALID_COLOUR: Final = (200, 20, 20)
-_INVALID_BACKGROUND: Final = (255, 244, 243)
-_ATOM_COLOURS: Final = {
-    1: (235, 235, 235),
-    6: (165, 165, 165),
-    7: (130, 160, 255),
-    8: (255, 120, 105),
-    9: (90, 200, 90),
-}
-_OTHER_COLOUR: Final = (230, 110, 220)
+_LEGEND_LETTERS: Final = 27  # per line
+BLACK: Final = (0, 0, 0)
+INVALID_COLOUR: Final = (200, 20, 20)
+OVERLAY_COLOUR: Final = (255, 140, 0)
+MAX_DRAWN_RINGS: Final = 8
+"""Invalid molecules of more rings are no formulas: RDKit lays them out slowly, and crashes on thousands of bonds."""
 
 
 def draw_grid(molecules: Sequence[Molecule | MolecularGraph], columns: int = 6, max_molecules: int = 36) -> Image.Image:
-    """Picture of the first molecules, row by row.
+    """Picture of the first molecules, row by row, as structural formulas.
 
-    Valid molecules are drawn as structural formulas with their SMILES. Invalid ones stand on red ground with the
-    reason. Predicted bonds are drawn where there are any, those of invalid molecules, too. Without them, invalid
-    molecules are their atoms seen along the direction in which they extend least, joined where they are close enough
-    for a bond (united atoms with the number of their hydrogens).
+    Below valid molecules stands their SMILES, below invalid ones the reason in red; atoms that are to blame are marked.
+    Predicted bonds are drawn where there are any, those of invalid molecules, too. Without them, atoms of an invalid
+    molecule are joined where they are close enough for a bond, see
+    :func:`~unite.modalities.molecule.faults.structure_of_rejected`; those that clash or have many rings stand in space.
 
     Args:
         molecules: Molecules to draw.
@@ -57,103 +56,201 @@ def draw_grid(molecules: Sequence[Molecule | MolecularGraph], columns: int = 6, 
     shown = molecules[:max_molecules]
     columns = max(min(columns, len(shown)), 1)
     num_rows = max(-(-len(shown) // columns), 1)
-    width, height = _CELL
+    width, height = CELL
     grid = Image.new("RGB", (columns * width, num_rows * height), "white")
     with rdBase.BlockLogs():
         for index, molecule in enumerate(shown):
-            grid.paste(_draw(molecule), (index % columns * width, index // columns * height))
+            grid.paste(draw_molecule(molecule), (index % columns * width, index // columns * height))
     return grid
 
 
-def _draw(molecule: Molecule | MolecularGraph) -> Image.Image:
+def draw_molecule(
+    molecule: Molecule | MolecularGraph, marked: Collection[int] = (), legend: str | None = None
+) -> Image.Image:
+    """One cell of :func:`draw_grid`.
+
+    Args:
+        molecule: The molecule.
+        marked: Atoms to mark beside those that are to blame for an invalid molecule.
+        legend: What stands below in place of SMILES or reason.
+    """
     graph = molecule.graph if isinstance(molecule, Molecule) else molecule
-    if graph is not None:
-        return _draw_bonds(graph)
-    assert isinstance(molecule, Molecule)
-    found = perceive(molecule)
-    return _draw_invalid(molecule, str(found.reason)) if found.mol is None else _draw_valid(found.mol)
+    with rdBase.BlockLogs():
+        if graph is not None:
+            return _draw_graph(graph, marked, legend)
+        assert isinstance(molecule, Molecule)
+        found = perceive(molecule)
+        if found.mol is not None:
+            return _cell(_flat(found.mol, marked), legend or molecule_key(found.mol))
+        return _draw_rejected(molecule, str(found.reason), marked, legend)
 
 
-def _draw_bonds(graph: MolecularGraph) -> Image.Image:
-    """The predicted bonds; of no molecule, too, marked with the reason."""
+def _draw_graph(graph: MolecularGraph, marked: Collection[int], legend: str | None) -> Image.Image:
+    """The predicted bonds; of no molecule, too."""
     assembly = assemble(graph)
-    width, height = _CELL
-    cell = _invalid_cell(str(assembly.reason)) if assembly.mol is None else Image.new("RGB", _CELL, "white")
     if assembly.mol is not None:
-        _write_legend(cell, molecule_key(assembly.mol), (0, 0, 0))
-    if len(graph.atomic_numbers):
-        margin = 0 if assembly.mol is not None else 6  # the frame stays visible
-        picture = draw_graph(graph, (width - 2 * margin, height - _LEGEND_HEIGHT - margin), _INVALID_BACKGROUND)
-        cell.paste(picture, (margin, margin))
-    return cell
+        return _cell(_flat(assembly.mol, marked), legend or molecule_key(assembly.mol))
+    fault = fault_of_graph(graph)
+    if not len(graph.atomic_numbers):
+        return _cell("no atoms", legend or _reason(str(assembly.reason), ""), INVALID_COLOUR)
+    mol = readable(graph)
+    if _num_rings(mol) > MAX_DRAWN_RINGS:
+        words = f"{mol.GetNumAtoms()} atoms,\n{mol.GetNumBonds()} bonds"
+        return _cell(words, legend or _reason(str(assembly.reason), fault.words), INVALID_COLOUR)
+    rdDepictor.Compute2DCoords(mol)
+    for atom in mol.GetAtoms():  # what is wrong is often the number of hydrogens, so they are all told
+        atom.SetProp("atomLabel", _label(atom))
+    picture = draw_structure(mol, _drawing_size(), {*marked, *fault.atoms})
+    return _cell(picture, legend or _reason(str(assembly.reason), fault.words), INVALID_COLOUR)
 
 
-def _invalid_cell(reason: str) -> Image.Image:
-    """Red ground, a frame and the reason."""
-    width, height = _CELL
-    cell = Image.new("RGB", _CELL, _INVALID_BACKGROUND)
-    ImageDraw.Draw(cell).rectangle((2, 2, width - 3, height - 3), outline=_INVALID_COLOUR)
-    _write_legend(cell, f"invalid: {reason.replace('_', ' ')}", _INVALID_COLOUR)
-    return cell
+def _draw_rejected(molecule: Molecule, reason: str, marked: Collection[int], legend: str | None) -> Image.Image:
+    """Bonds by distance of a molecule that has no others, with what is wrong."""
+    if len(molecule.positions) == 0 or not fits_sdf(molecule).all():
+        text = "no atoms" if len(molecule.positions) == 0 else "positions are not finite\nor very far away"
+        return _cell(text, legend or _reason(reason, ""), INVALID_COLOUR)
+    mol, fault = structure_of_rejected(molecule)
+    marked = {*marked, *fault.atoms}
+    legend = legend or _reason(reason, fault.words)
+    if reason == "clash" or _num_rings(mol) > MAX_DRAWN_RINGS:
+        shape = shape_of_atoms(molecule)
+        assert shape is not None
+        return _cell(draw_shape(replace(shape, marked=marked), _drawing_size()), legend, INVALID_COLOUR)
+    for atom in mol.GetAtoms():
+        if atom.GetIdx() in marked:
+            atom.SetBoolProp("_marked", True)
+        if atom.GetIdx() in marked or free_valence(atom):  # without a label, hydrogens would be thought there
+            atom.SetProp("atomLabel", _label(atom))
+    drawn = _without_plain_hydrogens(mol)
+    rdDepictor.Compute2DCoords(drawn)
+    kept = {atom.GetIdx() for atom in drawn.GetAtoms() if atom.HasProp("_marked")}
+    return _cell(draw_structure(drawn, _drawing_size(), kept), legend, INVALID_COLOUR)
 
 
-def _draw_valid(mol: Chem.Mol) -> Image.Image:
-    width, height = _CELL
-    flat = Chem.RemoveHs(mol)
-    flat.RemoveAllConformers()  # or the drawing would be a projection of the positions
-    drawer = rdMolDraw2D.MolDraw2DCairo(width, height - _LEGEND_HEIGHT)
-    rdMolDraw2D.PrepareAndDrawMolecule(drawer, flat)
-    drawer.FinishDrawing()
-    cell = Image.new("RGB", _CELL, "white")
-    cell.paste(Image.open(io.BytesIO(drawer.GetDrawingText())).convert("RGB"), (0, 0))
-    _write_legend(cell, molecule_key(mol), (0, 0, 0))
-    return cell
+def _num_rings(mol: Chem.Mol) -> int:
+    """Independent rings."""
+    return int(mol.GetNumBonds() - mol.GetNumAtoms() + len(Chem.GetMolFrags(mol)))
 
 
-def _draw_invalid(molecule: Molecule, reason: str) -> Image.Image:
-    width, height = _CELL
-    cell = _invalid_cell(reason)
+def _without_plain_hydrogens(mol: Chem.Mol) -> Chem.Mol:
+    """The structure with hydrogens counted on the atom that they are bonded to; loose and bridging ones stay."""
+    editable = Chem.RWMol(mol)
+    for atom in reversed(list(editable.GetAtoms())):
+        if atom.GetAtomicNum() != 1 or atom.GetDegree() != 1:
+            continue
+        (neighbour,) = atom.GetNeighbors()
+        if neighbour.GetAtomicNum() == 1:
+            continue
+        neighbour.SetNumExplicitHs(neighbour.GetNumExplicitHs() + 1)
+        if neighbour.HasProp("atomLabel"):
+            neighbour.SetProp("atomLabel", _label(neighbour))
+        editable.RemoveAtom(atom.GetIdx())
+    reduced = editable.GetMol()
+    reduced.UpdatePropertyCache(strict=False)
+    Chem.FastFindRings(reduced)
+    return reduced
+
+
+def _flat(mol: Chem.Mol, marked: Collection[int]) -> Image.Image:
+    """A valid molecule as a structural formula; ``marked`` are numbers of heavy atoms."""
+    drawn = Chem.Mol(mol)
+    for atom in marked:
+        drawn.GetAtomWithIdx(atom).SetBoolProp("_marked", True)
+    drawn = Chem.RemoveHs(drawn)
+    drawn.RemoveAllConformers()  # or the drawing would be a projection of the positions
+    kept = {atom.GetIdx() for atom in drawn.GetAtoms() if atom.HasProp("_marked")}
+    return draw_structure(drawn, _drawing_size(), kept, is_sound=True)
+
+
+def draw_grid_in_space(molecules: Sequence[Molecule], columns: int = 6) -> Image.Image:
+    """Picture of molecules as balls and sticks, row by row, with the legends of :func:`draw_grid`.
+
+    Counted hydrogens of valid molecules are placed by ideal geometry, as in an SDF.
+    """
+    width, height = CELL
+    grid = Image.new("RGB", (min(columns, len(molecules)) * width, -(-len(molecules) // columns) * height), "white")
+    for index, molecule in enumerate(molecules):
+        grid.paste(_draw_in_space(molecule), (index % columns * width, index // columns * height))
+    return grid
+
+
+def _draw_in_space(molecule: Molecule) -> Image.Image:
+    found = perceive(molecule)
+    shape = shape_of(molecule)
+    if found.mol is not None and shape is not None:
+        return _cell(draw_shape(shape, _drawing_size()), molecule_key(found.mol))
+    if shape is None:
+        return _draw_rejected(molecule, str(found.reason), (), None)
+    fault = structure_of_rejected(molecule)[1]
+    picture = draw_shape(replace(shape, marked=fault.atoms), _drawing_size())
+    return _cell(picture, _reason(str(found.reason), fault.words), INVALID_COLOUR)
+
+
+def draw_difference(original: Molecule | MolecularGraph, made: Molecule | MolecularGraph) -> Image.Image:
+    """What a reconstruction changes.
+
+    Positions: the reconstruction (orange), turned and shifted onto the original, with the RMSD of the atoms. Graphs:
+    the reconstruction, with atoms marked that are others or have other bonds.
+    """
+    if isinstance(original, MolecularGraph) and isinstance(made, MolecularGraph):
+        return _draw_changed_graph(original, made)
+    assert isinstance(original, Molecule)
+    assert isinstance(made, Molecule)
+    shape, other = shape_of_atoms(original), shape_of_atoms(made)
+    if shape is None or other is None:
+        return _cell("positions are not finite\nor very far away", "", INVALID_COLOUR)
+    moved = onto(other.positions, shape.positions)
+    rmsd = float(np.sqrt(((moved - shape.positions) ** 2).sum(-1).mean()))
+    picture = draw_shape(shape, _drawing_size(), replace(other, positions=moved, colour=OVERLAY_COLOUR))
+    num_others = int((_kinds(original) != _kinds(made)).any(-1).sum())
+    others = f"{num_others} of {len(shape.positions)} atoms of another type"
+    return _cell(picture, f"RMSD {rmsd:.3f} Å\n{others if num_others else ''}", INVALID_COLOUR if num_others else BLACK)
+
+
+def _draw_changed_graph(original: MolecularGraph, made: MolecularGraph) -> Image.Image:
+    is_changed = (_kinds(original) != _kinds(made)).any(-1) | (original.charges != made.charges)
+    changed = np.flatnonzero(is_changed | (original.bonds != made.bonds).any(-1)).tolist()
+    return draw_molecule(
+        made, changed, f"{len(changed)} of {len(original.charges)} atoms differ" if changed else "the same"
+    )
+
+
+def _kinds(molecule: Molecule | MolecularGraph) -> npt.NDArray[np.int64]:
+    """Element and counted hydrogens of each atom, shape (A, 2)."""
+    numbers, counts = molecule.atomic_numbers, molecule.num_hydrogens
+    return np.stack([numbers, np.zeros_like(numbers) if counts is None else counts], axis=-1)
+
+
+def _label(atom: Chem.Atom) -> str:
+    """Element, hydrogens and charge of an atom, as ``CH<sub>2</sub>``."""
+    count, charge = atom.GetNumExplicitHs(), atom.GetFormalCharge()
+    hydrogens = "" if count == 0 else "H" if count == 1 else f"H<sub>{count}</sub>"
+    sign = "" if charge == 0 else f"<sup>{charge:+d}</sup>".replace("1", "")
+    return f"{atom.GetSymbol()}{hydrogens}{sign}"
+
+
+def _drawing_size() -> tuple[int, int]:
+    return CELL[0], CELL[1] - _LEGEND_HEIGHT
+
+
+def _reason(reason: str, words: str) -> str:
+    return f"invalid: {reason.replace('_', ' ')}\n{words}"
+
+
+def _cell(picture: Image.Image | str, legend: str, colour: tuple[int, int, int] = BLACK) -> Image.Image:
+    """A drawing, or words in its place, above its legend of two lines at most."""
+    width, height = CELL
+    cell = Image.new("RGB", CELL, "white")
     draw = ImageDraw.Draw(cell)
-    is_drawable = len(molecule.positions) > 0 and bool(_fits_sdf(molecule).all())
-    if not is_drawable:
-        text = "no atoms" if len(molecule.positions) == 0 else "positions are not finite or very far away"
+    if isinstance(picture, str):
         middle = (width / 2, (height - _LEGEND_HEIGHT) / 2)
-        draw.text(middle, text, fill=_INVALID_COLOUR, font=_font(), anchor="mm")
-        return cell
-    centred = molecule.positions.astype(np.float64) - molecule.positions.mean(0)
-    axes = np.linalg.svd(centred, full_matrices=True)[2]  # (3, 3), rows by falling extent
-    points = centred @ axes.T  # (A, 3); the last coordinate points at the reader
-    extent = max(float(np.abs(points[:, :2]).max()), 1.0)  # a collapsed molecule stays small
-    scale = (min(width, height - _LEGEND_HEIGHT) / 2 - 22) / extent
-    places = points[:, :2] * scale + (width / 2, (height - _LEGEND_HEIGHT) / 2)  # (A, 2) in pixels
-    for first, second in short_pairs(molecule):
-        draw.line([tuple(places[first]), tuple(places[second])], fill=(120, 120, 120), width=3)
-    for atom in np.argsort(points[:, 2]).tolist():  # the nearest is drawn last
-        _draw_atom(draw, molecule, atom, places[atom, 0], places[atom, 1], scale)
-    return cell
-
-
-def _draw_atom(draw: ImageDraw.ImageDraw, molecule: Molecule, atom: int, x: float, y: float, scale: float) -> None:
-    """A labelled disc, smaller where a large molecule leaves little room. ``scale`` is in pixels per Å."""
-    atomic_number = int(molecule.atomic_numbers[atom])
-    label = _symbol(atomic_number)
-    if molecule.num_hydrogens is not None and molecule.num_hydrogens[atom]:
-        count = int(molecule.num_hydrogens[atom])
-        label += "H" if count == 1 else f"H{count}"
-    radius = min(6.0 if atomic_number == 1 else 9.0, 0.6 * scale)
-    colour = _ATOM_COLOURS.get(atomic_number, _OTHER_COLOUR)
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=(60, 60, 60))
-    draw.text((x, y), label, fill=(0, 0, 0), font=_font(), anchor="mm")
-
-
-def _write_legend(cell: Image.Image, text: str, colour: tuple[int, int, int]) -> None:
-    lines = [text[start : start + _LEGEND_LETTERS] for start in range(0, len(text), _LEGEND_LETTERS)]
+        draw.text(middle, picture, fill=colour, font=font(13), anchor="mm", align="center")
+    else:
+        cell.paste(picture, (0, 0))
+    parts = legend.replace("Å", "angstrom").split("\n")  # the font has no Å
+    lines = [line for part in parts for line in textwrap.wrap(part, _LEGEND_LETTERS, break_on_hyphens=False)]
     if len(lines) > 2:
-        lines = [lines[0], lines[1][:-1] + "…"]
-    width, height = _CELL
+        lines = [lines[0], lines[1][: _LEGEND_LETTERS - 1] + "…"]
     place = (width / 2, height - _LEGEND_HEIGHT / 2)
-    ImageDraw.Draw(cell).text(place, "\n".join(lines), fill=colour, font=_font(), anchor="mm", align="center")
-
-
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=12)
+    draw.text(place, "\n".join(lines), fill=colour, font=font(13), anchor="mm", align="center")
+    return cell

@@ -1,6 +1,7 @@
 """Molecules with predicted bonds for other programs and for people: entries of an SDF, and cells of a picture."""
 
 import io
+from collections.abc import Collection
 from typing import Final
 
 import numpy as np
@@ -14,6 +15,9 @@ from unite.modalities.molecule.graph import MolecularGraph, as_written, assemble
 from unite.modalities.molecule.perception.molecule import molecule_key
 
 FLAT_REMARK: Final = "2D: laid out by RDKit, no positions were generated"
+BOND_LENGTH: Final = 30
+"""Pixels of a bond in a drawing, unless there is too little room."""
+MARK_COLOUR: Final = (1.0, 0.66, 0.62)
 
 
 def graph_mol_block(graph: MolecularGraph, name: str, positions: npt.NDArray[np.floating] | None) -> str:
@@ -63,33 +67,26 @@ def readable(graph: MolecularGraph) -> Chem.RWMol:
     return mol
 
 
-def draw_graph(graph: MolecularGraph, size: tuple[int, int], background: tuple[int, int, int]) -> Image.Image:
-    """The predicted bonds as a structural formula of the given width and height, valid or not.
+def draw_structure(
+    mol: Chem.Mol, size: tuple[int, int], marked: Collection[int] = (), is_sound: bool = False
+) -> Image.Image:
+    """A structural formula of the given width and height.
 
-    What is no molecule stands on the background colour, with every hydrogen written out.
+    Args:
+        mol: The molecule.
+        size: Width and height in pixels.
+        marked: Atoms on a red disc.
+        is_sound: Whether RDKit may prepare the molecule for drawing, and lay it out; otherwise it is drawn as it is.
     """
-    assembly = assemble(graph)
     drawer = rdMolDraw2D.MolDraw2DCairo(*size)
-    with rdBase.BlockLogs():
-        if assembly.mol is None:
-            mol = readable(graph)
-            rdDepictor.Compute2DCoords(mol)
-            options = drawer.drawOptions()
-            options.prepareMolsBeforeDrawing = False  # type: ignore[assignment]  # RDKit's stubs are wrong
-            options.setBackgroundColour(tuple(part / 255 for part in background))
-            for atom in mol.GetAtoms():  # the reason is often a hydrogen, so they are all told
-                atom.SetProp("atomLabel", _label(atom))
-            drawer.DrawMolecule(mol)
-        else:
-            mol = Chem.RemoveHs(assembly.mol)
-            rdMolDraw2D.PrepareAndDrawMolecule(drawer, mol)
+    options = drawer.drawOptions()
+    # RDKit's stubs are wrong about these attributes.
+    options.fixedBondLength = BOND_LENGTH  # type: ignore[assignment]
+    options.setHighlightColour(MARK_COLOUR)
+    options.highlightRadius = 0.4  # type: ignore[assignment]
+    options.prepareMolsBeforeDrawing = False  # type: ignore[assignment]
+    if is_sound:
+        mol = rdMolDraw2D.PrepareMolForDrawing(mol)
+    drawer.DrawMolecule(mol, highlightAtoms=sorted(marked), highlightBonds=[])
     drawer.FinishDrawing()
     return Image.open(io.BytesIO(drawer.GetDrawingText())).convert("RGB")
-
-
-def _label(atom: Chem.Atom) -> str:
-    """Element, hydrogens and charge of an atom, as ``CH<sub>2</sub>``."""
-    count, charge = atom.GetNumExplicitHs(), atom.GetFormalCharge()
-    hydrogens = "" if count == 0 else "H" if count == 1 else f"H<sub>{count}</sub>"
-    sign = "" if charge == 0 else f"<sup>{charge:+d}</sup>".replace("1", "")
-    return f"{atom.GetSymbol()}{hydrogens}{sign}"

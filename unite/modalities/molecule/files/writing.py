@@ -59,7 +59,7 @@ def write_sdf(molecules: Sequence[Molecule | MolecularGraph], path: str | Path) 
                 properties = _properties(found)
                 if molecule.graph is not None:
                     properties |= graph_properties(molecule.graph)
-                if not _fits_sdf(molecule).all():
+                if not fits_sdf(molecule).all():
                     properties["positions"] = " ".join(map(repr, molecule.positions.ravel().tolist()))
             if molecule.num_hydrogens is not None:
                 properties["num_hydrogens"] = " ".join(map(str, molecule.num_hydrogens.tolist()))
@@ -101,7 +101,7 @@ def write_xyz(molecules: Sequence[Molecule], path: str | Path) -> None:
 
 def _mol_block(molecule: Molecule, found: Perception, name: str) -> str:
     if molecule.graph is not None:
-        return graph_mol_block(molecule.graph, name, np.where(_fits_sdf(molecule), molecule.positions, 0.0))
+        return graph_mol_block(molecule.graph, name, np.where(fits_sdf(molecule), molecule.positions, 0.0))
     mol = loose_atoms(molecule) if found.mol is None else with_positions(found.mol, molecule)
     mol.SetProp("_Name", name)
     return str(Chem.MolToMolBlock(mol, includeStereo=False))
@@ -115,13 +115,13 @@ def _properties(found: Perception) -> dict[str, str]:
     }
 
 
-def _fits_sdf(molecule: Molecule) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def fits_sdf(molecule: Molecule) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     """Which coordinates an SDF can hold, shape (A, 3)."""
     return np.asarray(np.abs(molecule.positions) <= MAX_SDF_COORDINATE)  # NaN compares as False
 
 
 def _set_positions(mol: Chem.Mol, molecule: Molecule) -> None:
-    positions = np.where(_fits_sdf(molecule), molecule.positions, 0.0).astype(np.float64)
+    positions = np.where(fits_sdf(molecule), molecule.positions, 0.0).astype(np.float64)
     conformer = Chem.Conformer(len(positions))
     conformer.Set3D(True)
     if len(positions):
