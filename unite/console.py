@@ -174,9 +174,14 @@ def _similar_class(class_path: str) -> str | None:
     own = [item for item, value in vars(sys.modules.get(module, object)).items() if inspect.isclass(value)]
     if close := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
         return f"{module}.{close[0]}"
-    public = {item: f"{package}.{item}" for package in _PACKAGES for item in importlib.import_module(package).__all__}
+    public = public_classes()
     close = difflib.get_close_matches(name, public, n=1, cutoff=0.8)
     return public[close[0]] if close else None
+
+
+def public_classes() -> dict[str, str]:
+    """Where a yaml finds the classes of ours that it may name, by their names; imports none of them."""
+    return {item: f"{package}.{item}" for package in _PACKAGES for item in importlib.import_module(package).__all__}
 
 
 def shown(path: str | Path) -> str:

@@ -11,7 +11,7 @@ import yaml
 
 from unite.commands.options import trainer_options
 from unite.commands.typed import config_file
-from unite.console import is_quiet, one_line, shown
+from unite.console import is_quiet, one_line, public_classes, shown
 from unite.errors import UserError
 from unite.files import open_text
 from unite.module import UniteModule
@@ -94,7 +94,7 @@ class Invocation:
         if options.overwrite:
             args.append(f"--overwrite={options.overwrite}")
         bars = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"] if is_quiet() else []
-        return [*args, *map(moved_text, options.others), *bars]
+        return [*args, *_with_full_class(list(map(moved_text, options.others))), *bars]
 
     def require_checkpoint(self) -> None:
         """Refuse a command without the checkpoint that it needs.
@@ -180,6 +180,17 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             if isinstance(key.value, str):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _with_full_class(args: list[str]) -> list[str]:
+    """``--data MoleculeFilesDataModule`` with the path of the class, which jsonargparse knows only once it is imported."""
+    for number, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        place = number if equals else number + 1
+        if name == "--data" and place < len(args):
+            word = value or args[place]
+            args[place] = f"{name}{equals}" * bool(equals) + public_classes().get(word, word)
+    return args
 
 
 def _as_named_today(config: str) -> str:

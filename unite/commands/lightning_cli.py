@@ -13,6 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from unite.commands.data_settings import fill_from_data
 from unite.commands.invocation import Invocation
 from unite.commands.memory_errors import explained_memory_errors
 from unite.commands.run_claim import RunClaim, home_of
@@ -143,7 +144,8 @@ class UniteCLI(LightningCLI):
         """Lightning's own would let the checkpoint silently override the command line."""
 
     def before_instantiate_classes(self) -> None:
-        """In fit, make the run folder; no two runs share one."""
+        """Fill in what is found in the data; in fit, make the run folder; no two runs share one."""
+        fill_from_data(self.config[self.subcommand], has_weights=bool(self.asked.checkpoint))
         if self.subcommand == "fit" and not self.config.fit.trainer.fast_dev_run:
             folder = Path(self.config.fit.trainer.default_root_dir)
             home = home_of(self.asked.run_config, folder)

@@ -2,9 +2,11 @@
 
 import torch
 import torch.nn.functional as F
+from rdkit import Chem
 from torch import Tensor
 
-ATOMIC_NUMBERS = {"H": 1, "B": 5, "C": 6, "N": 7, "O": 8, "F": 9, "Si": 14, "P": 15, "S": 16, "Cl": 17, "Br": 35}
+ATOMIC_NUMBERS = {Chem.GetPeriodicTable().GetElementSymbol(number): number for number in range(1, 119)}
+"""All elements by symbol, in the order of their numbers."""
 
 
 def full_precision(device: torch.device) -> torch.autocast:

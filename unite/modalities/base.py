@@ -94,6 +94,15 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
     sampling: SamplingOptions = SamplingOptions()
     """How samples are drawn unless told otherwise: as for the figures of the training; checkpoints keep it."""
 
+    from_data: ClassVar[Mapping[str, Any]] = {}
+    """Arguments of the constructor that are found in the data where they are None, and their values without data.
+
+    The command line asks the datamodule's ``adapter_settings()`` for them, so that settings in files are plain values.
+    """
+
+    for_data: ClassVar[tuple[str, ...]] = ()
+    """Arguments that the datamodule has as well, and takes from the adapter where its own are None."""
+
     adamw_parameters: ClassVar[tuple[str, ...]] = ()
     """Parts of parameter names that Muon leaves to AdamW: embeddings of inputs, heads of a few outputs."""
 

@@ -226,7 +226,7 @@ def test_empty_and_endless_molecules_are_refused_by_number() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"elements": ["C", "Xx"]}, "'Xx'; known are"),
+        ({"elements": ["C", "Xx"]}, "'Xx', which is no element"),
         ({"registers_per_molecule": 0}, "registers_per_molecule is 0"),
         ({"max_atoms": 0}, "max_atoms is 0"),
         ({"elements": ["H"], "hydrogens": "counted"}, "no type of atom"),

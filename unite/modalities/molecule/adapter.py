@@ -14,8 +14,8 @@ in the convolution, so another order of the atoms is another input: what is lear
 Letters: B molecules, A atoms of the largest one, K registers, D width, T atom types.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +59,9 @@ class MoleculeAdapter(MoleculePictures):
         positions: Whether molecules have a shape.
         bonds: Whether molecules have bonds and formal charges; the datamodule must have them, too.
         hydrogens: ``explicit``: hydrogens are atoms. ``counted``: united atoms; the datamodule must count, too.
-        elements: Symbols of the elements that occur.
-        max_atoms: Most tokens of a molecule; 29 atoms, 9 of them heavy, in QM9.
+        elements: Symbols of the elements that occur; None for those of the data, which `unite fit` fills in (in Python,
+            ``MoleculeAdapter(**datamodule.adapter_settings())`` does), and without data QM9's: H, C, N, O, F.
+        max_atoms: Most tokens of a molecule; None likewise, without data 29. QM9 has 29 atoms, 9 of them heavy.
         registers_per_molecule: Number of registers, or None for one per atom.
         rotate: Turn each training molecule by a random rotation.
         decoder_depth: Blocks of the decoder.
@@ -74,7 +75,7 @@ class MoleculeAdapter(MoleculePictures):
         bond_depth: Layers of the graph convolution.
         pair_width: Channels of a pair of atoms in the head of bonds. It costs A (A - 1) / 2 times as much for A atoms:
             with 64 channels 0.6 MB per molecule of 29 atoms in training, 21 MB for one of 200.
-        max_charge: Largest formal charge of an atom, of either sign.
+        max_charge: Largest formal charge of an atom, of either sign; None likewise, without data 1.
         bond_weight: Weight of the cross-entropy of bonds.
         none_weight: Weight, in that term, of a pair without a bond against one with.
         charge_weight: Weight of the cross-entropy of charges.
@@ -83,6 +84,8 @@ class MoleculeAdapter(MoleculePictures):
         UserError: A setting is outside its range.
     """
 
+    from_data: ClassVar[Mapping[str, Any]] = {"elements": ["H", "C", "N", "O", "F"], "max_atoms": 29, "max_charge": 1}
+    for_data: ClassVar[tuple[str, ...]] = ("hydrogens", "positions", "bonds")
     adamw_parameters: ClassVar[tuple[str, ...]] = (
         "_embedding",
         "position_in",
@@ -98,8 +101,8 @@ class MoleculeAdapter(MoleculePictures):
         positions: bool = True,
         bonds: bool = False,
         hydrogens: Literal["explicit", "counted"] = "explicit",
-        elements: Sequence[str] = ("H", "C", "N", "O", "F"),
-        max_atoms: int = 29,
+        elements: Sequence[str] | None = None,
+        max_atoms: int | None = None,
         registers_per_molecule: int | None = None,
         rotate: bool = True,
         decoder_depth: int = 4,
@@ -111,15 +114,18 @@ class MoleculeAdapter(MoleculePictures):
         distance_cutoff: float = 3.0,
         bond_depth: int = 3,
         pair_width: int = 64,
-        max_charge: int = 1,
+        max_charge: int | None = None,
         bond_weight: float = 1.0,
         none_weight: float = 1.0,
         charge_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        elements = self.from_data["elements"] if elements is None else elements
+        max_atoms = self.from_data["max_atoms"] if max_atoms is None else max_atoms
+        max_charge = self.from_data["max_charge"] if max_charge is None else max_charge
         require(positions or bonds, "positions and bonds are both false; set at least one of them to true")
         if unknown := [symbol for symbol in elements if symbol not in ATOMIC_NUMBERS]:
-            raise UserError(f"elements has {unknown[0]!r}; known are {', '.join(ATOMIC_NUMBERS)}")
+            raise UserError(f"elements has {unknown[0]!r}, which is no element")
         if registers_per_molecule is not None:
             require(
                 registers_per_molecule >= 1,

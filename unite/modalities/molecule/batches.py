@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 
 from unite.modalities.batches import BatchSampler
+from unite.modalities.flat import Segments, send
 from unite.modalities.molecule.data.qm9.bonds import BondTable
 from unite.modalities.molecule.data.qm9.table import MoleculeTable
 
@@ -66,34 +67,56 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
             bond in both directions, `edge_attr` (E,) their types, and `charge` (A,).
         """
         rows = torch.atleast_1d(torch.as_tensor(rows))
-        num_molecules = rows.numel()
-        atoms = _Segments(self.table.ptr, rows, self.device)
+        atoms = _segments(self.table.ptr, rows, self.device)
         # All but positions are integers, kept as bytes.
-        per_atom = {name: _long_unless_float(values[atoms.index]) for name, values in self.per_atom.items()}
-        slices = dict.fromkeys(per_atom, atoms.host_ptr)
-        per_edge = {}
+        per_atom = {name: long_unless_float(values[atoms.index]) for name, values in self.per_atom.items()}
+        per_edge, edge_ptr = {}, None
         if self.bonds is not None:
-            edges = _Segments(self.bonds.ptr, rows, self.device)
+            edges = _segments(self.bonds.ptr, rows, self.device)
             per_edge = {
                 "edge_index": self.per_edge["edge_index"][:, edges.index] + atoms.ptr[edges.owner],
                 "edge_attr": self.per_edge["edge_attr"][edges.index].long(),
             }
-            slices |= dict.fromkeys(per_edge, edges.host_ptr)
+            edge_ptr = edges.host_ptr
         # The name is not `index`: PyG adds the number of atoms to attributes with "index" in their names
         # when it collates, so batching the molecules of a batch anew would change the numbers.
-        per_molecule = {"molecule_id": _send(self.table.molecule_id[rows], self.device)}
+        per_molecule = {"molecule_id": send(self.table.molecule_id[rows], self.device)}
 
-        result = Batch(_base_cls=Data, **per_atom, **per_edge, **per_molecule, batch=atoms.owner, ptr=atoms.ptr)
-        # What Batch.from_data_list leaves for taking molecules out again (batch[i], to_data_list). These
-        # names are private to PyG; test_gathered_batch_equals_collated_batch guards them.
-        result._num_graphs = num_molecules
-        result._slice_dict = slices | dict.fromkeys(per_molecule, torch.arange(num_molecules + 1))
-        unchanged = torch.zeros(num_molecules, dtype=torch.long)
-        result._inc_dict = dict.fromkeys([*per_atom, *per_edge, *per_molecule], unchanged)
-        if self.bonds is not None:
-            result._inc_dict["edge_index"] = atoms.host_ptr[:-1]
-        result._largest = int(atoms.host_ptr.diff().max())
+        result = finished_batch(per_atom, per_edge, per_molecule, atoms, edge_ptr)
         return {"molecule": result}
+
+
+def finished_batch(
+    per_atom: dict[str, Tensor],
+    per_edge: dict[str, Tensor],
+    per_molecule: dict[str, Tensor],
+    atoms: Segments,
+    edge_ptr: Tensor | None = None,
+) -> Batch:
+    """A batch as `Batch.from_data_list` would make it, of values that are together already.
+
+    Args:
+        per_atom: Values (A, ...) by name.
+        per_edge: Values of the edges by name; `edge_index` (2, E) counts the atoms of the batch.
+        per_molecule: Values (B, ...) by name.
+        atoms: Where the atoms lie.
+        edge_ptr: First edge of each molecule, and the end, shape (B + 1,), if there are edges.
+    """
+    result = Batch(_base_cls=Data, **per_atom, **per_edge, **per_molecule, batch=atoms.owner, ptr=atoms.ptr)
+    # What Batch.from_data_list leaves for taking molecules out again (batch[i], to_data_list). These
+    # names are private to PyG; test_gathered_batch_equals_collated_batch guards them.
+    result._num_graphs = num_molecules = len(atoms.host_ptr) - 1
+    slices = dict.fromkeys(per_atom, atoms.host_ptr)
+    slices |= dict.fromkeys(per_molecule, torch.arange(num_molecules + 1))
+    result._inc_dict = dict.fromkeys(
+        [*per_atom, *per_edge, *per_molecule], torch.zeros(num_molecules, dtype=torch.long)
+    )
+    if edge_ptr is not None:
+        slices |= dict.fromkeys(per_edge, edge_ptr)
+        result._inc_dict["edge_index"] = atoms.host_ptr[:-1]
+    result._slice_dict = slices
+    result._largest = int(atoms.host_ptr.diff().max())
+    return result
 
 
 def known_largest(batch: Batch) -> int | None:
@@ -105,34 +128,14 @@ def known_largest(batch: Batch) -> int | None:
     return getattr(batch, "_largest", None)
 
 
-class _Segments:
-    """Where the atoms (or edges) of some molecules lie in a table, and where they go in a batch.
-
-    Attributes:
-        host_ptr: First atom of each molecule in the batch, and the end, shape (B + 1,), on the CPU.
-        ptr: The same on the device.
-        owner: Molecule of each atom of the batch, shape (A,), on the device.
-        index: Place of each atom in the table, shape (A,), on the device.
-    """
-
-    def __init__(self, ptr: Tensor, rows: Tensor, device: torch.device) -> None:
-        first = ptr[rows]
-        sizes = ptr[rows + 1] - first
-        self.host_ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        total = int(self.host_ptr[-1])
-        self.ptr = _send(self.host_ptr, device)
-        shifts = _send(first - self.host_ptr[:-1], device)
-        # Unless it is told the total, a GPU has to finish all its work to find it.
-        self.owner = torch.repeat_interleave(self.ptr.diff(), output_size=total)
-        self.index = torch.arange(total, device=device) + shifts[self.owner]
+def _segments(ptr: Tensor, rows: Tensor, device: torch.device) -> Segments:
+    """Where what belongs to some rows lies, of which row i has `ptr[i]` to `ptr[i + 1]`."""
+    first = ptr[rows]
+    return Segments(first, ptr[rows + 1] - first, device)
 
 
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    """Values of the CPU on a device, without waiting for it."""
-    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
-
-
-def _long_unless_float(values: Tensor) -> Tensor:
+def long_unless_float(values: Tensor) -> Tensor:
+    """Integers, which tables keep in few bytes, as PyG's batches have them."""
     return values if values.is_floating_point() else values.long()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from rdkit import Chem
 from torch import Tensor
 from torch_geometric.data import Batch
 
@@ -24,8 +25,17 @@ from unite.modalities.molecule.layers import (
     pairs_to_matrix,
 )
 
-MAX_HYDROGENS = {"B": 3, "C": 4, "N": 3, "O": 2, "F": 0, "Si": 4, "P": 3, "S": 2, "Cl": 0, "Br": 0}
-"""Most hydrogens that a united atom may carry: its usual valence, less the bond that ties a halogen to a molecule."""
+
+def max_hydrogens(atomic_number: int) -> int:
+    """Most hydrogens that a united atom may carry: its usual valence by RDKit, where that is above one.
+
+    The one bond of a halogen ties it to its molecule; metals and noble gases have none.
+    """
+    valence = int(Chem.GetPeriodicTable().GetDefaultValence(atomic_number))
+    return valence if valence > 1 else 0
+
+
+MOST_HYDROGENS = max(max_hydrogens(number) for number in ATOMIC_NUMBERS.values())
 
 
 @dataclass(frozen=True)
@@ -73,13 +83,13 @@ def vocabulary(elements: Sequence[str], hydrogens: str) -> list[tuple[int, int]]
     """Pairs of atomic number and hydrogen count."""
     if hydrogens == "explicit":
         return [(ATOMIC_NUMBERS[symbol], 0) for symbol in elements]
-    heavy = [symbol for symbol in elements if symbol != "H"]
-    return [(ATOMIC_NUMBERS[symbol], count) for symbol in heavy for count in range(MAX_HYDROGENS[symbol] + 1)]
+    heavy = [ATOMIC_NUMBERS[symbol] for symbol in elements if symbol != "H"]
+    return [(number, count) for number in heavy for count in range(max_hydrogens(number) + 1)]
 
 
 def type_table(vocabulary: Sequence[tuple[int, int]]) -> Tensor:
     """Index of a type by atomic number and hydrogen count, shape (128, H); -1 where there is none."""
-    table = torch.full((128, max(MAX_HYDROGENS.values()) + 2), -1)
+    table = torch.full((128, MOST_HYDROGENS + 2), -1)
     for index, (atomic_number, num_hydrogens) in enumerate(vocabulary):
         table[atomic_number, num_hydrogens] = index
     return table

@@ -115,11 +115,15 @@ def read_records(files: Sequence[Path], only: Format | None = None) -> Iterator[
         assert format_ is not None
         try:
             with open_text(file, errors="replace") as lines:
-                cut = _cut_sdf(lines) if format_ == "sdf" else _cut_xyz(lines)
-                for number, record in enumerate(cut, start=1):
+                for number, record in enumerate(cut(lines, format_), start=1):
                     yield Record(str(file), number, format_, record)
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror}") from error
+
+
+def cut(lines: Iterable[str], format_: Format) -> Iterator[list[str]]:
+    """The lines of each record of a file."""
+    return _cut_sdf(lines) if format_ == "sdf" else _cut_xyz(lines)
 
 
 def _cut_sdf(lines: Iterable[str]) -> Iterator[list[str]]:

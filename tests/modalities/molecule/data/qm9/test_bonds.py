@@ -17,10 +17,11 @@ from tests.support.qm9_rows import tiny_molecules
 from tests.support.workers import in_this_process
 from unite.errors import UserError
 from unite.modalities.molecule.batches import GatheredMolecules
+from unite.modalities.molecule.data.base import Hydrogens
 from unite.modalities.molecule.data.qm9 import bonds as qm9_bonds
 from unite.modalities.molecule.data.qm9 import chunks as perception_chunks
 from unite.modalities.molecule.data.qm9.bonds import load_or_perceive, perceive_chunk
-from unite.modalities.molecule.data.qm9.datamodule import Hydrogens, QM9DataModule
+from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
 from unite.modalities.molecule.graph import assemble, data_from_graph, graph_from_data, graph_from_mol
 from unite.modalities.molecule.perception.molecule import hash_key, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive

@@ -21,10 +21,11 @@ from tests.support.paths import TINY_CSV
 from tests.support.workers import in_this_process
 from unite.errors import UserError
 from unite.modalities.molecule.batches import BUCKET_STEPS, GatheredMolecules, MoleculeBatchSampler, known_largest
+from unite.modalities.molecule.data.base import Hydrogens
 from unite.modalities.molecule.data.qm9 import chunks as perception_chunks
 from unite.modalities.molecule.data.qm9 import keys as qm9_keys
 from unite.modalities.molecule.data.qm9 import table as qm9_cache
-from unite.modalities.molecule.data.qm9.datamodule import Hydrogens, QM9DataModule
+from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
 from unite.modalities.molecule.data.qm9.table import MIN_MOLECULES, MoleculeTable, RawMolecule, build_table
 from unite.modalities.molecule.perception.molecule import Molecule, hash_key
 

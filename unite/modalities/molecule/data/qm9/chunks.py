@@ -24,8 +24,13 @@ Result = TypeVar("Result")
 
 def fingerprint(molecules: dict[str, Tensor]) -> str:
     """Short name that changes with the molecules, with the rules of perception, and with RDKit."""
-    rules = "".join(file.read_text(encoding="utf8") for file in sorted(RULES.glob("*.py")))
-    return hashlib.sha256(f"{checksum(molecules)} {rdkit.__version__} {rules}".encode()).hexdigest()[:12]
+    content = f"{checksum(molecules)} {rdkit.__version__} {rules_of_perception()}"
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def rules_of_perception() -> str:
+    """The rules of perception as text, which is another when they are."""
+    return "".join(file.read_text(encoding="utf8") for file in sorted(RULES.glob("*.py")))
 
 
 def perceive_chunks(

@@ -1,31 +1,31 @@
 """QM9, 130,831 small organic molecules with coordinates, as a Lightning datamodule of PyG batches."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
+from rdkit import Chem
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch_geometric.data import Batch
 
 from unite.errors import UserError, require
-from unite.modalities.batches import FixedBatches, ResumableDataLoader, unchanged
 from unite.modalities.molecule.batches import GatheredMolecules, MoleculeBatchSampler
+from unite.modalities.molecule.data.base import Hydrogens, MoleculeDataModule, Split
 from unite.modalities.molecule.data.qm9 import bonds as qm9_bonds
 from unite.modalities.molecule.data.qm9 import table as qm9_cache
 from unite.modalities.molecule.data.qm9.bonds import BondTable
-from unite.modalities.molecule.data.qm9.table import MoleculeTable, Split
+from unite.modalities.molecule.data.qm9.table import MoleculeTable
 
-Hydrogens = Literal["explicit", "counted"]
+#: Elements of QM9, and most atoms of a molecule, of which at most nine are heavy.
+QM9_ELEMENTS = ("H", "C", "N", "O", "F")
+MAX_ATOMS: dict[Hydrogens, int] = {"explicit": 29, "counted": 9}
+
 Source = Literal["auto", "qm9pack", "pyg"]
 
 
-class QM9DataModule(LightningDataModule):
+class QM9DataModule(MoleculeDataModule):
     """QM9, or data of your own in the same layout, as `{"molecule": Batch}` in each step.
 
     A batch has `z` (A,) atomic numbers, `pos` (A, 3) in Å, `batch` (A,) and `ptr` (B + 1,) as PyG defines
@@ -87,7 +87,7 @@ class QM9DataModule(LightningDataModule):
         num_workers: int = 0,
         on_device: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, eval_batch_size, seed, predict_split, num_workers, on_device)
         limits: dict[Split, int | None] = {"train": num_train, "val": num_val, "test": num_test}
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
         for name, value in {**sizes, **{f"num_{split}": limit for split, limit in limits.items()}}.items():
@@ -108,18 +108,12 @@ class QM9DataModule(LightningDataModule):
         if csv_files is not None and not csv_files:
             raise UserError("data.csv_files is empty; name at least one file, or leave it out to use QM9")
         self.root = Path(root)
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
         self.hydrogens: Hydrogens = hydrogens
         self.bonds = bonds
         self.source = source
         self.csv_files = [Path(file) for file in csv_files] if csv_files else None
-        self.seed = seed
         self.bucket_by_size = hydrogens == "explicit" if bucket_by_size is None else bucket_by_size
         self.limits = limits
-        self.predict_split: Split = predict_split
-        self.num_workers = num_workers
-        self.on_device = on_device
         self._tables: dict[Hydrogens, MoleculeTable] = {}
         self._bonds: BondTable | None = None
         self._molecules: GatheredMolecules | None = None
@@ -225,50 +219,21 @@ class QM9DataModule(LightningDataModule):
         keys: Tensor = self._explicit_bonds().key[self.rows("train")].unique()
         return keys
 
-    def train_dataloader(self) -> DataLoader[dict[str, Batch]]:
-        """Shuffled batches of one size."""
-        return self._dataloader("train", self.batch_size, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[dict[str, Batch]]:
-        """Every validation molecule once; not sorted by size, so that the first batches are a fair sample."""
-        return self._dataloader("val", self.eval_batch_size)
-
-    def test_dataloader(self) -> DataLoader[dict[str, Batch]]:
-        """Every test molecule once."""
-        return self._dataloader("test", self.eval_batch_size)
-
-    def predict_dataloader(self) -> DataLoader[dict[str, Batch]]:
-        """Every molecule of `predict_split` once, in the order of the split."""
-        return self._dataloader(self.predict_split, self.eval_batch_size)
-
-    def transfer_batch_to_device(
-        self, batch: dict[str, Batch], device: torch.device, dataloader_idx: int
-    ) -> dict[str, Batch]:
-        """Move a batch; a GPU is not waited for, as Lightning would with PyG's batches."""
-        return {name: samples.to(device, non_blocking=device.type == "cuda") for name, samples in batch.items()}
-
-    def _dataloader(self, split: Split, batch_size: int, shuffle: bool = False) -> DataLoader[dict[str, Batch]]:
-        rows = self.rows(split)
-        distributed = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
-        if (num_processes := distributed.get("num_replicas", 1)) > rows.numel():
-            raise UserError(
-                f"{num_processes} processes cannot share {rows.numel()} molecules of split {split}; "
-                f"raise data.num_{split} or lower trainer.devices"
-            )
-        options: dict[str, Any] = {
-            "batch_size": None,  # the datasets below give whole batches
-            "collate_fn": unchanged,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            # A GPU takes what lies in pinned memory without being waited for.
-            "pin_memory": torch.cuda.is_available() and not self.on_device,
+    def adapter_settings(self) -> dict[str, Any]:
+        """Elements and sizes of QM9, or of CSV files, which may have more than QM9's."""
+        if self.csv_files is None:
+            return {"elements": list(QM9_ELEMENTS), "max_atoms": MAX_ATOMS[self.hydrogens], "max_charge": 1}
+        periodic_table = Chem.GetPeriodicTable()
+        found = [periodic_table.GetElementSymbol(number) for number in self._explicit_table().z.unique().tolist()]
+        return {
+            "elements": [*QM9_ELEMENTS, *(symbol for symbol in found if symbol not in QM9_ELEMENTS)],
+            "max_atoms": int(self.table().num_atoms.max()),
+            "max_charge": int(self._explicit_bonds().charge.abs().max()) if self.bonds else 1,
         }
-        molecules = self._gathered(self.trainer.strategy.root_device if self.on_device and self.trainer else "cpu")
-        if self.trainer and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
-            # Lightning then puts in a sampler of its own, which numbers the items of the dataset.
-            batches = [batch.tolist() for batch in rows.split(batch_size)]
-            return DataLoader(FixedBatches(molecules, batches), **options)
-        sampler = MoleculeBatchSampler(
+
+    def sampler(self, rows: Tensor, batch_size: int, shuffle: bool, **distributed: int) -> MoleculeBatchSampler:
+        """Batches of these rows, of molecules of like size if wanted."""
+        return MoleculeBatchSampler(
             rows,
             self.table().num_atoms,
             batch_size,
@@ -277,9 +242,8 @@ class QM9DataModule(LightningDataModule):
             bucket_by_size=self.bucket_by_size,
             **distributed,
         )
-        return ResumableDataLoader(molecules, sampler=sampler, **options)
 
-    def _gathered(self, device: torch.device | str = "cpu") -> GatheredMolecules:
+    def molecules(self, device: torch.device | str = "cpu") -> GatheredMolecules:
         """All molecules, to be taken as batches."""
         if self._molecules is None or self._molecules.device != torch.device(device):
             self._molecules = GatheredMolecules(
@@ -289,12 +253,6 @@ class QM9DataModule(LightningDataModule):
                 device=device,
             )
         return self._molecules
-
-    def training_molecules(self) -> Iterator[Batch]:
-        """All training molecules in large batches on the CPU, to be looked at as a whole."""
-        molecules = self._gathered()
-        for rows in self.rows("train").split(1024):
-            yield molecules[rows]["molecule"]
 
     def _explicit_table(self) -> MoleculeTable:
         if "explicit" not in self._tables:

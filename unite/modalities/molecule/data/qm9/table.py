@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 from rdkit import Chem, rdBase
@@ -24,8 +23,7 @@ from tqdm import tqdm
 from unite.errors import UserError, require
 from unite.files import open_text, require_writable, write_whole
 from unite.files.locks import one_after_another
-
-Split = Literal["train", "val", "test"]
+from unite.modalities.molecule.data.base import Split
 
 CACHE_VERSION = 1
 SPLIT_SEED = 0

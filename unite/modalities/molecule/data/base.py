@@ -1,0 +1,124 @@
+"""What datamodules of molecules share: loaders of whole batches, resumable, divided between processes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch_geometric.data import Batch
+
+from unite.errors import UserError
+from unite.modalities.batches import BatchSampler, FixedBatches, ResumableDataLoader, unchanged
+
+Hydrogens = Literal["explicit", "counted"]
+Split = Literal["train", "val", "test"]
+
+
+class MoleculeDataModule(LightningDataModule, ABC):
+    """Yields ``{"molecule": Batch}``: training batches shuffled and of one size, every other molecule once, in order.
+
+    Under several processes each gets equally many batches, disjoint from those of the others.
+
+    Args:
+        batch_size: Molecules in a training batch of one process.
+        eval_batch_size: Molecules in a batch of validation, test, and prediction; None for `batch_size`.
+        seed: Of the order of training molecules.
+        predict_split: Split that `predict` runs over, in the order of the split.
+        num_workers: Processes that make batches ahead.
+        on_device: Keep all molecules on the trainer's device, and make the batches there.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        eval_batch_size: int | None,
+        seed: int,
+        predict_split: Split,
+        num_workers: int,
+        on_device: bool = False,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.seed = seed
+        self.predict_split: Split = predict_split
+        self.num_workers = num_workers
+        self.on_device = on_device
+
+    @abstractmethod
+    def adapter_settings(self) -> dict[str, Any]:
+        """Arguments of :class:`~unite.modalities.molecule.MoleculeAdapter` that follow from the data."""
+
+    @abstractmethod
+    def rows(self, split: Split) -> Tensor:
+        """Rows of the molecules of a split, in its order, shape (N,)."""
+
+    @abstractmethod
+    def molecules(self, device: torch.device | str = "cpu") -> Dataset[dict[str, Batch]]:
+        """What gives a batch of molecules for what :meth:`sampler` yields."""
+
+    @abstractmethod
+    def sampler(self, rows: Tensor, batch_size: int, shuffle: bool, **distributed: int) -> BatchSampler:
+        """Batches of these rows."""
+
+    def samples_of(self, rows: Tensor) -> Tensor:
+        """What :meth:`molecules` is asked for to get these rows, the same at any time."""
+        return rows
+
+    @abstractmethod
+    def size_histogram(self) -> Tensor:
+        """Training molecules by number of atoms, shape (largest + 1,); counted hydrogens are no atoms."""
+
+    def training_molecules(self) -> Iterator[Batch]:
+        """All training molecules in large batches on the CPU, to be looked at as a whole."""
+        molecules = self.molecules()
+        for rows in self.rows("train").split(1024):
+            yield molecules[self.samples_of(rows)]["molecule"]
+
+    def train_dataloader(self) -> DataLoader[dict[str, Batch]]:
+        """Shuffled batches of one size."""
+        return self._dataloader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Batch]]:
+        """Every validation molecule once; not sorted by size, so that the first batches are a fair sample."""
+        return self._dataloader("val", self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[dict[str, Batch]]:
+        """Every test molecule once."""
+        return self._dataloader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Batch]]:
+        """Every molecule of `predict_split` once, in the order of the split."""
+        return self._dataloader(self.predict_split, self.eval_batch_size)
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Batch], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Batch]:
+        """Move a batch; a GPU is not waited for, as Lightning would with PyG's batches."""
+        return {name: samples.to(device, non_blocking=device.type == "cuda") for name, samples in batch.items()}
+
+    def _dataloader(self, split: Split, batch_size: int, shuffle: bool = False) -> DataLoader[dict[str, Batch]]:
+        rows = self.rows(split)
+        distributed = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+        if (num_processes := distributed.get("num_replicas", 1)) > rows.numel():
+            raise UserError(
+                f"{num_processes} processes cannot share {rows.numel()} molecules of split {split}; "
+                f"raise data.num_{split} or lower trainer.devices"
+            )
+        options: dict[str, Any] = {
+            "batch_size": None,  # the datasets below give whole batches
+            "collate_fn": unchanged,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            # A GPU takes what lies in pinned memory without being waited for.
+            "pin_memory": torch.cuda.is_available() and not self.on_device,
+        }
+        molecules = self.molecules(self.trainer.strategy.root_device if self.on_device and self.trainer else "cpu")
+        if self.trainer and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+            # Lightning then puts in a sampler of its own, which numbers the items of the dataset.
+            batches = [batch.tolist() for batch in self.samples_of(rows).split(batch_size)]
+            return DataLoader(FixedBatches(molecules, batches), **options)
+        return ResumableDataLoader(molecules, sampler=self.sampler(rows, batch_size, shuffle, **distributed), **options)
