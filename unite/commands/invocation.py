@@ -112,6 +112,16 @@ class Invocation:
                 "be continued from it; it serves validate, test and sample"
             )
 
+    def require_one_start(self) -> None:
+        """Refuse a run that is to begin with a model's weights and to continue another one.
+
+        Raises:
+            UserError: It is. A config.yaml that says what its run began with is no such wish.
+        """
+        typed = [option for option in self.options.others if option.startswith("--init_from")]
+        if typed and self.ckpt_path:
+            raise UserError("--init_from begins a new run, and --ckpt_path continues one: give one of them")
+
     def wrong_callback(self, error: Exception) -> str | None:
         """What to say of ``--trainer.callbacks.init_args.X``, if that is what was refused."""
         refused = re.search(r"trainer\.callbacks.*?class_path '([\w.]+)':\s*Option '([\w.]+)'", str(error), re.DOTALL)
@@ -183,7 +193,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _with_full_class(args: list[str]) -> list[str]:
-    """``--data MoleculeFilesDataModule`` with the path of the class, which jsonargparse knows only once it is imported."""
+    """``--data CLASS`` with the path of a class of ours, which jsonargparse knows only once it is imported."""
     for number, arg in enumerate(args):
         name, equals, value = arg.partition("=")
         place = number if equals else number + 1

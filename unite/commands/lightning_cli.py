@@ -28,6 +28,7 @@ from unite.runs.folder import (
     is_first_process,
 )
 from unite.runs.sizes import no_larger_than
+from unite.runs.warm_start import warm_start
 from unite.trainer import UniteTrainer
 
 COMMON_OPTIONS = """Common options: --config FILE (several are merged, later ones win); --ckpt_path PATH, a checkpoint,
@@ -98,6 +99,9 @@ class UniteCLI(LightningCLI):
     def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
         """Lightning's own, whose help shows the command's own options before the hundreds of trainer and model."""
         parser = super()._prepare_subcommand_parser(*args, **kwargs)
+        # config.yaml of a run tells what it began with, so every command has to know the key.
+        told = "Trained model whose weights a new run begins with." if args[1] == "fit" else argparse.SUPPRESS
+        parser.add_argument("--init_from", type=str | None, default=None, help=told)
         groups = parser._action_groups  # arguments without a group, --config and the like, Lightning's, the command's
         parser._action_groups = [*groups[:2], groups[-1], *groups[2:-1]]
         return parser
@@ -123,6 +127,7 @@ class UniteCLI(LightningCLI):
             # Lightning cannot read an exported folder: its weights are in the model already.
             settings.ckpt_path = str(self.asked.ckpt_path) if self.asked.ckpt_path and not self.asked.exported else None
         self.asked.require_checkpoint()
+        self.asked.require_one_start()
         if command != "sample" and settings.get("data") is None:
             raise UserError("no data: give --data with the class_path of a datamodule, or a --config that has it")
         settings.trainer.default_root_dir = str(self.asked.run_folder(settings.trainer.default_root_dir))
@@ -174,6 +179,9 @@ class UniteCLI(LightningCLI):
             raise UserError(one_line(error)) from error
         if self.asked.checkpoint:
             require_same_model(self.model, self.asked.checkpoint, self.asked.ckpt_path)
+        if (source := self.config[self.subcommand].get("init_from")) and not self.asked.checkpoint:
+            for line in warm_start(self.model, source).lines():
+                info(line)
         if self.asked.exported:
             self.model.on_load_checkpoint(self.asked.checkpoint)
             self.model.load_state_dict(self.asked.checkpoint["state_dict"])

@@ -165,7 +165,7 @@ def _require_known_options(command: str, args: list[str]) -> None:
     Raises:
         UserError: There is one; its closest spelling is named.
     """
-    own = {*COMMON, *command_options(command).arguments}
+    own = {*COMMON, *command_options(command).arguments, *(["init_from"] if command == "fit" else [])}
     for arg in args:
         if not arg.startswith("--"):
             continue
@@ -216,6 +216,7 @@ def short_help(command: str) -> str:
 
 
 HELP_OF_FIT = {
+    "init_from MODEL": "begin with a trained model's weights (a run, checkpoint, export, or qm9), matched by element",
     "trainer.max_steps N": "optimizer steps; --max_steps does, too",
     "trainer.max_time 00:01:30:00": "days:hours:minutes:seconds",
     "trainer.precision bf16-mixed": "on a GPU",

@@ -8,7 +8,7 @@ Letters: B samples, N data tokens, K registers, C latent channels, D width of th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -121,6 +121,15 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         # The last row is the null condition, which an unconditional modality always uses.
         self.condition_embedding = nn.Embedding(self.num_classes + 1, width)
         nn.init.normal_(self.condition_embedding.weight, std=0.02)
+
+    def row_names(self) -> dict[str, list[Hashable]]:
+        """What the rows of parameters stand for, where models differ in it: elements, charges, places, classes.
+
+        By name of the parameter, of the settings alone: asked for before :meth:`build`, too. Models that start from a
+        trained one take the rows of the same names. Classes have no names here: only as many classes are the same ones.
+        """
+        classes = [f"class {number} of {self.num_classes}" for number in range(self.num_classes)]
+        return {"condition_embedding.weight": [*classes, "no class"]}
 
     def fit_statistics(self, datamodule: LightningDataModule | None) -> None:
         """Note, in buffers, what generation needs to know of the training data. Called once before training.

@@ -14,7 +14,7 @@ in the convolution, so another order of the atoms is another input: what is lear
 Letters: B molecules, A atoms of the largest one, K registers, D width, T atom types.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -195,6 +195,26 @@ class MoleculeAdapter(MoleculePictures):
         places = sinusoidal_embedding(torch.arange(num_registers + self.max_atoms), decoder_width)
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("vocabulary_tensor", torch.tensor(self.vocabulary), persistent=False)
+
+    def row_names(self) -> dict[str, list[Hashable]]:
+        """Types of atoms, charges and places, so that models of other elements and sizes can start from one another."""
+        symbols = {number: symbol for symbol, number in ATOMIC_NUMBERS.items()}
+        types: list[Hashable] = [
+            symbols[number] + (f"H{count}" if self.hydrogens == "counted" else "") for number, count in self.vocabulary
+        ]
+        charges: list[Hashable] = [f"{charge:+d}" for charge in range(-self.max_charge, self.max_charge + 1)]
+        places: list[Hashable] = [f"place {number}" for number in range(self.max_atoms)]
+        registers: list[Hashable] = [f"place {n}" for n in range(self.registers_per_molecule or self.max_atoms)]
+        return super().row_names() | {
+            "type_embedding.weight": types,
+            "type_head.weight": types,
+            "type_head.bias": types,
+            "charge_embedding.weight": charges,
+            "charge_head.weight": charges,
+            "charge_head.bias": charges,
+            "place_embedding.weight": places,
+            "register_embedding": registers,
+        }
 
     # ------------------------------------------------------------------ data in
 

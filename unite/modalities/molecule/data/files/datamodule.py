@@ -40,10 +40,10 @@ class MoleculeFilesDataModule(MoleculeDataModule):
     """Molecules of files: SDF, MOL, XYZ, extended XYZ, SMILES (``.smi``, or a column of CSV or Parquet).
 
     Batches are as of :class:`QM9DataModule`; with properties they have also `y` (B, properties), NaN where one is
-    missing. Files are read once, and kept in `cache` as a memory-mapped table. Unreadable records, mixtures and the like
-    are left out, counted by name and listed in the report beside the table. Molecules without a shape are given some
-    by ETKDG and MMFF94. Records one after another with the same atoms and bonds are conformers of one molecule; in each
-    epoch one is drawn.
+    missing. Files are read once, and kept in `cache` as a memory-mapped table. Unreadable records, mixtures and the
+    like are left out, counted by name and listed in the report beside the table. Molecules without a shape are given
+    some by ETKDG and MMFF94. Records one after another with the same atoms and bonds are conformers of one molecule; in
+    each epoch one is drawn.
 
     What is None below is found in the data, or is as the model has it; `unite fit` fills it in, and config.yaml has it.
 

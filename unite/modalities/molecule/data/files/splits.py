@@ -61,15 +61,21 @@ def split_rows(
                 f"{len(rows)} molecules to divide, {len(counts)} {kind}: nothing is left for {split}; give more, "
                 "or name data.val_path and data.test_path"
             )
-    return {split: found[split][torch.randperm(len(found[split]), generator=generator)] for split in ORIGINS}
+    return {split: _shuffled(found[split], generator) for split in ORIGINS}
+
+
+def _shuffled(rows: Tensor, generator: torch.Generator) -> Tensor:
+    return rows.index_select(0, torch.randperm(len(rows), generator=generator))
 
 
 def _groups(keys: Tensor) -> Tensor:
     """Number of the group of each molecule (N,), from 0; those without a key are by themselves."""
     alone = torch.arange(len(keys))
-    return torch.where(keys == 0, -1 - alone, keys).unique(return_inverse=True)[1]
+    groups: Tensor = torch.where(keys == 0, -1 - alone, keys).unique(return_inverse=True)[1]
+    return groups
 
 
 def _members(groups: Tensor, chosen: Tensor, rows: Tensor) -> Tensor:
-    members: Tensor = rows[torch.isin(groups, chosen)]
-    return members
+    is_chosen = torch.zeros(int(groups.max()) + 1, dtype=torch.bool)
+    is_chosen[chosen] = True
+    return rows.masked_select(is_chosen[groups])
