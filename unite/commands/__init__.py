@@ -52,7 +52,12 @@ COMMANDS = {
     "prepare": Command(
         "unite.commands.prepare",
         "caches, shards, statistics: unite prepare images SRC OUT",
-        {"qm9": "prepare_qm9", "images": "prepare_images", "reference": "prepare_reference"},
+        {
+            "qm9": "prepare_qm9",
+            "molecules": "prepare_molecules",
+            "images": "prepare_images",
+            "reference": "prepare_reference",
+        },
     ),
     "import-official": Command(
         "unite.commands.import_official",

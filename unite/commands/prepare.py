@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unite.commands.options import torch_device
-from unite.console import shown
+from unite.console import info, shown
 from unite.errors import UserError, require
-from unite.files import leaving_no_empty_folders
+from unite.files import leaving_no_empty_folders, read_json, replacing, require_writable, write_json
 from unite.files.checked_json import DamagedFileError, read_checked_json
 
 
@@ -48,6 +48,54 @@ def prepare_qm9(
             f"{manifest['num_with_bonds']:,} have bonds, {manifest['num_as_smiles']:,} ({manifest['agreement']:.2%}) "
             f"those of the data set's SMILES; the others are listed in {shown(path)}"
         )
+
+
+def prepare_molecules(
+    paths: list[str],
+    *,
+    cache: str = "data/molecules",
+    smiles_column: str | None = None,
+    num_conformers: int = 3,
+    num_perceived: int = 1000,
+    output: Path | None = None,
+) -> None:
+    """Molecules of your own files: the cache of MoleculeFilesDataModule, and what is in it.
+
+    Reads SDF, MOL, XYZ and SMILES (also columns of CSV and Parquet, .gz and .zip), makes shapes where there are none,
+    and tells on one screen, in a JSON file and a picture what was found and what was left out. May be interrupted: the
+    same command continues.
+
+    Args:
+        paths: Files, folders or patterns.
+        cache: Folder for the cache.
+        smiles_column: Column of SMILES in a table; default: one called so.
+        num_conformers: Shapes to make of a molecule without one.
+        num_perceived: Molecules whose bonds are perceived from their shape, to compare with those of the file.
+        output: Folder for findings.json and findings.png; default: beside the cache.
+
+    Raises:
+        UserError: There is no such file, or no molecule in it.
+    """
+    from unite.modalities.molecule.data.files.cache import REPORT_FILE
+    from unite.modalities.molecule.data.files.datamodule import MoleculeFilesDataModule
+    from unite.modalities.molecule.data.files.findings import as_picture, as_screen, findings
+
+    require(num_perceived >= 0, f"--num_perceived is {num_perceived}; it must not be negative")
+    datamodule = MoleculeFilesDataModule(
+        paths, cache=cache, smiles_column=smiles_column, num_conformers=num_conformers, hydrogens="explicit"
+    )
+    with leaving_no_empty_folders(datamodule.cache):
+        datamodule.prepare_data()
+    found = findings(datamodule, num_perceived)
+    folder = output or datamodule.folder
+    require_writable(folder)
+    write_json(folder / "findings.json", found)
+    with replacing(folder / "findings.png") as temporary:
+        as_picture(found, datamodule.table).save(temporary, format="PNG")
+    print(as_screen(found))
+    print(f"wrote {shown(folder)}: findings.json, findings.png; records left out are listed in {REPORT_FILE}")
+    if found["molecules"]:
+        info(f"next: unite fit molecules_small --data.init_args.path {' '.join(paths)}")
 
 
 def prepare_images(
