@@ -1,6 +1,7 @@
 """QM9, 130,831 small organic molecules with coordinates, as a Lightning datamodule of PyG batches."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,7 +17,7 @@ from unite.modalities.molecule.data.base import Hydrogens, MoleculeDataModule, S
 from unite.modalities.molecule.data.qm9 import bonds as qm9_bonds
 from unite.modalities.molecule.data.qm9 import table as qm9_cache
 from unite.modalities.molecule.data.qm9.bonds import BondTable
-from unite.modalities.molecule.data.qm9.table import MoleculeTable
+from unite.modalities.molecule.data.qm9.table import MoleculeTable, RawMolecule
 
 #: Elements of QM9, and most atoms of a molecule, of which at most nine are heavy.
 QM9_ELEMENTS = ("H", "C", "N", "O", "F")
@@ -52,7 +53,7 @@ class QM9DataModule(MoleculeDataModule):
             `pyg` for the download of `torch_geometric.datasets.QM9`, `auto` for qm9pack if installed and
             else pyg.
         csv_files: CSV files to read instead, in the layout of qm9pack: columns Index, SMILES, Elements,
-            XYZ_Ang.
+            XYZ_Ang. SDF, MOL and XYZ files are taken, too; :class:`MoleculeFilesDataModule` does more with them.
         seed: Of the order of training molecules; it does not change the split.
         bucket_by_size: Whether training batches hold molecules of like size. Of random batches of 256, 31 %
             is padding with explicit hydrogens and 2 % with counted ones; sorted, 2 % and 0.4 %. The price is
@@ -264,7 +265,7 @@ class QM9DataModule(MoleculeDataModule):
             for file in files:
                 if not file.is_file():
                     raise UserError(f"{file} is not a file; set data.csv_files to files in the layout of qm9pack")
-            return qm9_cache.load_or_build(self._csv_cache(files), lambda: qm9_cache.read_csv_files(files))
+            return qm9_cache.load_or_build(self._csv_cache(files), lambda: _read_files(files))
         from_qm9pack, from_pyg = self.root / "qm9pack.safetensors", self.root / "pyg.safetensors"
         use_qm9pack = self.source == "qm9pack"
         if self.source == "auto":  # a cache that is there needs neither package nor network
@@ -277,3 +278,10 @@ class QM9DataModule(MoleculeDataModule):
         """Cache of CSV files under a name that changes with them."""
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return self.root / f"csv-{hashlib.sha256(str(stats).encode()).hexdigest()[:12]}.safetensors"
+
+
+def _read_files(files: list[Path]) -> Iterable[RawMolecule]:
+    """Molecules of CSV files in the layout of qm9pack, or of SDF, MOL and XYZ files."""
+    from unite.modalities.molecule.data.files.raw import are_molecule_files, read_raw_molecules
+
+    return read_raw_molecules(files) if are_molecule_files(files) else qm9_cache.read_csv_files(files)
