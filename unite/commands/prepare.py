@@ -9,7 +9,7 @@ from typing import Any, Literal
 from unite.commands.options import torch_device
 from unite.console import info, shown
 from unite.errors import UserError, require
-from unite.files import leaving_no_empty_folders, read_json, replacing, require_writable, write_json
+from unite.files import leaving_no_empty_folders, replacing, require_writable, write_json
 from unite.files.checked_json import DamagedFileError, read_checked_json
 
 

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from unite.console import shown
 from unite.errors import UserError
 from unite.files import write_json
-from unite.files.checked import DamagedFileError, load_checked, save_checked
+from unite.files.checked import load_checked, save_checked
+from unite.files.checked_json import DamagedFileError
 from unite.files.tables import write_table
 from unite.modalities.molecule.data.files.records import (
     GRAPH_FAULTS,

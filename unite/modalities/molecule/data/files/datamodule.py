@@ -14,7 +14,7 @@ from unite.configurable import check_choices
 from unite.console import info, shown
 from unite.errors import UserError, require
 from unite.files import read_json, require_writable
-from unite.files.checked import DamagedFileError
+from unite.files.checked_json import DamagedFileError
 from unite.files.locks import one_after_another
 from unite.modalities.atoms import ATOMIC_NUMBERS
 from unite.modalities.molecule.data.base import Hydrogens, MoleculeDataModule, Split
