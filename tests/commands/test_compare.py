@@ -13,9 +13,10 @@ from PIL import Image
 
 from tests.support.commands import RunCli
 from tests.support.paths import TOY
-from unite.analysis.comparison import MISSING, RunSummary, comparison, draw_comparison, markdown_table
+from unite.analysis.comparison import RunSummary, comparison, draw_comparison, markdown_table
 from unite.cli import main
 from unite.commands.compare import read_run, training_seconds
+from unite.runs.definitions import MISSING
 from unite.runs.headlines import headlines
 
 pytestmark = pytest.mark.usefixtures("in_toy_folder")

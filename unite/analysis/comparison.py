@@ -6,15 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unite.runs.definitions import MISSING, definition
 from unite.runs.headlines import headlines, rank_of
-
-UNITS = {"rmsd": "Å", "psnr": "dB"}
-"""Units of metrics that have one."""
 
 RECONSTRUCTION = r"match_rate.*|rmsd.*|psnr|lpips|rfid.*"
 """Those of reconstructions; the other headlines are of generated samples."""
-
-MISSING = "–"  # noqa: RUF001  (a dash of tables)
 
 
 @dataclass
@@ -104,8 +100,8 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _with_unit(metric: str) -> str:
-    unit = UNITS.get(metric.rpartition("/")[2])
-    return metric if unit is None else f"{metric} / {unit}"
+    unit = definition(metric).unit
+    return f"{metric} / {unit}" if unit else metric
 
 
 def _number(value: float | None) -> str:

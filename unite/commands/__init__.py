@@ -41,6 +41,9 @@ COMMANDS = {
         "unite.commands.ablate", "train a list of variants of a config: unite ablate --overlays ...", {"": "ablate"}
     ),
     "compare": Command("unite.commands.compare", "runs side by side: unite compare RUN RUN ...", {"": "compare"}),
+    "report": Command(
+        "unite.commands.report", "a page to look at: unite report RUN, unite report FILE.sdf", {"": "report"}
+    ),
     "align": Command(
         "unite.commands.align",
         "do the two passes agree? CKA and more by layer: unite align --ckpt_path RUN",

@@ -295,7 +295,8 @@ def write_summary(trials: Sequence[Trial], output: Path) -> list[Path]:
     Returns:
         The files written.
     """
-    from unite.analysis.comparison import MISSING, markdown_table
+    from unite.analysis.comparison import markdown_table
+    from unite.runs.definitions import MISSING
     from unite.runs.headlines import headlines
 
     by_variant: dict[str, dict[int, dict[str, float | None]]] = {trial.variant: {} for trial in trials}

@@ -16,10 +16,11 @@ from typing import Any
 
 from unite.analysis.comparison import RunSummary, comparison, draw_comparison, markdown_table
 from unite.console import shown
-from unite.errors import UserError, require
+from unite.errors import UserError
 from unite.files import leaving_no_empty_folders, read_json, require_writable, write_json
 from unite.files.checked_json import DamagedFileError, read_checked_json
 from unite.runs.metrics_table import validations
+from unite.runs.names import short_names
 
 TABLE_FILE = "compare.md"
 VALUES_FILE = "compare.json"
@@ -41,7 +42,7 @@ def compare(runs: list[Path], *, output: Path = Path("runs/compare"), overwrite:
         UserError: A run is missing or damaged, or the output has a comparison of other runs.
     """
     folders = _run_folders(runs)
-    names = _short_names(folders)
+    names = short_names(folders)
     _claim(output, folders, overwrite)
     with leaving_no_empty_folders(output):
         require_writable(output)
@@ -119,22 +120,6 @@ def _run_folders(paths: Sequence[Path]) -> list[Path]:
                 raise
             print(f"unite: left out: {error}", file=sys.stderr)
     return folders
-
-
-def _short_names(folders: Sequence[Path]) -> list[str]:
-    """Names of run folders without what all paths begin with.
-
-    Raises:
-        UserError: A run is named twice.
-    """
-    resolved = [folder.resolve() for folder in folders]
-    for folder in resolved:
-        require(resolved.count(folder) <= 1, f"run {folder} is named twice; name each run once")
-    for length in range(1, max(len(folder.parts) for folder in resolved) + 1):
-        names = ["/".join(folder.parts[-length:]) for folder in resolved]
-        if len(set(names)) == len(names):
-            return names
-    raise AssertionError("paths that differ have names that differ")
 
 
 # ---------------------------------------------------------------------- reading

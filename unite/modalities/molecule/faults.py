@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from rdkit import Chem, rdBase
 
-from unite.modalities.molecule.graph import MolecularGraph, as_written, assemble
 from unite.modalities.molecule.perception.distances import MIN_DISTANCE, short_pairs
 from unite.modalities.molecule.perception.elements import _MAX_DEGREES, ELEMENTS
 from unite.modalities.molecule.perception.molecule import Molecule
 from unite.modalities.molecule.perception.perceive import perceive
 from unite.modalities.molecule.perception.sanitizing import MAX_FUSED_RINGS, has_too_many_rings, sanitize
+
+if TYPE_CHECKING:
+    from unite.modalities.molecule.graph import MolecularGraph
 
 _NEUTRAL_VALENCES: Final = {1: 1, 6: 4, 7: 3, 8: 2, 9: 1}
 MAX_MATCHED: Final = 200
@@ -100,6 +102,8 @@ def _fault_of_distances(mol: Chem.Mol, molecule: Molecule, reason: str) -> Fault
 
 def fault_of_graph(graph: MolecularGraph) -> Fault:
     """What is wrong with a graph that :func:`~unite.modalities.molecule.graph.assemble` rejects."""
+    from unite.modalities.molecule.graph import as_written, assemble  # takes torch, which other pictures do not need
+
     reason = assemble(graph).reason
     mol = as_written(graph)
     if reason == "disconnected":

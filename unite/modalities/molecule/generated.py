@@ -15,7 +15,7 @@ from torch_geometric.data import Batch, Data
 from unite.errors import UserError
 from unite.modalities.molecule.files.drawing import draw_grid
 from unite.modalities.molecule.files.graphs import readable
-from unite.modalities.molecule.files.writing import loose_atoms, with_positions
+from unite.modalities.molecule.files.structures import loose_atoms, with_positions
 from unite.modalities.molecule.graph import Assembly, MolecularGraph, assemble, data_from_graph, data_from_mol
 from unite.modalities.molecule.perception.molecule import Molecule, Perception, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive

@@ -16,7 +16,7 @@ from rdkit.Chem import rdDepictor
 from unite.modalities.molecule.faults import fault_of_graph, free_valence, structure_of_rejected
 from unite.modalities.molecule.files.graphs import draw_structure, readable
 from unite.modalities.molecule.files.shapes import draw_shape, onto, shape_of, shape_of_atoms
-from unite.modalities.molecule.files.writing import fits_sdf
+from unite.modalities.molecule.files.structures import fits_sdf
 from unite.modalities.molecule.graph import MolecularGraph, assemble
 from unite.modalities.molecule.perception.molecule import Molecule, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive

@@ -217,6 +217,20 @@ def counted_hydrogens(lines: list[str]) -> list[str] | None:
     return _property(lines, "num_hydrogens") if _is_ours(lines) else None
 
 
+def properties(lines: list[str]) -> dict[str, str]:
+    """First lines of the data items of an SDF, by name."""
+    found: dict[str, str] = {}
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if named := re.match(r">.*<([^>]+)>", line):
+            found.setdefault(named[1], following.strip())
+    return found
+
+
+def is_graph(lines: list[str]) -> bool:
+    """Whether `write_sdf` wrote a record of bonds alone, laid out in the plane."""
+    return _property(lines, "valid_bonds") is not None and _property(lines, "valid") is None
+
+
 def _is_ours(lines: list[str]) -> bool:
     """Whether `write_sdf` wrote the record: other programs have data items called positions, too."""
     return any(_property(lines, name) is not None for name in ("reject_reason", "reject_reason_bonds"))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 from rdkit import Chem, rdBase
 
-from unite.modalities.molecule.files.writing import fits_sdf, with_positions
+from unite.modalities.molecule.files.structures import fits_sdf, with_positions
 from unite.modalities.molecule.perception.distances import short_pairs
 from unite.modalities.molecule.perception.molecule import Molecule
 from unite.modalities.molecule.perception.perceive import perceive

@@ -15,11 +15,10 @@ from rdkit import Chem, rdBase
 
 from unite.files import replacing
 from unite.modalities.molecule.files.graphs import FLAT_REMARK, graph_mol_block, graph_properties
-from unite.modalities.molecule.files.reading import MAX_SDF_COORDINATE
+from unite.modalities.molecule.files.structures import fits_sdf, loose_atoms, symbol_of, with_positions
 from unite.modalities.molecule.graph import MolecularGraph
 from unite.modalities.molecule.perception.molecule import Molecule, Perception, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive_all
-from unite.modalities.molecule.perception.sanitizing import sanitize
 
 
 def write_sdf(molecules: Sequence[Molecule | MolecularGraph], path: str | Path) -> None:
@@ -83,7 +82,7 @@ def write_xyz(molecules: Sequence[Molecule], path: str | Path) -> None:
         for molecule, found in zip(molecules, perceive_all(molecules), strict=True):
             columns = "species:S:1:pos:R:3"
             rows = [
-                f"{_symbol(atomic_number):<2s} " + " ".join(f"{coordinate:16.8f}" for coordinate in position)
+                f"{symbol_of(atomic_number):<2s} " + " ".join(f"{coordinate:16.8f}" for coordinate in position)
                 for atomic_number, position in zip(
                     molecule.atomic_numbers.tolist(), molecule.positions.tolist(), strict=True
                 )
@@ -113,54 +112,6 @@ def _properties(found: Perception) -> dict[str, str]:
         "reject_reason": found.reason or "",
         "smiles": "" if found.mol is None else molecule_key(found.mol),
     }
-
-
-def fits_sdf(molecule: Molecule) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """Which coordinates an SDF can hold, shape (A, 3)."""
-    return np.asarray(np.abs(molecule.positions) <= MAX_SDF_COORDINATE)  # NaN compares as False
-
-
-def _set_positions(mol: Chem.Mol, molecule: Molecule) -> None:
-    positions = np.where(fits_sdf(molecule), molecule.positions, 0.0).astype(np.float64)
-    conformer = Chem.Conformer(len(positions))
-    conformer.Set3D(True)
-    if len(positions):
-        conformer.SetPositions(positions)
-    mol.RemoveAllConformers()
-    mol.AddConformer(conformer)
-
-
-def loose_atoms(molecule: Molecule) -> Chem.RWMol:
-    """Atoms with positions and no bonds: what an SDF has of an invalid molecule."""
-    mol = Chem.RWMol()
-    for atomic_number in molecule.atomic_numbers.tolist():
-        atom = Chem.Atom(_symbol(atomic_number)) if _exists(atomic_number) else Chem.Atom(0)
-        atom.SetNoImplicit(True)  # a reader must not fill them up with hydrogens
-        mol.AddAtom(atom)
-    _set_positions(mol, molecule)
-    return mol
-
-
-def with_positions(mol: Chem.Mol, molecule: Molecule) -> Chem.Mol:
-    """The perceived molecule with a conformer; counted hydrogens are placed, the rest is as generated."""
-    if molecule.num_hydrogens is None:
-        return Chem.Mol(mol)
-    heavy = Chem.RWMol(mol)
-    for atom in list(heavy.GetAtoms())[: len(molecule.num_hydrogens)]:
-        atom.SetNumExplicitHs(int(molecule.num_hydrogens[atom.GetIdx()]))
-    for hydrogen in range(mol.GetNumAtoms() - 1, len(molecule.num_hydrogens) - 1, -1):
-        heavy.RemoveAtom(hydrogen)
-    sanitize(heavy)
-    _set_positions(heavy, molecule)
-    return Chem.AddHs(heavy, addCoords=True)
-
-
-def _exists(atomic_number: int) -> bool:
-    return 0 < atomic_number <= 118
-
-
-def _symbol(atomic_number: int) -> str:
-    return str(Chem.GetPeriodicTable().GetElementSymbol(atomic_number)) if _exists(atomic_number) else "X"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Needs neither torch nor a model, so that it starts at once; several processes sh
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -103,7 +103,11 @@ def judge(records: list[Record], as_written: bool = False) -> list[Judged]:
         records: Records of files.
         as_written: Judge the bonds of SDF records as well.
     """
-    entries = [parse(record) for record in records]
+    return judge_parsed(records, [parse(record) for record in records], as_written)
+
+
+def judge_parsed(records: Sequence[Record], entries: Sequence[Entry], as_written: bool = False) -> list[Judged]:
+    """What :func:`judge` finds of records, given what they hold."""
     molecules = [_EMPTY if file_reason(entry) else entry.molecule or _EMPTY for entry in entries]
     edm = edm_stability(molecules)
     judged = []
@@ -205,14 +209,14 @@ def judge_all(
     judging: Divisible[list[Record], list[Judged]] = Divisible(
         work=partial(judge, as_written=as_written),
         split=lambda chunk: [[record] for record in chunk],
-        refuse=lambda chunk, failure: [_refused(chunk[0], failure, as_written)],
+        refuse=lambda chunk, failure: [refused(chunk[0], failure, as_written)],
         join=lambda parts: list(chain.from_iterable(parts)),
     )
     with closing(in_order(work_apart(judging, chunks, num_workers))) as done:
         yield from chain.from_iterable(done)
 
 
-def _refused(record: Record, failure: Failure, as_written: bool) -> Judged:
+def refused(record: Record, failure: Failure, as_written: bool = False) -> Judged:
     """What is said of a record that cannot be judged."""
     try:
         entry = parse(record)

@@ -1,0 +1,101 @@
+"""What the metrics mean, a sentence each, and how their numbers are written. Imports nothing heavy."""
+
+import math
+import re
+from typing import NamedTuple
+
+MISSING = "–"  # noqa: RUF001  (a dash of tables)
+
+_SHARE, _NUMBER = True, False
+
+
+class Definition(NamedTuple):
+    """A metric.
+
+    Attributes:
+        words: What it is, in a sentence.
+        is_share: Whether it is a share in [0, 1], which people read as a percentage.
+        unit: Its unit, if it has one.
+    """
+
+    words: str
+    is_share: bool = _SHARE
+    unit: str = ""
+
+
+_DEFINITIONS: dict[str, Definition] = {
+    # molecules
+    r"validity": Definition(
+        "Samples that are molecules, of all asked for: one piece, known valences, bond orders that RDKit finds and "
+        "sanitizes, no radical. Bonds are perceived from elements and positions."
+    ),
+    r"validity_(bonds|as_written)": Definition("Samples that are molecules by the bonds that they come with."),
+    r"validity_edm": Definition("Valid by the distance table of Hoogeboom et al. (2022), which fills up hydrogens."),
+    r"validity_adit": Definition("Valid as ADiT counts it, with OpenBabel's bonds."),
+    r"uniqueness(_\w+)?": Definition("Distinct molecules among the valid ones; falls with the number of samples."),
+    r"valid_unique(_\w+)?": Definition("Distinct valid molecules, of all samples asked for."),
+    r"novelty(_\w+)?": Definition("Distinct valid molecules that the training data lacks. Not a measure of quality."),
+    r"charged_carbon(_bonds)?": Definition(
+        "Valid only with a charge on a carbon, which real molecules hardly have; part of the validity."
+    ),
+    r"connected(_bonds)?": Definition("Samples in one piece, whatever the valences."),
+    r"mean_atoms(_bonds)?": Definition("Atoms of a sample, counted hydrogens included.", _NUMBER),
+    r"atom_stability": Definition("Atoms with the right valence by the distance table of Hoogeboom et al. (2022)."),
+    r"molecule_stability": Definition("Molecules of which all atoms are stable by that table."),
+    r"bonds_agree": Definition("Valid by predicted bonds and by positions, with the same bonds."),
+    r"match_rate": Definition(
+        "Reconstructions with all atom types right and an RMSD below 0.1 Å after the best rotation."
+    ),
+    r"match_rate_005": Definition("The same with 0.05 Å."),
+    r"match_rate_03": Definition("The same with 0.3 Å."),
+    r"rmsd": Definition("After the best rotation, of reconstructions with all types right; mean.", _NUMBER, "Å"),
+    r"rmsd_unaligned": Definition("The same without rotation.", _NUMBER, "Å"),
+    r"type_accuracy": Definition("Atoms of the right type, of those reconstructed."),
+    r"type_correct": Definition("Reconstructions with all types right."),
+    r"exact_graph": Definition("Reconstructions with every atom, bond and charge right."),
+    r"atom_accuracy": Definition("Atoms with the right element, hydrogens and charge, of those reconstructed."),
+    r"bond_accuracy": Definition("Of the pairs that are bonded or predicted to be, those of the right type."),
+    r"bond_accuracy/.*": Definition("Of the pairs that truly are of this type, those predicted so."),
+    r"charge_accuracy": Definition("Of the atoms with a charge, those with the right one predicted."),
+    r"reject\w*/.*": Definition("Samples that were refused for this reason, the first that was found."),
+    r"atoms/.*": Definition("Atoms of the molecules.", _NUMBER),
+    r"element/.*": Definition("Of all atoms."),
+    r"num_molecules": Definition("Molecules that were judged.", _NUMBER),
+    # images
+    r"fid": Definition("Fréchet distance to reference images in Inception's features; lower is better.", _NUMBER),
+    r"fid_\w+": Definition(
+        "Fréchet distance in the features of another network: no FID, and to be compared with its own kind only; lower "
+        "is better.",
+        _NUMBER,
+    ),
+    r"rfid(_\w+)?": Definition("The same distance of reconstructions to their originals; lower is better.", _NUMBER),
+    r"kid(_\w+)?": Definition("Kernel distance to reference images; lower is better.", _NUMBER),
+    r"inception_score(_\w+)?": Definition("Confidence and variety of a classifier on samples.", _NUMBER),
+    r"precision(_\w+)?": Definition("Samples that lie among the reference images."),
+    r"recall(_\w+)?": Definition("Reference images that lie among the samples."),
+    r"psnr": Definition("Peak signal-to-noise ratio of reconstructions; higher is better.", _NUMBER, "dB"),
+    r"ssim": Definition("Structural similarity of reconstructions; 1 is equal.", _NUMBER),
+    r"l1": Definition("Mean absolute error of pixels of reconstructions.", _NUMBER),
+    r"lpips": Definition("Perceptual distance of reconstructions; lower is better.", _NUMBER),
+}
+
+
+def definition(metric: str) -> Definition:
+    """What a metric is; without words if it is none that is known.
+
+    Args:
+        metric: Its name, with ``stage/modality/`` before it or not.
+    """
+    own = re.sub(r"^(train|val|test)/[^/]+/", "", metric)
+    found = (known for pattern, known in _DEFINITIONS.items() if re.fullmatch(pattern, own))
+    return next(found, Definition("", _NUMBER))
+
+
+def written(metric: str, value: float | None) -> str:
+    """A value as a report writes it: shares in per cent, others with their unit, a dash for none."""
+    if value is None or math.isnan(value):
+        return MISSING
+    known = definition(metric)
+    if known.is_share:
+        return f"{100 * value:.2f} %" if 0 < value < 0.1 or 0.99 < value < 1 else f"{100 * value:.1f} %"
+    return f"{value:,.4g} {known.unit}".strip() if abs(value) < 1000 else f"{value:,.0f} {known.unit}".strip()
