@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressB
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 
+from unite.callbacks.checks.memory import StepMemory
 from unite.callbacks.continued_checkpoints import ContinuedCheckpoints
 from unite.callbacks.forecast import Forecast
 from unite.callbacks.generation_metrics import GenerationMetrics
@@ -92,6 +93,7 @@ class UniteTrainer(Trainer):
         if kwargs.get("enable_progress_bar") is not False and not any(isinstance(x, ProgressBar) for x in callbacks):
             callbacks.append(LossProgressBar())
         callbacks += [
+            StepMemory(),
             Forecast(),
             SlowSteps(),
             ValidationLine(),

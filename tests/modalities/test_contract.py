@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.support.cases import CASES, Case, build_module, latents_of, numbers_of
 from unite.callbacks.averaging import WeightAveraging
 from unite.modalities.base import ModalityAdapter
+from unite.modalities.batches import part_of
 from unite.module import UniteModule
 
 
@@ -58,6 +59,14 @@ def test_batch_mates_and_their_padding_change_nothing(case: Case, module: UniteM
     for i in range(3):
         (alone,) = encode_and_decode(module, case.modality, case.select(samples, [i]), noise[[i]])
         np.testing.assert_allclose(numbers_of(alone), numbers_of(together[i]), atol=1e-4)
+
+
+def test_a_part_of_a_batch_is_a_batch(case: Case, module: UniteModule, samples: Any) -> None:
+    noise = torch.randn(2, 29, 4)
+    expected = encode_and_decode(module, case.modality, case.select(samples, [5, 2]), noise)
+    found = encode_and_decode(module, case.modality, part_of(samples, [5, 2], 8), noise)
+    for first, second in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(numbers_of(first), numbers_of(second))
 
 
 def test_order_in_the_batch_does_not_matter(case: Case, module: UniteModule, samples: Any) -> None:

@@ -1,6 +1,7 @@
 """Which rows of a table go together in a batch, for any modality: disjoint between processes, and resumable."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,29 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 from unite.engine.seeding import mixed_generator
 from unite.errors import UserError
+
+
+def part_of(samples: Any, rows: list[int], total: int) -> Any:
+    """Some of the samples of a batch, in the batch's own form, whatever that is.
+
+    Args:
+        samples: A PyG batch; or mappings, dataclasses and sequences of tensors or lists with a row for each sample.
+            What has no such rows is left as it is.
+        rows: The samples to take.
+        total: Number of samples in the batch.
+    """
+    if hasattr(samples, "to_data_list"):
+        return type(samples).from_data_list([samples[row] for row in rows])
+    if isinstance(samples, Mapping):
+        return {name: part_of(value, rows, total) for name, value in samples.items()}
+    if dataclasses.is_dataclass(samples) and not isinstance(samples, type):
+        fields = {field.name: getattr(samples, field.name) for field in dataclasses.fields(samples)}
+        return dataclasses.replace(samples, **{name: part_of(value, rows, total) for name, value in fields.items()})
+    if isinstance(samples, Tensor):
+        return samples[rows] if samples.ndim and len(samples) == total else samples
+    if isinstance(samples, list | tuple):
+        return [samples[row] for row in rows] if len(samples) == total else samples
+    return samples
 
 
 class FixedBatches(Dataset[Any]):
