@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from unite.commands import COMMANDS
-from unite.console import coloured, quiet
+from unite.console import coloured, is_told_elsewhere, quiet
 from unite.errors import TrainingError, UserError, lost_loader
 from unite.runs.known_classes import trusting
 from unite.version import __version__
@@ -125,7 +125,8 @@ def _main(args: list[str]) -> int:
     except UserError as error:
         if is_debug:
             traceback.print_exc()
-        print(f"unite: {coloured('error:', 'red', sys.stderr)} {error}", file=sys.stderr)
+        if not is_told_elsewhere():
+            print(f"unite: {coloured('error:', 'red', sys.stderr)} {error}", file=sys.stderr)
         return 2
     except TrainingError as error:
         if is_debug:

@@ -32,7 +32,9 @@ NOISE = (
     r".*Tip: For seamless cloud",
     r"(TPU|HPU|IPU) available",
     r"GPU available: False",
-    r"Seed set to",
+    r"(\[rank: \d+\] )?Seed set to",
+    r"Initializing distributed: ",
+    r"-+\s+distributed_backend=",
     r".*is supported for historical reasons but its usage is discouraged",
     r".*does not have many workers",
     r".*The number of training batches",
@@ -75,9 +77,26 @@ def is_quiet() -> bool:
     return _is_quiet
 
 
+def is_first_process() -> bool:
+    """Whether this process writes and tells, of several that work together; such have loaded Lightning."""
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
+    return lightning is None or getattr(lightning.rank_zero_only, "rank", 0) in (0, None)
+
+
+def is_told_elsewhere() -> bool:
+    """Whether this process can leave a mistake for another one to tell.
+
+    torchrun starts several at once with the same options, and until they have found each other, all make the same
+    mistakes: the first one of each machine tells them.
+    """
+    torch = sys.modules.get("torch")
+    is_alone = torch is None or not torch.distributed.is_initialized()
+    return is_alone and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
 def info(text: str) -> None:
-    """Print what is good to know but no result: ``--quiet`` leaves it out."""
-    if not _is_quiet:
+    """Print what is good to know but no result: ``--quiet`` leaves it out, and one of several processes tells it."""
+    if not _is_quiet and is_first_process():
         print(text, flush=True)
 
 
@@ -89,7 +108,13 @@ def coloured(text: str, colour: str, stream: TextIO) -> str:
 
 
 def silence_noise() -> None:
-    """Keep Lightning's advertisements, and hints that do not apply here, off the screen."""
+    """Keep Lightning's advertisements, and hints that do not apply here, off the screen.
+
+    Of several processes that work together, the first one gives the warnings of all.
+    """
+    if not is_first_process():
+        logging.getLogger("unite").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
     for name in NOISY_LOGGERS:
         logging.getLogger(name).addFilter(_is_signal)
     for noise in NOISE:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, get_type_hints
 import torch
 from torch import Tensor
 
+from unite.adaptive import dopri5
 from unite.configurable import check_choices
 from unite.errors import UserError, require
 
@@ -222,20 +223,20 @@ def guided_prediction(
     denoise_unconditionally: Callable[[Tensor, Tensor], Tensor],
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),
-) -> Callable[[Tensor, float], Tensor]:
+) -> Callable[[Tensor, float | Tensor], Tensor]:
     """Classifier-free guidance: u + scale (c - u) inside the interval, c outside.
 
     The unconditional network is only called where its answer counts. Both ends are exclusive, except that a lower
     end of 0 includes t = 0 (as in the released code).
 
     Args:
-        denoise: Prediction c from latents (B, K, C) and their common time (1,).
+        denoise: Prediction c from latents (B, K, C) and their common time (1,) or times (B,).
         denoise_unconditionally: Prediction u under the null condition.
         scale: Guidance scale; 1 is no guidance.
         interval: Times between which guidance acts.
 
     Returns:
-        A function from latents (B, K, C) and one time to predicted data (B, K, C).
+        A function from latents (B, K, C) and one time, or times (B,), to predicted data (B, K, C).
 
     Raises:
         UserError: The interval is empty.
@@ -243,14 +244,19 @@ def guided_prediction(
     check_guidance_interval(interval)
     low, high = interval
 
-    def predict(latents: Tensor, time: float) -> Tensor:
-        # One time for all samples: its embedding, and what follows from that alone, is computed once.
-        timesteps = torch.full((1,), time, device=latents.device, dtype=torch.float32)
+    def predict(latents: Tensor, time: float | Tensor) -> Tensor:
+        if isinstance(time, Tensor):
+            timesteps = time.float()
+            is_guided = (time < high) & ((time > low) | (low == 0))
+            is_any_guided = scale != 1 and bool(is_guided.any())
+        else:  # its embedding, and what follows from that alone, is computed once for all samples
+            timesteps = torch.full((1,), time, device=latents.device, dtype=torch.float32)
+            is_any_guided = scale != 1 and time < high and (low == 0 or time > low)
         conditional = denoise(latents, timesteps)
-        if scale == 1 or not (time < high and (low == 0 or time > low)):
+        if not is_any_guided:
             return conditional
-        unconditional = denoise_unconditionally(latents, timesteps)
-        return torch.lerp(unconditional, conditional, scale)
+        guided = torch.lerp(denoise_unconditionally(latents, timesteps), conditional, scale)
+        return torch.where(per_sample(is_guided), guided, conditional) if isinstance(time, Tensor) else guided
 
     return predict
 
@@ -259,11 +265,12 @@ _Velocity = Callable[[Tensor, float], Tensor]
 
 
 def sample_path(
-    predict_data: Callable[[Tensor, float], Tensor],
+    predict_data: Callable[[Tensor, Any], Tensor],
     draw_noise: Callable[[int], Tensor],
     time: TimeDistribution,
     how: SamplingOptions,
     on_step: Callable[[int, float, Tensor], None] | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Go from noise to data, then as often as asked from ``how.restart_time`` to data again.
 
@@ -276,6 +283,7 @@ def sample_path(
         time: Gives the times at which the solver stops.
         how: Solver, steps, stochasticity, restarts. The rest of it is not looked at.
         on_step: Called after every step with its number, time and state.
+        mask: True where a latent is real, see :func:`integrate`.
 
     Returns:
         Latents at t = 1, shape (B, K, C).
@@ -289,13 +297,13 @@ def sample_path(
     state, num_done = torch.zeros(()), 0
     for times in passes:
         noisy = times[0] * state + (1 - times[0]) * fresh()
-        state = integrate(predict_data, noisy, times, how.solver, on_step, fresh, how.stochasticity, num_done)
+        state = integrate(predict_data, noisy, times, how.solver, on_step, fresh, how.stochasticity, num_done, mask)
         num_done += len(times) - 1
     return state
 
 
 def integrate(
-    predict_data: Callable[[Tensor, float], Tensor],
+    predict_data: Callable[[Tensor, Any], Tensor],
     noise: Tensor,
     times: Sequence[float],
     solver: Solver = "euler",
@@ -303,15 +311,16 @@ def integrate(
     draw_noise: Callable[[], Tensor] | None = None,
     stochasticity: float = 0.0,
     first_step: int = 0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Go from noise to data: along the probability-flow ODE dx/dt = (x_1(x, t) - x) / max(1 - t, 0.05), or by sampling.
 
     Args:
-        predict_data: Predicted data x_1 for a state (B, K, C) at one time.
+        predict_data: Predicted data x_1 for a state (B, K, C) at one time; for ``dopri5`` at times (B,).
         noise: Start, shape (B, K, C).
         times: Increasing times; the first is the start, the last the end. For ``dopri5`` only these two matter.
         solver: Fixed-step ``euler``, ``midpoint``, ``heun``, ``rk4`` (3/8 rule), or adaptive ``dopri5``
-            (torchdiffeq, absolute tolerance 1e-6, relative 1e-3, as in the paper's evaluation). ``ancestral`` is no
+            (:func:`unite.adaptive.dopri5`, with the tolerances of the paper's evaluation). ``ancestral`` is no
             ODE solver: each step mixes the predicted data with *fresh* noise, x_t' = t' x_1(x, t) + (1 - t') e, where
             Euler keeps the old noise. Its samples are narrower than the data, even with an exact prediction: x_1(x, t)
             is a mean, and fresh noise does not bring back the spread that the mean leaves out. For normal data of the
@@ -320,6 +329,7 @@ def integrate(
         draw_noise: Gives fresh noise, of the shape of ``noise``, whenever it is called; None draws it from torch.
         stochasticity: Share eta of fresh noise in a step of ``euler``, see :func:`_stochastic_step`.
         first_step: Number of the first step.
+        mask: True where a latent is real, shape (B, K), or None if all are: others do not set the steps of ``dopri5``.
 
     Returns:
         Latents at the last time, shape (B, K, C).
@@ -334,11 +344,11 @@ def integrate(
         return (predict_data(state, time) - state) / max(1 - time, MIN_NOISE)
 
     if solver == "dopri5":
-        from torchdiffeq import odeint
 
-        ends = torch.tensor([times[0], times[-1]], device=noise.device, dtype=noise.dtype)
-        path = odeint(lambda t, x: velocity(x, float(t)), noise, ends, method="dopri5", atol=1e-6, rtol=1e-3)
-        return torch.as_tensor(path[-1])
+        def slope(state: Tensor, time: Tensor) -> Tensor:
+            return (predict_data(state, time) - state) / per_sample((1 - time).clamp(min=MIN_NOISE))
+
+        return dopri5(slope, noise, times[0], times[-1], mask)
 
     state = noise
     for index, (start, end) in enumerate(itertools.pairwise(times), first_step):

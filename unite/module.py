@@ -28,7 +28,6 @@ from unite.flow_pass import FlowPass, FlowSettings
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
 from unite.nn.generative_encoder import GenerativeEncoder, Tokens
-from unite.runs.kept_latents import KeptLatents
 from unite.runs.saved_module import SavedModule
 
 
@@ -172,7 +171,6 @@ class UniteModule(Configurable, SavedModule):
         batch_size: int = 500,
         seed: int | None = None,
         show_progress: bool = False,
-        kept: KeptLatents | None = None,
         indices: Sequence[int] | None = None,
         **sampling: Any,
     ) -> list[Any]:
@@ -188,46 +186,64 @@ class UniteModule(Configurable, SavedModule):
             batch_size: Samples at a time; more needs more memory.
             seed: Makes the result reproducible; None draws from the global generator.
             show_progress: Show a progress bar with rate and remaining time.
-            kept: Latents of batches that an interrupted call with the same arguments has finished; those of new
-                batches are added.
             indices: Which of the ``num_samples`` to make and return, such as the share of a process; None for all.
             **sampling: Such as ``num_steps`` and ``solver``: the attributes of :class:`unite.flow.SamplingOptions`.
 
         Raises:
             UserError: An argument is outside its range.
         """
-        for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-            require(value >= 1, f"{name} is {value}; it must be at least 1")
+        require(num_samples >= 1, f"num_samples is {num_samples}; it must be at least 1")
         adapter = self.adapter(modality)
         how = adapter.sampling.but(**sampling)
-        without = f"guidance_scale is {how.guidance_scale}, but this model was trained without classes: leave it at 1"
-        require(how.guidance_scale == 1 or adapter.num_classes > 0, without)
         if seed is None:
             seed = int(torch.randint(2**62, ()))  # from the global generator, which seed_everything sets
         generator = torch.Generator().manual_seed(seed)
         template = adapter.draw_template(num_samples, labels, generator)
-        # Samples of like size together: no time is spent on padding.
         wanted = torch.arange(num_samples)[slice(None) if indices is None else list(indices)]
-        order = wanted[torch.argsort(template.sizes[wanted], stable=True)]
         objects: dict[int, Any] = {}
         with (
-            self.evaluation(),
             whole_weights(self),
             tqdm(total=len(wanted), desc="generate", unit="sample", disable=not show_progress) as bar,
         ):
-            for number, chosen in enumerate(order.split(batch_size) if len(order) else ()):
-                part = template[chosen].to(self.device)
-                latents = None if kept is None else kept.load(number)
-                if latents is None:
-                    noise = SampleNoise(seed, chosen)
-                    latents = self.sample_latents(adapter, part, noise, how)
-                    if kept is not None:
-                        kept.save(number, latents)
-                latents = latents.to(self.device)
-                finished = adapter.finish(adapter.decode(latents, part), part)
+            for chosen, latents in self.generate_latents(modality, template, wanted, how, batch_size, seed):
+                finished = self.decode(modality, latents, template[chosen])
                 objects.update(zip(chosen.tolist(), finished, strict=True))
-                bar.update(len(part))
+                bar.update(len(chosen))
         return [objects[index] for index in wanted.tolist()]
+
+    @torch.no_grad()
+    def generate_latents(
+        self, modality: str, template: Template, indices: Tensor, how: SamplingOptions, batch_size: int, seed: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Indices (B,) and latents (B, K, C) of batches of samples; those of like size are together, to pad little.
+
+        Args:
+            modality: Name of the adapter.
+            template: Sizes and conditions of all samples, on the CPU.
+            indices: Which of them to generate, shape (N,).
+            how: Solver, steps, guidance and scale of the noise.
+            batch_size: Samples at a time.
+            seed: Of all samples.
+
+        Raises:
+            UserError: An argument is outside its range.
+        """
+        require(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1")
+        adapter = self.adapter(modality)
+        without = f"guidance_scale is {how.guidance_scale}, but this model was trained without classes: leave it at 1"
+        require(how.guidance_scale == 1 or adapter.num_classes > 0, without)
+        order = indices[torch.argsort(template.sizes[indices], stable=True)]
+        with self.evaluation():
+            for chosen in order.split(batch_size) if len(order) else ():
+                part = template[chosen].to(self.device)
+                yield chosen, self.sample_latents(adapter, part, SampleNoise(seed, chosen), how)
+
+    @torch.no_grad()
+    def decode(self, modality: str, latents: Tensor, template: Template) -> list[Any]:
+        """Finished objects from the latents (B, K, C) of a template's samples."""
+        adapter, template = self.adapter(modality), template.to(self.device)
+        with self.evaluation():
+            return adapter.finish(adapter.decode(latents.to(self.device), template), template)
 
     @torch.no_grad()
     def sample_latents(
@@ -247,7 +263,8 @@ class UniteModule(Configurable, SavedModule):
             noise: Gives noise (B, K, C) for a number and (K, C), see :func:`unite.flow.sample_path`.
             how: Solver, steps, guidance, restarts and scale of the noise.
             on_step: Called after every step with its number, time and state.
-            on_prediction: Called with the time and the clean latents predicted then, whenever the solver asks.
+            on_prediction: Called with the time and the clean latents predicted then, whenever the solver asks; not for
+                ``dopri5``, which asks at other times for each sample.
         """
         registers = adapter.registers(template)
         condition = adapter.condition(template)
@@ -259,9 +276,9 @@ class UniteModule(Configurable, SavedModule):
             how.guidance_interval,
         )
 
-        def reported(latents: Tensor, time: float) -> Tensor:
+        def reported(latents: Tensor, time: float | Tensor) -> Tensor:
             prediction = predict(latents, time)
-            if on_prediction is not None:
+            if on_prediction is not None and not isinstance(time, Tensor):
                 on_prediction(time, prediction)
             return prediction
 
@@ -270,7 +287,7 @@ class UniteModule(Configurable, SavedModule):
         def draw_noise(step: int) -> Tensor:
             return how.noise_scale * noise(step, shape).to(self.device)
 
-        return sample_path(reported, draw_noise, self.time, how, on_step)
+        return sample_path(reported, draw_noise, self.time, how, on_step, registers.mask)
 
     # ------------------------------------------------------------------ use
 

@@ -25,18 +25,19 @@ from unite.callbacks.non_finite import NonFiniteGuard
 from unite.callbacks.slow_steps import SlowSteps
 from unite.callbacks.summary import OptimizerSummary
 from unite.callbacks.validation_line import ValidationLine
-from unite.console import info, shown
+from unite.console import shown
 from unite.errors import require
 from unite.files import require_writable
-from unite.files.checked import require_finite
-from unite.files.locks import OUTPUT_HINT, RUN_HINT, only_one
+from unite.files.locks import RUN_HINT, only_one
 from unite.flow import Solver
 from unite.modalities.base import chosen_modality
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
-from unite.outputs.folder import OutputFolder, folder_name
-from unite.outputs.latents import LatentFiles, Split, limit_batches, write_latents, write_reconstructions
-from unite.outputs.samples import SampleSettings, fingerprint, write_samples
+from unite.outputs.folder import folder_name
+from unite.outputs.job import load_weights, run_job
+from unite.outputs.latents import Split, write_latents
+from unite.outputs.reconstructions import limit_batches, write_reconstructions
+from unite.outputs.samples import SampleSettings, write_samples
 from unite.runs.checkpoint_io import AtomicCheckpointIO
 from unite.runs.folder import write_metrics
 from unite.runs.headlines import as_short_table
@@ -228,8 +229,9 @@ class UniteTrainer(Trainer):
     ) -> None:
         """Generate samples with a checkpoint; writes them as files, with a picture, labels and metrics.json.
 
-        Interrupted, the same command continues. Solver, steps, guidance and noise are those of the model's own figures
-        (``GenerationMetrics`` of its config), unless told otherwise.
+        Interrupted, the same command continues, also with another batch_size or number of processes
+        (``--trainer.devices``, torchrun), which share the samples. Solver, steps, guidance and noise are those of the
+        model's own figures (``GenerationMetrics`` of its config), unless told otherwise.
 
         Args:
             model: The model to sample from.
@@ -266,7 +268,7 @@ class UniteTrainer(Trainer):
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GenerationMetrics):
                 callback.tell(model)  # a checkpoint of an older version does not know
-        self._load(model, ckpt_path, weights_only)
+        load_weights(model, ckpt_path, weights_only, self.strategy.root_device)
         how = model.adapters[modality].sampling.but(
             num_steps=num_steps,
             solver=solver,
@@ -287,17 +289,17 @@ class UniteTrainer(Trainer):
             **asdict(how),
         )
         name = folder_name("samples", modality, model.adapters)
-        with self._output_folder(model, output, name, overwrite, asdict(settings)) as folder:
-            write_samples(
-                model,
-                datamodule,
-                settings,
-                folder,
-                self.precision_plugin.forward_context,
-                guidance_sweep,
-                film_strip,
-                show_progress=self.progress_bar_callback is not None,
-            )
+        # Parts that are kept serve batches of any size: so a command that ran out of memory can be continued.
+        decisive = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
+        path = Path(output or Path(self.default_root_dir) / name)
+        run_job(
+            self,
+            model,
+            path,
+            decisive,
+            overwrite,
+            lambda job: write_samples(model, datamodule, settings, job, guidance_sweep, film_strip),
+        )
 
     def reconstruct(
         self,
@@ -313,7 +315,8 @@ class UniteTrainer(Trainer):
     ) -> None:
         """Decode the latents of real samples; writes both as files, with a picture and metrics.json.
 
-        Interrupted, the same command starts over.
+        Several processes (``--trainer.devices``, torchrun) share the batches. Interrupted, the same command starts
+        over.
 
         Args:
             model: The model.
@@ -330,22 +333,19 @@ class UniteTrainer(Trainer):
         model = self._as_unite(model)
         modality = chosen_modality(model.adapters, modality)
         require(num_samples >= 1, f"num_samples is {num_samples}; it must be at least 1")
-        self._load(model, ckpt_path, weights_only)
+        load_weights(model, ckpt_path, weights_only, self.strategy.root_device)
         settings = {"split": split, "num_samples": num_samples, "modality": modality, "seed": torch.initial_seed()}
         name = folder_name("reconstructions", modality, model.adapters)
         limit_batches(datamodule_of(datamodule, modality) or datamodule, num_samples)
-        with self._output_folder(model, output, name, overwrite, settings) as folder:
-            write_reconstructions(
-                model,
-                datamodule,
-                split,
-                modality,
-                num_samples,
-                folder,
-                self.precision_plugin.forward_context,
-                seed=torch.initial_seed(),
-                show_progress=self.progress_bar_callback is not None,
-            )
+        path, seed = Path(output or Path(self.default_root_dir) / name), torch.initial_seed()
+        run_job(
+            self,
+            model,
+            path,
+            settings,
+            overwrite,
+            lambda job: write_reconstructions(model, datamodule, split, modality, num_samples, job, seed),
+        )
 
     def predict(  # type: ignore[override]  # Lightning's returns what a module's forward gives; a UniteModule has none
         self,
@@ -361,7 +361,8 @@ class UniteTrainer(Trainer):
         """Write the latents of a split as safetensors: the tokenizer as a feature extractor.
 
         What the files hold, and how to read them, says :class:`unite.outputs.latents.LatentFiles`. Interrupted, the
-        same command continues.
+        same command continues, also with another number of processes (``--trainer.devices``, torchrun), which share the
+        batches.
 
         Args:
             model: The model.
@@ -377,45 +378,23 @@ class UniteTrainer(Trainer):
         model = self._as_unite(model)
         if modality is not None:
             model.adapter(modality)
-        self._load(model, ckpt_path, weights_only)
+        load_weights(model, ckpt_path, weights_only, self.strategy.root_device)
         settings = {"split": split, "modality": modality, "seed": torch.initial_seed()}
         name = folder_name("latents", modality, model.adapters)
-        with self._output_folder(model, output, name, overwrite, settings) as folder:
-            write_latents(
-                model,
-                datamodule,
-                LatentFiles(folder, split),
-                self.precision_plugin.forward_context,
-                seed=torch.initial_seed(),
-                modality=modality,
-                show_progress=self.progress_bar_callback is not None,
-            )
+        path, seed = Path(output or Path(self.default_root_dir) / name), torch.initial_seed()
+        run_job(
+            self,
+            model,
+            path,
+            settings,
+            overwrite,
+            lambda job: write_latents(model, datamodule, split, job, seed, modality),
+        )
 
     def _as_unite(self, model: LightningModule) -> UniteModule:
         if not isinstance(model, UniteModule):
             raise TypeError(f"this command needs a UniteModule, not a {type(model).__name__}")
         return model
-
-    def _load(self, model: UniteModule, ckpt_path: str | Path | None, weights_only: bool | None) -> None:
-        """Fill the model with a checkpoint's weights, and bring it to the device."""
-        if ckpt_path is not None:
-            checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
-            require_finite(checkpoint["state_dict"], Path(ckpt_path))
-            model.on_load_checkpoint(checkpoint)
-            model.load_state_dict(checkpoint["state_dict"])
-            info(f"checkpoint {shown(Path(ckpt_path))}, step {checkpoint.get('global_step', 0)}")
-        model.to(self.strategy.root_device)
-
-    @contextmanager
-    def _output_folder(
-        self, model: UniteModule, output: str | Path | None, name: str, overwrite: bool, settings: dict[str, Any]
-    ) -> Iterator[OutputFolder]:
-        """The folder asked for, or one of that name in the run folder; within the block no other process has it."""
-        path = Path(output or Path(self.default_root_dir) / name)
-        decisive = {**settings, "precision": str(self.precision), "weights": fingerprint(model)}
-        require_writable(path)
-        with only_one(path, OUTPUT_HINT):
-            yield OutputFolder(path, decisive, overwrite)
 
     @contextmanager
     def _run_folder_for_itself(self) -> Iterator[None]:

@@ -41,11 +41,9 @@ def test_samples_depend_on_neither_batch_size_nor_share(solver: Solver, monkeypa
     module = molecule_module()
     whole = latents_of(module, 500, monkeypatch, solver=solver)
     shares = [latents_of(module, 7, monkeypatch, solver=solver, indices=range(rank, 20, 2)) for rank in range(2)]
-    # The adaptive solver chooses the same steps for a whole batch, so its samples agree to its tolerance only.
-    tolerance = 1e-2 if solver == "dopri5" else 1e-5
     for index, expected in enumerate(whole):
         for made in (latents_of(module, 7, monkeypatch, solver=solver)[index], shares[index % 2][index // 2]):
-            torch.testing.assert_close(made, expected, atol=tolerance, rtol=tolerance)
+            torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_noise_is_the_same_to_the_bit_in_any_batch_and_with_any_padding() -> None:

@@ -50,16 +50,16 @@ def test_a_flipped_bit_of_a_checked_file_is_refused_or_changes_nothing(tmp_path:
 def test_damaged_latents_of_an_interrupted_command_are_refused_by_name(tmp_path: Path) -> None:
     kept = KeptLatents(tmp_path / "parts")
     latents = torch.randn(2, 3, 4)
-    kept.save(0, latents)
+    kept.save(torch.tensor([7, 2]), latents)
     (file,) = (tmp_path / "parts").iterdir()
     content = bytearray(file.read_bytes())
     content[-20] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"000000\.safetensors is damaged .*checksum does not match.* makes it anew"):
-        kept.load(0)
-    kept.save(0, latents)
-    found = kept.load(0)
-    assert found is not None
+    with pytest.raises(UserError, match=r"000000007\.safetensors is damaged .*checksum does not match.* makes it anew"):
+        list(kept)
+    kept.save(torch.tensor([7, 2]), latents)
+    ((indices, found),) = kept
+    assert indices.tolist() == [7, 2]
     assert torch.equal(found, latents)
 
 
@@ -138,12 +138,11 @@ def test_statistics_of_other_programs_have_no_checksum(tmp_path: Path) -> None:
 
 def test_damaged_parts_of_an_interrupted_predict_are_refused_by_name(tmp_path: Path) -> None:
     def begun() -> LatentFiles:
-        return LatentFiles(OutputFolder(tmp_path / "out", {"seed": 1}), "test", part_bytes=1)
+        return LatentFiles(OutputFolder(tmp_path / "out", {"seed": 1}), "test", total=2, part_bytes=1)
 
     files = begun()
-    files.begin(2)
     files.add("curve", {"latents": torch.randn(2, 3, 4)})
-    files.end_batch(0)
+    files.end_batch()
     parts = tmp_path / "out" / "parts"
     for name in ("state.json", "settings.json", "curve-test-00000.safetensors"):
         content = (parts / name).read_bytes()
@@ -151,14 +150,13 @@ def test_damaged_parts_of_an_interrupted_predict_are_refused_by_name(tmp_path: P
         damaged[-10] ^= 1
         (parts / name).write_bytes(damaged)
         with pytest.raises(UserError, match=rf"{name} is .*damaged.*remove .*parts, and the same command starts over"):
-            begun().begin(2)
+            begun()
         (parts / name).write_bytes(content)
     (parts / "curve-test-00000.safetensors").rename(tmp_path / "away")
     with pytest.raises(UserError, match=r"curve-test-00000.safetensors is missing or damaged"):
-        begun().begin(2)
+        begun()
     (tmp_path / "away").rename(parts / "curve-test-00000.safetensors")
     continued = begun()
-    continued.begin(2)
     assert (continued.num_batches, continued.num_samples) == (1, {"curve": 2})
 
 

@@ -136,7 +136,7 @@ def test_what_dead_processes_left_half_written_is_removed(tmp_path: Path, holder
 def test_asking_for_a_process_on_windows_would_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(os, "kill", None)
-    assert files._is_alive(1)
+    assert files.is_alive(1)
 
 
 # ---------------------------------------------------------------------- caches

@@ -23,15 +23,15 @@ from unite import UniteModule, UserError
 from unite.modalities.combined import CombinedDataModule
 from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
 from unite.outputs.folder import OutputFolder
+from unite.outputs.job import Job
 from unite.outputs.latents import (
     LatentFiles,
     Split,
     encode,
-    limit_batches,
     split_loader,
     write_latents,
-    write_reconstructions,
 )
+from unite.outputs.reconstructions import limit_batches, write_reconstructions
 
 pytestmark = pytest.mark.usefixtures("in_toy_folder")
 
@@ -41,10 +41,6 @@ CURVES = 64  # of a split of CurveDataModule
 @pytest.fixture
 def model(toy_run: Path) -> UniteModule:
     return UniteModule.load_from_checkpoint(toy_run / "last.ckpt", map_location="cpu", trust=True)
-
-
-def no_autocast() -> torch.autocast:
-    return torch.autocast("cpu", enabled=False)
 
 
 def test_latents_are_those_of_the_tokenizer_in_the_order_of_the_split(
@@ -71,8 +67,8 @@ def test_latents_are_those_of_the_tokenizer_in_the_order_of_the_split(
 
 def write(model: UniteModule, folder: Path, part_bytes: int) -> dict[str, Tensor]:
     split: Split = "test"
-    files = LatentFiles(OutputFolder(folder, {"split": split}), split, part_bytes)
-    write_latents(model, CurveDataModule(), files, no_autocast)
+    job = Job(OutputFolder(folder, {"split": split}))
+    write_latents(model, CurveDataModule(), split, job, part_bytes=part_bytes)
     parts = [load_file(path) for path in sorted(folder.glob("curve-test-*.safetensors"))]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -143,8 +139,7 @@ def test_files_of_an_earlier_and_longer_split_do_not_stay(model: UniteModule, tm
     write(model, tmp_path, 1)
     num_files = len(list(tmp_path.iterdir()))
     (tmp_path / "curve-val-00000.safetensors").touch()
-    files = LatentFiles(OutputFolder(tmp_path, {}, overwrite=True), "test")
-    write_latents(model, CurveDataModule(), files, no_autocast)
+    write_latents(model, CurveDataModule(), "test", Job(OutputFolder(tmp_path, {}, overwrite=True)))
     assert num_files > 1
     assert {path.name for path in tmp_path.iterdir()} == {
         "curve-test-00000.safetensors",
@@ -154,9 +149,9 @@ def test_files_of_an_earlier_and_longer_split_do_not_stay(model: UniteModule, tm
 
 def test_latents_of_samples_that_differ_in_size_are_padded(tmp_path: Path) -> None:
     files = LatentFiles(OutputFolder(tmp_path, {}), "test")
-    for number, size in enumerate((2, 3, 1)):
+    for size in (2, 3, 1):
         files.add("molecule", {"latents": torch.ones(2, size, 4), "mask": torch.ones(2, size, dtype=torch.bool)})
-        files.end_batch(number)
+        files.end_batch()
     (path,) = files.finish()
     found = load_file(path)
     assert found["latents"].shape == (6, 3, 4)
@@ -207,7 +202,7 @@ def test_a_modality_that_ends_before_the_others_is_reconstructed_as_far_as_it_go
     model: UniteModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = CombinedDataModule({"more": CurveDataModule(num_curves=CURVES), "curve": CurveDataModule(num_curves=20)})
-    write_reconstructions(model, data, "test", "curve", 30, OutputFolder(tmp_path, {}), no_autocast)
+    write_reconstructions(model, data, "test", "curve", 30, Job(OutputFolder(tmp_path, {})))
     assert len(json.loads((tmp_path / "reconstructions" / "curves.json").read_text())) == 20
     assert "test has 20 samples, fewer than the 30 asked for" in capsys.readouterr().out
 
@@ -215,10 +210,9 @@ def test_a_modality_that_ends_before_the_others_is_reconstructed_as_far_as_it_go
 def test_a_modality_that_the_data_does_not_have_is_refused(model: UniteModule, tmp_path: Path) -> None:
     data = CombinedDataModule({"image": CurveDataModule()})
     with pytest.raises(UserError, match="the data has no curve; it has image"):
-        write_reconstructions(model, data, "test", "curve", 3, OutputFolder(tmp_path / "a", {}), no_autocast)
-    files = LatentFiles(OutputFolder(tmp_path / "b", {}), "test")
+        write_reconstructions(model, data, "test", "curve", 3, Job(OutputFolder(tmp_path / "a", {})))
     with pytest.raises(UserError, match="test of the data has no curve"):
-        write_latents(model, data, files, no_autocast, modality="curve")
+        write_latents(model, data, "test", Job(OutputFolder(tmp_path / "b", {})), modality="curve")
     assert not [*(tmp_path / "a").iterdir(), *(tmp_path / "b").iterdir()]
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from unite.commands.options import trainer_options
 from unite.commands.typed import config_file
-from unite.console import is_quiet, one_line, public_classes, shown
+from unite.console import is_first_process, is_quiet, one_line, public_classes, shown
 from unite.errors import UserError
 from unite.files import open_text
 from unite.module import UniteModule
@@ -23,7 +23,6 @@ from unite.runs.folder import (
     find_checkpoint,
     find_last_checkpoint,
     find_run_config,
-    is_first_process,
     read_checkpoint,
 )
 from unite.runs.known_classes import require_known_classes, require_known_config
@@ -87,6 +86,7 @@ class Invocation:
             if typed:
                 raise UserError(f"--device and {typed[0].partition('=')[0]} say the same: give one of them")
             args += trainer_options(options.device)
+        args += _processes_of_torchrun(options.others)  # behind --device, which is of one process
         for name in LIST_OPTIONS:
             if words := getattr(options, name):
                 text = ",".join(word.removesuffix(",") for word in words)
@@ -161,6 +161,19 @@ class Invocation:
         if self.ckpt_path and (self.command != "fit" or not self.options.config):
             return self.run_config.parent if self.run_config else self.ckpt_path.parent
         return Path(configured or _default_root(self.options.config))
+
+
+def _processes_of_torchrun(typed: list[str]) -> list[str]:
+    """As many processes as torchrun has started, unless it was typed how many: a config's are those of its training."""
+    num_processes, num_here = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    options = {"--trainer.devices": num_here, "--trainer.num_nodes": num_processes // num_here}
+    if (
+        "TORCHELASTIC_RUN_ID" not in os.environ
+        or num_processes == 1
+        or any(x.startswith(tuple(options)) for x in typed)
+    ):
+        return []
+    return [f"{option}={number}" for option, number in options.items()]
 
 
 def _require_yaml(path: Path) -> None:

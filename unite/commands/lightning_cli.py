@@ -17,16 +17,13 @@ from unite.commands.data_settings import fill_from_data
 from unite.commands.invocation import Invocation
 from unite.commands.memory_errors import explained_memory_errors
 from unite.commands.run_claim import RunClaim, home_of
-from unite.console import info, one_line, shown, silence_noise
+from unite.console import info, is_first_process, one_line, shown, silence_noise
 from unite.errors import TrainingError, UserError
 from unite.files import leaving_no_empty_folders, require_writable
 from unite.files.locks import OUTPUT_HINT, RUN_HINT, only_one
 from unite.module import UniteModule
 from unite.outputs.folder import folder_name, is_begun, require_empty
 from unite.runs.exported import require_same_model
-from unite.runs.folder import (
-    is_first_process,
-)
 from unite.runs.sizes import no_larger_than
 from unite.runs.warm_start import warm_start
 from unite.trainer import UniteTrainer

@@ -166,11 +166,12 @@ def remove_leftovers(folder: Path, prefix: str = "") -> None:
     """Remove what :func:`replacing` has left half written of files whose names begin so, if its process is dead."""
     for path in folder.glob(".*.tmp"):
         found = re.fullmatch(r"\.(.+)\.(\d+)\.tmp", path.name)
-        if found and found[1].startswith(prefix) and not _is_alive(int(found[2])):
+        if found and found[1].startswith(prefix) and not is_alive(int(found[2])):
             path.unlink(missing_ok=True)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
     if sys.platform == "win32":  # where asking would end it
         return True
     try:

@@ -8,7 +8,6 @@ Imports nothing heavy: commands that need no network begin at once.
 
 import os
 import socket
-import sys
 import threading
 import time
 import warnings
@@ -17,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unite.console import info, shown
+from unite.console import info, is_first_process, shown
 from unite.errors import UserError
 from unite.files import remove_leftovers
 
@@ -54,7 +53,7 @@ def only_one(folder: Path, hint: str) -> Iterator[None]:
         is_nested = place in _held
         if is_nested:
             _held[place] += 1
-    if is_nested or not _is_first_process():
+    if is_nested or not is_first_process():
         try:
             yield
         finally:
@@ -169,9 +168,3 @@ def _holder(path: Path) -> str:
                 return text.splitlines()[0]
         time.sleep(0.02)  # it has the lock, and is about to sign
     return "another process"
-
-
-def _is_first_process() -> bool:
-    """Whether this process writes, of several that train together; such have loaded Lightning."""
-    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
-    return lightning is None or getattr(lightning.rank_zero_only, "rank", 0) in (0, None)

@@ -5,12 +5,14 @@ modality it is looking at, its *modality embedding*, is the null condition of ea
 (:meth:`unite.ModalityAdapter.null_condition`).
 """
 
+import copy
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from unite.errors import UserError
 
@@ -185,6 +187,56 @@ class SideBySideLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the epoch of the state go on behind its batches; other epochs begin at their beginning."""
         self.resumed = state
+
+
+def every_nth(loader: Any, first: int, step: int) -> Iterator[tuple[int, Any]]:
+    """Some batches of a loader that gives the same ones in the same order each time, and does not shuffle.
+
+    Only these are loaded, if the loader is a ``DataLoader`` of numbered samples, or several such ones side by side.
+    Other loaders have to go through the batches between.
+
+    Args:
+        loader: The loader.
+        first: Number of the first batch to give.
+        step: Distance to the next.
+
+    Yields:
+        Number of a batch, and the batch.
+    """
+    part = _part_of(loader, first, step)
+    if part is None:
+        yield from itertools.islice(enumerate(loader), first, None, step)
+    else:
+        yield from zip(itertools.count(first, step), part, strict=False)
+
+
+def _part_of(loader: Any, first: int, step: int) -> Any:
+    """A loader of some batches of another one; None if there cannot be one."""
+    if isinstance(loader, SideBySideLoader):
+        parts = {modality: _part_of(each, first, step) for modality, each in loader.loaders.items()}
+        return None if None in parts.values() else SideBySideLoader(parts, cycle=False)
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    part = copy.copy(loader)
+    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+    # Around DataLoader.__setattr__, which refuses what could not be changed once batches are being loaded.
+    vars(part)[name] = _EveryNth(getattr(loader, name), first, step)
+    return part
+
+
+class _EveryNth:
+    """Every n-th of what a sampler gives."""
+
+    first_batch = 0  # as BatchSampler has it
+
+    def __init__(self, sampler: Any, first: int, step: int) -> None:
+        self.sampler, self.first, self.step = sampler, first, step
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self.sampler, self.first, None, self.step)
+
+    def __len__(self) -> int:
+        return len(range(self.first, len(self.sampler), self.step))
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:

@@ -79,12 +79,19 @@ class OutputFolder:
                 self.finish()
             raise
         except KeyboardInterrupt:
-            message = f"interrupted; what is done lies in {self.parts}, and the same command continues"
-            if not self._has_parts():
-                message = "interrupted; the same command starts over"
-                if [path.name for path in self.path.iterdir() if not path.name.startswith(".")] == [PARTS]:
-                    self.finish()
+            message = f"interrupted; {self.how_to_continue()}"
+            if not self._has_parts() and self._has_nothing_else():
+                self.finish()
             raise KeyboardInterrupt(message) from None
+
+    def how_to_continue(self) -> str:
+        """What the user is told of work that was not finished."""
+        if self._has_parts():
+            return f"what is done lies in {self.parts}, and the same command continues"
+        return "the same command starts over"
+
+    def _has_nothing_else(self) -> bool:
+        return [path.name for path in self.path.iterdir() if not path.name.startswith(".")] == [PARTS]
 
     def _has_parts(self) -> bool:
         # Hidden ones are half written, by a command that was killed.

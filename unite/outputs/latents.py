@@ -1,9 +1,8 @@
-"""``unite predict`` and ``unite reconstruct``: a split of the data through the tokenizer, and back."""
+"""``unite predict``: a split of the data through the tokenizer."""
 
 import hashlib
 import os
-from collections.abc import Callable, Sized
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,25 +12,22 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from unite.console import info, shown
+from unite.engine.processes import LostProcessError
 from unite.engine.seeding import mixed_generator
 from unite.errors import UserError
-from unite.files import file_checksum, write_json, write_whole
+from unite.files import file_checksum, write_whole
 from unite.files.checked_json import DamagedFileError, read_checked_json, write_checked_json
-from unite.modalities.combined import datamodule_of
+from unite.modalities.combined import every_nth
 from unite.module import UniteModule
 from unite.outputs.folder import OutputFolder
-from unite.runs.headlines import as_short_table
+from unite.outputs.job import Job
 
 Split = Literal["train", "val", "test"]
-Autocast = Callable[[], AbstractContextManager[Any]]
 
 #: A file of latents is closed once it is larger than this, in bytes.
 PART_BYTES = 128 << 20
-#: Pairs in the picture of reconstructions, and pairs beside each other.
-MAX_PAIRS = 32
 
 
 def split_loader(datamodule: LightningDataModule, split: Split) -> Any:
@@ -87,66 +83,65 @@ class LatentFiles:
 
     or, where all samples have equally many, ``torch.cat([file["latents"] for file in files])``.
 
+    Files that an interrupted command has closed are continued, unless the split is now of another number of batches.
+
     Args:
         folder: Where the files go; in the making they lie among its parts.
         split: Split that the samples are of.
+        total: Of how many batches the split is, if known.
         part_bytes: Size from which on a file is closed.
 
     Raises:
         UserError: What an interrupted command has left is damaged.
     """
 
-    def __init__(self, folder: OutputFolder, split: Split, part_bytes: int = PART_BYTES) -> None:
+    def __init__(
+        self, folder: OutputFolder, split: Split, total: int | None = None, part_bytes: int = PART_BYTES
+    ) -> None:
         self.folder = folder
         self.split = split
         self.part_bytes = part_bytes
         self._state_file = folder.parts / "state.json"
-        state = self._read_state()
+        state = self._read_state(total)
         self.num_batches: int = state.get("num_batches", 0)
         """Batches that are in finished files."""
         self.num_samples: dict[str, int] = state.get("num_samples", {})
         """Samples of each modality, the waiting ones included."""
         self._num_files: int = state.get("num_files", 0)
-        self._total: int | None = state.get("total")
+        self._total = total
         self._checksums: dict[str, str] = state.get("checksums", {})  # SHA-256 of each finished file
         self._num_complete = self.num_batches
         self._is_within_batch = False
         self._waiting: dict[str, list[dict[str, Tensor]]] = {}
         self._waiting_bytes = 0
 
-    def _read_state(self) -> dict[str, Any]:
+    def _read_state(self, total: int | None) -> dict[str, Any]:
+        """What an interrupted command has noted; files of a split of another number of batches are thrown away."""
         if not self._state_file.is_file():
             return {}
         try:
-            return read_checked_json(self._state_file)
+            state = read_checked_json(self._state_file)
         except DamagedFileError as error:
             raise UserError(
                 f"{self._state_file} is damaged ({error}); remove {shown(self.folder.parts)}, and the same command "
                 "starts over"
             ) from error
-
-    def begin(self, total: int | None) -> None:
-        """Say of how many batches the split is; files that were made of another number are thrown away.
-
-        Raises:
-            UserError: A finished file is missing, or not as it was written.
-        """
-        if self.num_batches and total != self._total:
-            info(f"the split is now of {total} batches, and was of {self._total}: starting over")
+        if total != state["total"]:
+            info(f"the split is now of {total} batches, and was of {state['total']}: starting over")
             for path in self.folder.parts.glob("*.safetensors"):
                 path.unlink()
             self._state_file.unlink()
-            self.num_batches, self.num_samples, self._num_files, self._checksums = 0, {}, 0, {}
-        self._total = total
-        for name, checksum in self._checksums.items():
+            return {}
+        for name, checksum in state["checksums"].items():
             path = self.folder.parts / name
             if not path.is_file() or file_checksum(path) != checksum:
                 raise UserError(
                     f"{path} is missing or damaged; remove {shown(self.folder.parts)}, and the same command starts over"
                 )
+        return state
 
     def add(self, modality: str, rows: dict[str, Tensor]) -> None:
-        """Add the samples of a batch: tensors of shape (B, ...) by name, without ``index``."""
+        """Add the samples of the next batch: tensors of shape (B, ...) by name, without ``index``."""
         self._is_within_batch = True
         first = self.num_samples.get(modality, 0)
         size = len(rows["latents"])
@@ -155,9 +150,9 @@ class LatentFiles:
         self._waiting.setdefault(modality, []).append(rows)
         self._waiting_bytes += rows["latents"].nbytes
 
-    def end_batch(self, number: int) -> None:
-        """Note that batch ``number`` is complete; close the files if they are large enough."""
-        self._num_complete = number + 1
+    def end_batch(self) -> None:
+        """Note that a batch is complete; close the files if they are large enough."""
+        self._num_complete += 1
         self._is_within_batch = False
         if self._waiting_bytes >= self.part_bytes:
             self._close()
@@ -209,50 +204,69 @@ def _padded(tensors: list[Tensor]) -> list[Tensor]:
 def write_latents(
     model: UniteModule,
     datamodule: LightningDataModule,
-    files: LatentFiles,
-    autocast: Autocast,
+    split: Split,
+    job: Job,
     seed: int = 0,
     modality: str | None = None,
-    show_progress: bool = False,
+    part_bytes: int = PART_BYTES,
 ) -> None:
     """Write the latents of all samples of a split.
+
+    Each process encodes a share of the batches, and the first one writes; what :class:`LatentFiles` has already is
+    passed over.
 
     Args:
         model: The model, on its device.
         datamodule: Gives the batches ``{modality: samples}`` of the split.
-        files: Where to, and which split; batches that it has already are passed over.
-        autocast: Gives the precision of the network.
+        split: Which split.
+        job: Where to, and the processes that share the work.
         seed: Of the registers' noise.
         modality: Write latents of this one only; None for all.
-        show_progress: Show a progress bar.
+        part_bytes: Size from which on a file is closed.
 
     Raises:
         UserError: The datamodule cannot give the split in order, or it has nothing of the modality.
     """
-    with files.folder.kept_on_interrupt(), model.evaluation():
-        loader = split_loader(datamodule, files.split)
-        total = len(loader) if isinstance(loader, Sized) else None
-        files.begin(total)
-        try:
-            for number, batch in enumerate(
-                tqdm(loader, desc="encode", total=total, unit="batch", disable=not show_progress)
-            ):
-                if number < files.num_batches:
-                    continue
-                for name, samples in batch.items():
-                    if modality in (None, name):
-                        with autocast():
-                            rows = _rows(model, name, move_data_to_device(samples, model.device), seed, number)
-                        files.add(name, rows)
-                files.end_batch(number)
-        except KeyboardInterrupt:
-            files.keep()
-            raise
+    processes = job.processes
+    with job.kept_on_interrupt(), model.evaluation():
+        with processes.agreed():
+            loader = split_loader(datamodule, split)
+            total = len(loader) if isinstance(loader, Sized) else None
+        files = processes.from_first(lambda: LatentFiles(job.folder, split, total, part_bytes))
+        seed = processes.from_first(lambda: seed)
+        first = files.num_batches
+
+        def encoded() -> Iterator[dict[str, dict[str, Tensor]]]:
+            for number, batch in every_nth(loader, first + processes.rank, processes.size):
+                with job.autocast():
+                    rows = {
+                        name: _rows(model, name, move_data_to_device(samples, model.device), seed, number)
+                        for name, samples in batch.items()
+                        if modality in (None, name)
+                    }
+                yield rows
+
+        with job.progress(desc="encode", total=total, initial=first, unit="batch") as bar:
+
+            def take(batch: dict[str, dict[str, Tensor]]) -> None:
+                for name, rows in batch.items():
+                    files.add(name, rows)
+                files.end_batch()
+                bar.update()
+
+            try:
+                processes.share(encoded(), take)
+            except (KeyboardInterrupt, LostProcessError):
+                if processes.is_first:
+                    files.keep()
+                raise
+        if not processes.is_first:
+            return
         if not files.num_samples:
-            raise UserError(f"{files.split} of the data has no {modality or 'samples'}; see --modality and --split")
+            raise UserError(f"{split} of the data has no {modality or 'samples'}; see --modality and --split")
         written = files.finish()
     for name, num_samples in files.num_samples.items():
-        print(f"{name}: latents of {num_samples:,} samples of {files.split}")
+        print(f"{name}: latents of {num_samples:,} samples of {split}")
     for path in written:
         print(f"wrote {shown(path)}")
 
@@ -268,86 +282,3 @@ def _rows(model: UniteModule, modality: str, samples: Any, seed: int, number: in
     if template.condition is not None and adapter.num_classes:
         rows["label"] = template.condition
     return {**rows, **adapter.annotations(samples)}
-
-
-def limit_batches(datamodule: LightningDataModule, num_samples: int) -> None:
-    """Choose the size of evaluation batches so that, as far as may be, whole batches make up ``num_samples``."""
-    size = getattr(datamodule, "eval_batch_size", None)
-    if isinstance(size, int):
-        num_batches = -(-num_samples // size)
-        datamodule.eval_batch_size = -(-num_samples // num_batches)  # type: ignore[attr-defined]
-
-
-@torch.no_grad()
-def write_reconstructions(
-    model: UniteModule,
-    datamodule: LightningDataModule,
-    split: Split,
-    modality: str,
-    num_samples: int,
-    folder: OutputFolder,
-    autocast: Autocast,
-    seed: int = 0,
-    show_progress: bool = False,
-) -> None:
-    """Write samples, what the decoder makes of their latents, a picture of both, and metrics.json.
-
-    Nothing is kept of an interrupted call: it takes seconds, unless very many samples are asked for.
-
-    Args:
-        model: The model, on its device.
-        datamodule: Gives the batches ``{modality: samples}``, and the references of metrics.
-        split: The split; as many of its batches are taken as are needed for ``num_samples``.
-        modality: What to reconstruct.
-        num_samples: How many samples to write. The metrics are of whole batches.
-        folder: Where to.
-        autocast: Gives the precision of the network.
-        seed: Of the registers' noise.
-        show_progress: Show a progress bar.
-
-    Raises:
-        UserError: The batches do not have the modality, or the datamodule cannot give the split in order.
-    """
-    adapter = model.adapter(modality)
-    originals: list[Any] = []
-    made: list[Any] = []
-    with folder.kept_on_interrupt(), model.evaluation():
-        loader = split_loader(datamodule, split)
-        metric = adapter.reconstruction_metric(datamodule_of(datamodule, modality))
-        if metric is not None:
-            metric.to(model.device)
-        with tqdm(total=num_samples, desc="reconstruct", unit="sample", disable=not show_progress) as bar:
-            for number, batch in enumerate(loader):
-                if modality not in batch:
-                    if made:  # another modality has more batches
-                        continue
-                    raise UserError(f"the data has no {modality}; it has {', '.join(batch)}: see --modality")
-                with autocast():
-                    samples = move_data_to_device(batch[modality], model.device)
-                    prepared = adapter.prepare(samples)
-                    template = adapter.template(prepared)
-                    prediction = adapter.decode(encode(model, modality, samples, seed, number), template)
-                originals += adapter.originals(prepared)
-                made += adapter.finish(prediction, template)
-                if metric is not None:
-                    metric.update(*adapter.metric_arguments(prediction, prepared))
-                bar.update(min(len(template), num_samples - bar.n))
-                if len(made) >= num_samples:
-                    break
-        originals, made = originals[:num_samples], made[:num_samples]
-        if len(made) < num_samples:
-            info(f"{split} has {len(made):,} samples, fewer than the {num_samples:,} asked for: all are taken")
-        written: list[Path] = []
-        for name, objects in (("originals", originals), ("reconstructions", made)):
-            if objects:
-                (folder.path / name).mkdir(exist_ok=True)
-                written += adapter.save(objects, folder.path / name)
-        written.append(folder.path / "reconstructions.png")
-        adapter.draw_reconstructions(originals[:MAX_PAIRS], made[:MAX_PAIRS]).save(written[-1])
-        if metric is not None:
-            values = {name: float(value) for name, value in metric.compute().items()}
-            print(as_short_table(values))
-            written.append(write_json(folder.path / "metrics.json", values))
-    folder.finish()
-    for path in written:
-        print(f"wrote {shown(path)}")

@@ -1,13 +1,11 @@
 """``unite sample``: what generation writes, and how an interrupted one goes on."""
 
-import hashlib
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -15,16 +13,16 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 
-from unite.console import info, shown
+from unite.console import info, is_first_process, shown
 from unite.engine.noise import SampleNoise
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.files import write_json
 from unite.flow import SamplingOptions
-from unite.modalities.base import ModalityAdapter
+from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
 from unite.modalities.pictures import SCREEN_WIDTH, draw_table, shown_of, with_note
 from unite.module import UniteModule
-from unite.outputs.folder import OutputFolder
+from unite.outputs.job import Job
 from unite.runs.headlines import as_short_table
 from unite.runs.kept_latents import KeptLatents
 
@@ -55,58 +53,57 @@ def write_samples(
     model: UniteModule,
     datamodule: LightningDataModule | None,
     settings: SampleSettings,
-    folder: OutputFolder,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    job: Job,
     guidance_sweep: list[float] | None = None,
     film_strip: int = 0,
-    show_progress: bool = False,
 ) -> None:
     """Generate samples; write them with a picture, their labels, and metrics.json.
+
+    Each process generates a share of them and counts it in the metrics; the first one writes.
 
     Args:
         model: The model, on its device.
         datamodule: The data that novelty and the like are measured against.
         settings: What to generate.
-        folder: Where to.
-        autocast: Gives the precision of the network.
+        job: Where to, and the processes that share the work.
         guidance_sweep: Scales to choose from by FID, in place of the one in ``settings``.
         film_strip: Samples, from the first, whose coming into being is drawn as well.
-        show_progress: Show a progress bar.
 
     Raises:
         UserError: A setting is outside its range, or a sweep has no FID to go by.
     """
     adapter = model.adapter(settings.modality)
-
-    def generate(scale: float) -> list[Any]:
-        with autocast():
-            return model.generate(
-                **{**asdict(settings), "guidance_scale": scale},
-                show_progress=show_progress,
-                kept=KeptLatents(folder.parts / f"guidance_{scale:g}"),
-            )
-
     written: list[Path] = []
-    with folder.kept_on_interrupt():
-        adapter.cycle_labels(settings.num_samples, settings.labels)  # refuses labels that there are not
-        metric = _metric(adapter, datamodule, settings, guidance_sweep)
-        if metric is not None:
-            metric.to(model.device)
+    folder = job.folder
+    with job.kept_on_interrupt():
+        with job.processes.agreed():
+            require(
+                not film_strip or settings.solver != "dopri5",
+                f"film_strip is {film_strip}, but with dopri5 each sample has its own times: choose another --solver",
+            )
+            adapter.cycle_labels(settings.num_samples, settings.labels)  # refuses labels that there are not
+            metric = _metric(adapter, datamodule, settings, guidance_sweep)
+            if metric is not None:
+                metric.to(model.device)
+        making = _Making(model, settings, job, metric)
         scale = settings.guidance_scale
         if guidance_sweep and metric is not None:
-            rows, scale, objects = _sweep(guidance_sweep, generate, metric)
+            rows, scale, objects = _sweep(guidance_sweep, making)
             values = next(row for row in rows if row["guidance_scale"] == scale)
-            written.append(write_json(folder.path / "sweep.json", rows))
         else:
-            objects = generate(scale)
-            values = {} if metric is None else measure(metric, objects)
+            objects, values = making.samples(scale)
+        caution = _caution(metric)
+        if not job.processes.is_first:
+            return
+        if guidance_sweep:
+            written.append(write_json(folder.path / "sweep.json", rows))
         written += adapter.save(objects, folder.path)
         labels = adapter.drawn_labels(settings.num_samples, settings.labels, settings.seed)
         if labels is not None:
             classes = {"class_names": adapter.class_names, "labels": labels}
             written.append(write_json(folder.path / "labels.json", classes))
         if film_strip:
-            with autocast():
+            with job.autocast():
                 strip = draw_film_strip(model, settings, scale, min(film_strip, settings.num_samples))
             written.append(folder.path / "film_strip.png")
             strip.save(written[-1])
@@ -119,13 +116,108 @@ def write_samples(
                 written.append(folder.path / name)
         if metric is not None:
             print(as_short_table(values))
-            caution = metric.caution() if isinstance(metric, Cautious) else None
             if caution is not None:
                 warnings.warn(caution, stacklevel=1)
             written.append(write_json(folder.path / "metrics.json", values))
     folder.finish()
     for path in written:
         print(f"wrote {shown(path)}")
+
+
+@dataclass(frozen=True)
+class _Making:
+    """How all processes together make samples and their metrics.
+
+    Attributes:
+        model: The model, on its device.
+        settings: What to generate.
+        job: Where latents are kept until all is done, and the processes.
+        metric: What to measure, on the device; all processes have their own, and compute its values together.
+    """
+
+    model: UniteModule
+    settings: SampleSettings
+    job: Job
+    metric: Metric | None
+
+    def samples(self, scale: float) -> tuple[list[Any], dict[str, float]]:
+        """Samples of one guidance scale in their order, in the first process; and their metrics, in all."""
+        settings, processes = self.settings, self.job.processes
+        if self.metric is not None:
+            self.metric.reset()
+        template = _template(self.model, settings)
+        kept = processes.from_first(lambda: KeptLatents(self.job.folder.parts / f"guidance_{scale:g}"))
+        made: dict[int, Any] = {}
+        with self.job.progress(total=settings.num_samples, desc="generate", unit="sample") as bar:
+
+            def add(indices: Tensor, objects: list[Any]) -> None:
+                made.update(zip(indices.tolist(), objects, strict=True))
+                bar.update(len(objects))
+
+            def take(batch: _Batch) -> None:
+                kept.save(batch.indices, batch.latents)
+                add(batch.indices, batch.objects)
+
+            def take_kept() -> Tensor:
+                for indices, latents in kept:
+                    add(indices, self._finished(indices, latents, template))
+                return torch.tensor([index for index in range(settings.num_samples) if index not in made])
+
+            missing = processes.from_first(take_kept)
+            # Each process has samples of all sizes.
+            order = missing[torch.argsort(template.sizes[missing], stable=True)] if len(missing) else missing
+            share = order[processes.rank :: processes.size]
+            processes.share(self._batches(share, template, settings.but(guidance_scale=scale)), take)
+        values = {} if self.metric is None else self.metric.compute()
+        return [made[index] for index in sorted(made)], {name: float(value) for name, value in values.items()}
+
+    def _batches(self, indices: Tensor, template: Template, settings: SampleSettings) -> Iterator["_Batch"]:
+        batches = self.model.generate_latents(
+            settings.modality, template, indices, settings, settings.batch_size, settings.seed
+        )
+        while True:
+            with self.job.autocast():
+                found = next(batches, None)
+            if found is None:
+                return
+            indices, latents = found
+            yield _Batch(indices, latents.cpu(), self._finished(indices, latents, template))
+
+    def _finished(self, indices: Tensor, latents: Tensor, template: Template) -> list[Any]:
+        """Finished objects from latents, counted in the metric."""
+        with self.job.autocast():
+            objects = self.model.decode(self.settings.modality, latents, template[indices])
+        if self.metric is not None:
+            self.metric.update(objects)
+        return objects
+
+
+class _Batch(NamedTuple):
+    """What a process has made at a time.
+
+    Attributes:
+        indices: Places among all samples, shape (B,).
+        latents: On the CPU, shape (B, K, C).
+        objects: Finished objects.
+    """
+
+    indices: Tensor
+    latents: Tensor
+    objects: list[Any]
+
+
+def _template(model: UniteModule, settings: SampleSettings) -> Template:
+    """Sizes and conditions of all samples, drawn as :meth:`unite.UniteModule.generate` draws them."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    return model.adapter(settings.modality).draw_template(settings.num_samples, settings.labels, generator)
+
+
+def _caution(metric: Metric | None) -> str | None:
+    """What to know of the numbers of all processes."""
+    if isinstance(metric, Metric) and isinstance(metric, Cautious):
+        with metric.sync_context():
+            return metric.caution()
+    return None
 
 
 def _metric(
@@ -148,23 +240,15 @@ def _metric(
         try:
             metric = adapter.generation_metric(datamodule_of(datamodule, settings.modality))
         except UserError as error:
-            print(f"unite: no comparison with the training data: {error}", file=sys.stderr)
+            if is_first_process():
+                print(f"unite: no comparison with the training data: {error}", file=sys.stderr)
             metric = adapter.generation_metric(None)
     if guidance_sweep and metric is None:
         raise UserError("--guidance_sweep compares scales by FID, and this modality has no metrics")
     return metric
 
 
-def measure(metric: Metric, objects: list[Any]) -> dict[str, float]:
-    """Metrics of finished objects by name."""
-    metric.reset()
-    metric.update(objects)
-    return {name: float(value) for name, value in metric.compute().items()}
-
-
-def _sweep(
-    scales: list[float], generate: Callable[[float], list[Any]], metric: Metric
-) -> tuple[list[dict[str, float]], float, list[Any]]:
+def _sweep(scales: list[float], making: _Making) -> tuple[list[dict[str, float]], float, list[Any]]:
     """Metrics of all guidance scales, the scale of the lowest FID, and the samples made with it.
 
     Raises:
@@ -173,17 +257,18 @@ def _sweep(
     rows: list[dict[str, float]] = []
     best: tuple[float, float, list[Any]] | None = None
     for scale in scales:
-        objects = generate(scale)
-        values = measure(metric, objects)
+        objects, values = making.samples(scale)
         fid = next((name for name in values if name.startswith("fid")), None)
         if fid is None:
             raise UserError("--guidance_sweep compares scales by FID, and this modality has none")
-        print(f"guidance_scale {scale:g}: {fid} {values[fid]:.4g}")
+        if making.job.processes.is_first:
+            print(f"guidance_scale {scale:g}: {fid} {values[fid]:.4g}")
         rows.append({"guidance_scale": scale, **values})
         if best is None or values[fid] < best[0]:
             best = values[fid], scale, objects
     assert best is not None  # there is at least one scale
-    print(f"best: guidance_scale {best[1]:g}")
+    if making.job.processes.is_first:
+        print(f"best: guidance_scale {best[1]:g}")
     return rows, best[1], best[2]
 
 
@@ -221,12 +306,3 @@ def draw_film_strip(model: UniteModule, settings: SampleSettings, guidance_scale
     columns.append((1.0, finished))
     cells = [[adapter.draw([objects[row]]) for _, objects in columns] for row in range(num_rows)]
     return draw_table(cells, [f"t = {time:.2f}" for time, _ in columns])
-
-
-def fingerprint(model: UniteModule) -> str:
-    """Short name of a model's weights, by which a continued command knows that they are the same."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from unite.console import shown
 from unite.errors import UserError, no_checkpoint
@@ -23,11 +22,6 @@ from unite.shipped import shipped_model
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
-
-
-def is_first_process() -> bool:
-    """Whether this process writes, of several that train together."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def write_metrics(values: Mapping[str, float], folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """Latents that an interrupted command has finished."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -10,9 +11,10 @@ from unite.files.checked_json import DamagedFileError
 
 
 class KeptLatents:
-    """Latents of finished batches, each in a file.
+    """Latents of finished batches, each in a file with the places of its samples among all.
 
-    Latents and not finished objects, because any modality can decode them, and they are small.
+    So they serve whatever batches, of however many processes, make the others. Latents and not finished objects,
+    because any modality can decode them, and they are small.
 
     Args:
         folder: Folder of the files; made if need be.
@@ -22,24 +24,22 @@ class KeptLatents:
         folder.mkdir(exist_ok=True)
         self.folder = folder
 
-    def load(self, number: int) -> Tensor | None:
-        """Latents (B, K, C) of a batch, or None.
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Indices (B,) and latents (B, K, C) of each batch.
 
         Raises:
-            UserError: The file is damaged.
+            UserError: A file is damaged.
         """
-        file = self._file(number)
-        if not file.is_file():
-            return None
-        try:
-            tensors, _ = load_checked(file)
-        except DamagedFileError as error:
-            raise UserError(f"{file} is damaged ({error}); remove it, and the same command makes it anew") from error
-        return tensors["latents"].clone()  # into memory of its own, as new ones have: rounding depends on that
+        for file in sorted(self.folder.glob("*.safetensors")):
+            try:
+                tensors, _ = load_checked(file)
+            except DamagedFileError as error:
+                message = f"{file} is damaged ({error}); remove it, and the same command makes it anew"
+                raise UserError(message) from error
+            # Into memory of its own, as new ones have: rounding depends on that.
+            yield tensors["indices"], tensors["latents"].clone()
 
-    def save(self, number: int, latents: Tensor) -> None:
-        """Keep the latents (B, K, C) of a batch."""
-        save_checked({"latents": latents.cpu().contiguous()}, self._file(number))
-
-    def _file(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.safetensors"
+    def save(self, indices: Tensor, latents: Tensor) -> None:
+        """Keep the latents (B, K, C) of the samples with these indices (B,)."""
+        file = self.folder / f"{int(indices[0]):09d}.safetensors"  # no other batch has this sample
+        save_checked({"indices": indices, "latents": latents.cpu().contiguous()}, file)

@@ -12,10 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from unite.console import is_first_process
 from unite.errors import UserError
 from unite.files import replacing
 from unite.files import require_writable as require_writable
-from unite.runs.folder import is_first_process
 
 LoggerName = Literal["tensorboard", "csv", "wandb"]
 
