@@ -94,7 +94,8 @@ def warm_start(module: Any, source: str) -> WarmStart:
                 found.dropped.append(name)
     buffers = dict(module.named_buffers())
     found.dropped += [name for name in theirs if name not in buffers]  # statistics of data are no weights
-    if not any(name.startswith("encoder.") for name in found.taken):
+    matrices = {name for name, parameter in module.encoder.named_parameters(prefix="encoder") if parameter.dim() > 1}
+    if not matrices & set(found.taken):
         raise UserError(
             f"--init_from {source}: nothing of its encoder fits this model; give both the same "
             "model.encoder.init_args (unite info tells those of a model)"

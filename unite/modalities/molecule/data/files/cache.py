@@ -252,7 +252,7 @@ def _table_parts(names: Sequence[Path], properties: Sequence[str]) -> Iterator[d
         tensors, _ = load_checked(path)
         remarks = _remarks(tensors.pop("remarks").numpy())
         rows = [[fields.get(name, float("nan")) for name in properties] for fields in remarks["fields"]]
-        tensors["y"] = torch.tensor(rows, dtype=torch.float32).view(-1, len(properties))
+        tensors["y"] = torch.tensor(rows, dtype=torch.float32).view(len(rows), len(properties))
         yield tensors
 
 
