@@ -24,7 +24,7 @@ import torch
 from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
 from unite.modalities.molecule.metrics.reconstruction import MoleculeReconstructionMetrics
 from unite.modalities.molecule.perception.distances import unite_hydrogens
-from unite.modalities.molecule.perception.elements import ELEMENTS, FloatArray
+from unite.modalities.molecule.perception.elements import QM9_ELEMENTS, FloatArray
 from unite.modalities.molecule.perception.molecule import Molecule
 
 TARGET_RATE = 1000.0  # molecules/s
@@ -56,7 +56,7 @@ def cases(reals: Sequence[Molecule]) -> dict[str, list[Molecule]]:
         "box 5 Å": moved(lambda positions: generator.uniform(0, 5, size=positions.shape)),
         "box 20 Å": moved(lambda positions: generator.uniform(0, 20, size=positions.shape)),
         "random types": [
-            Molecule(generator.choice(ELEMENTS, size=len(real.atomic_numbers)), real.positions) for real in reals
+            Molecule(generator.choice(QM9_ELEMENTS, size=len(real.atomic_numbers)), real.positions) for real in reals
         ],
         "nan": moved(lambda positions: positions * np.nan),
         "chains of 29 N": [chain([7] * 29)] * MAX_CHAINS,

@@ -17,6 +17,7 @@ from rdkit import Chem
 from torch import Tensor
 
 from tests.support.commands import RunCli, start_score
+from tests.support.conformers import MANY_ELEMENTS, embedded
 from tests.support.graphs import Hydrogens, graph_of
 from tests.support.paths import REPOSITORY
 from tests.support.qm9_rows import tiny_molecules
@@ -30,6 +31,7 @@ from unite.modalities.molecule.graph import MolecularGraph
 from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
 from unite.modalities.molecule.metrics.scores import MAX_ATOMS, RECORDS_AT_ONCE, judge_all
 from unite.modalities.molecule.perception.molecule import Molecule
+from unite.modalities.molecule.perception.perceive import perceive
 
 REALS = [real for real, _ in tiny_molecules()]
 
@@ -41,7 +43,7 @@ def chain(atomic_numbers: list[int]) -> Molecule:
 
 ODD = [
     Molecule(np.array([6, 1]), np.array([[0, 0, np.nan], [1.0, 0, 0]])),
-    Molecule(np.array([17, 1]), np.array([[0, 0, 0], [1.3, 0, 0]])),
+    Molecule(np.array([11, 1]), np.array([[0, 0, 0], [1.3, 0, 0]])),
     Molecule(np.array([6, 8]), np.array([[0.0, 0, 0], [9, 0, 0]])),
     chain([7] * 29),
 ]
@@ -75,7 +77,7 @@ def test_scores_are_those_of_the_generation_metrics(run_cli: RunCli, tmp_path: P
         (first + 2, "isolated_atom"),
         (first + 3, "iteration_cap"),
     ]
-    assert rejects["unknown_elements"] == {"Cl": 1}
+    assert rejects["unknown_elements"] == {"Na": 1}
     symbols = [z for molecule in molecules for z in molecule.atomic_numbers.tolist()]
     assert found["element/C"] == pytest.approx(symbols.count(6) / len(symbols))
     assert sum(value for name, value in found.items() if name.startswith("element/")) == pytest.approx(1)
@@ -86,7 +88,7 @@ def test_scores_are_those_of_the_generation_metrics(run_cli: RunCli, tmp_path: P
 def test_what_is_no_molecule_counts_as_rejected_by_name(run_cli: RunCli, tmp_path: Path) -> None:
     write_xyz([REALS[0], chain([6] * (MAX_ATOMS + 1))], tmp_path / "m.xyz")
     with (tmp_path / "m.xyz").open("a") as file:
-        file.write("2\nbreaks off\nC 0 0 0\n2\nnames\nXx 0 0 0\nSi 1 0 0\n")
+        file.write("2\nbreaks off\nC 0 0 0\n2\nnames\nXx 0 0 0\nNa 1 0 0\n")
     found, rejects = score(run_cli, tmp_path / "m.xyz", tmp_path / "out", "--no_novelty")
     assert found["num_molecules"] == 4
     assert found["validity"] == 0.25
@@ -95,7 +97,7 @@ def test_what_is_no_molecule_counts_as_rejected_by_name(run_cli: RunCli, tmp_pat
     assert [reject.get("detail") for reject in rejects["rejected"]] == [
         f"{MAX_ATOMS + 1} atoms",
         "breaks off before its 2 atoms",
-        "Si, Xx",
+        "Na, Xx",
     ]
     result = run_cli("score", "molecules", tmp_path / "m.xyz", "--output", tmp_path / "again", "--no_novelty")
     assert "unknown element Xx: in 1 molecules, all rejected" in result.out
@@ -139,6 +141,26 @@ def test_the_sdf_and_the_xyz_of_one_run_are_scored_one_after_the_other(run_cli: 
         result = run_cli("score", "molecules", tmp_path / f"samples.{ending}", "--no_novelty")
         assert result.code == 0, result.err
         assert (tmp_path / f"samples_{ending}_scores" / "metrics.json").is_file()
+
+
+def test_drug_like_molecules_are_valid_and_stabilities_of_qm9_are_left_out_once(
+    run_cli: RunCli, tmp_path: Path
+) -> None:
+    molecules = [embedded(smiles)[0] for smiles in MANY_ELEMENTS]
+    mols = [perceive(molecule).mol for molecule in molecules] + [perceive(embedded("CC(=O)[O-]")[0]).mol]
+    with Chem.SDWriter(str(tmp_path / "a.sdf")) as file:
+        for mol in mols:
+            file.write(mol)
+    result = run_cli("score", "molecules", tmp_path / "a.sdf", "--output", tmp_path / "out", "--no_novelty")
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert found["validity"] == found["uniqueness"] == 1
+    assert not {"atom_stability", "molecule_stability", "validity_edm"} & set(found)
+    assert result.out.count("EDM's stabilities are left out") == 1
+    assert "1 molecules are ions by the charges of their files" in result.out
+    metric = MoleculeGenerationMetrics()
+    metric.update(molecules)
+    assert not {"atom_stability", "molecule_stability", "validity_edm"} & set(metric.compute())
 
 
 def test_without_qm9_novelty_is_left_out_and_said_so(run_cli: RunCli, tmp_path: Path) -> None:
@@ -195,14 +217,14 @@ def test_drawings_are_judged_by_their_bonds_alone(run_cli: RunCli, tmp_path: Pat
 def test_elements_have_one_name_however_they_are_written(run_cli: RunCli, tmp_path: Path) -> None:
     columns = "Properties=species:S:1:pos:R:3:num_hydrogens:I:1"
     (tmp_path / "m.xyz").write_text(
-        "2\nby numbers\n6 0 0 0\n14 1.8 0 0\n2\nheavy, small\nD 0 0 0\nsi 1.5 0 0\n"
+        "2\nby numbers\n6 0 0 0\n11 1.8 0 0\n2\nheavy, small\nD 0 0 0\nna 1.5 0 0\n"
         f"2\n{columns}\nC 0 0 0 3\nH 1.1 0 0 0\n"
     )
     found, rejects = score(run_cli, tmp_path / "m.xyz", tmp_path / "out", "--no_novelty")
-    assert [reject["detail"] for reject in rejects["rejected"]] == ["Si", "Si", "H"]
-    assert rejects["unknown_elements"] == {"Si": 2, "H": 1}
-    assert {name for name in found if name.startswith("element/")} == {"element/C", "element/H", "element/Si"}
-    assert found["element/Si"] == pytest.approx(2 / 9)
+    assert [reject["detail"] for reject in rejects["rejected"]] == ["Na", "Na", "H"]
+    assert rejects["unknown_elements"] == {"H": 1, "Na": 2}
+    assert {name for name in found if name.startswith("element/")} == {"element/C", "element/H", "element/Na"}
+    assert found["element/Na"] == pytest.approx(2 / 9)
 
 
 def test_several_processes_find_what_one_does(tmp_path: Path) -> None:

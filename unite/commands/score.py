@@ -41,9 +41,9 @@ def score_molecules(
 ) -> None:
     """Validity and the like of SDF or XYZ files.
 
-    Judge molecules by elements and coordinates alone, as unite's own samples are judged. Bonds and charges in a file
-    do not count, unless --bonds as_written asks for them. Every record of the files counts, the broken ones as
-    rejected. Writes metrics.json and rejects.json.
+    Judge molecules by elements, coordinates and total charge alone, as unite's own samples are judged. Bonds in a file
+    and where it puts the charges do not count, unless --bonds as_written asks for them. Every record of the files
+    counts, the broken ones as rejected. Writes metrics.json and rejects.json.
 
     Args:
         path: SDF, MOL or XYZ file, or a folder with such files.
@@ -163,6 +163,10 @@ def _say_scores(scores: "MoleculeScores", values: dict[str, Any], files: list[Pa
         place = f"record {reject['record']} of {shown(reject['file'])}"
         words = reject.get("detail", "it has too many fused rings")
         print(f"{reject['reason'].replace('_', ' ')}: {place}, {words}")
+    if scores.num_ions:
+        print(f"{scores.num_ions:,} molecules are ions by the charges of their files, and are judged as such")
+    if scores.num_outside_edm:
+        print("EDM's stabilities are left out: its table knows no elements but H, C, N, O and F")
     if not scores.num_with_hydrogens:
         print("no molecule has a hydrogen, which perception needs; add them, or count them in a column num_hydrogens")
     for symbol, number in scores.unknown_elements.most_common(MAX_ELEMENTS_TOLD):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rdkit import Chem
-from rdkit.Chem import rdDepictor
+from rdkit.Chem import rdDepictor, rdDistGeom
 
 from tests.support.graphs import perceived
 from tests.support.qm9_rows import tiny_molecules
@@ -14,6 +14,7 @@ from unite.modalities.molecule.files.reading import Entry, Record, find_files, p
 from unite.modalities.molecule.files.writing import write_sdf, write_xyz
 from unite.modalities.molecule.perception.distances import unite_hydrogens
 from unite.modalities.molecule.perception.molecule import Molecule
+from unite.modalities.molecule.perception.perceive import perceive
 
 REALS = [real for real, _ in tiny_molecules()][:8]
 UNITED = [unite_hydrogens(real) for real in REALS]
@@ -219,3 +220,34 @@ def test_text_files_are_of_the_format_asked_for(tmp_path: Path) -> None:
     files = find_files(tmp_path, "xyz")
     assert files == find_files(files[0], "xyz") == [tmp_path / "molecule_000.txt"]
     assert [parse(record).error for record in read_records(files, "xyz")] == [""]
+
+
+@pytest.mark.parametrize("form", ["V2000", "V3000", "beside the atom", "xyz"])
+@pytest.mark.parametrize(("smiles", "charge"), [("CC(=O)[O-]", -1), ("[NH3+]CC[NH3+]", 2), ("[O-]C(=O)C[NH3+]", 0)])
+def test_total_charge_is_taken(tmp_path: Path, form: str, smiles: str, charge: int) -> None:
+    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    assert rdDistGeom.EmbedMolecule(mol, randomSeed=0) == 0
+    if form == "xyz":
+        lines = Chem.MolToXYZBlock(mol).splitlines()
+        lines[1] = f'Properties=species:S:1:pos:R:3 charge={charge} energy=-1.5 pbc="F F F"'
+        file = write(tmp_path / "a.xyz", "\n".join(lines))
+    else:
+        lines = Chem.MolToMolBlock(mol, forceV3000=form == "V3000").splitlines()
+        if form == "beside the atom":
+            lines = [line for line in lines if not line.startswith("M  CHG")]
+            for number, atom in enumerate(mol.GetAtoms(), start=4):
+                code = {0: 0, 1: 3, -1: 5}[atom.GetFormalCharge()]
+                lines[number] = f"{lines[number][:36]}{code:3d}{lines[number][39:]}"
+        file = write(tmp_path / "a.sdf", "\n".join([*lines, "$$$$", ""]))
+    (entry,) = read(file)
+    assert entry.molecule is not None
+    assert entry.molecule.charge == charge
+    assert perceive(entry.molecule).mol is not None
+
+
+def test_what_was_generated_is_to_be_neutral_whatever_charges_were_predicted(tmp_path: Path) -> None:
+    block = Chem.MolToMolBlock(Chem.AddHs(Chem.MolFromSmiles("C[NH3+]")))
+    file = write(tmp_path / "a.sdf", block + ">  <reject_reason>\n\n\n$$$$\n")
+    (entry,) = read(file)
+    assert entry.molecule is not None
+    assert entry.molecule.charge == 0

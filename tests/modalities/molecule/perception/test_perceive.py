@@ -14,7 +14,7 @@ from rdkit.Chem import rdDetermineBonds, rdDistGeom
 from tests.support.qm9_rows import random_molecules, tiny_molecules
 from unite.modalities.molecule.perception import bond_orders, elements
 from unite.modalities.molecule.perception.distances import short_pairs, unite_hydrogens
-from unite.modalities.molecule.perception.elements import ELEMENTS
+from unite.modalities.molecule.perception.elements import QM9_ELEMENTS
 from unite.modalities.molecule.perception.molecule import REJECT_REASONS, Molecule, hash_key, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive, perceive_all
 from unite.modalities.molecule.perception.stability import edm_stability
@@ -27,7 +27,7 @@ EDM_LENGTHS = {  # pm, written out once more so that a typo in the package's tab
 }
 EDM_MARGINS = {1: 10, 2: 5, 3: 3}
 EDM_VALENCES = {1: 1, 6: 4, 7: 3, 8: 2, 9: 1}
-SYMBOLS = dict(zip(ELEMENTS, "HCNOF", strict=True))
+SYMBOLS = dict(zip(QM9_ELEMENTS, "HCNOF", strict=True))
 
 
 def molecule(
@@ -101,7 +101,7 @@ def test_real_molecules_get_the_smiles_of_the_data_set() -> None:
         (molecule([], [], []), "empty", False),
         (molecule([6, 1], [[0, 0, 0], [np.nan, 0, 0]]), "nonfinite", False),
         (molecule([6, 1], [[0, 0, 0], [np.inf, 0, 0]]), "nonfinite", False),
-        (molecule([1, 17], [[0, 0, 0], [1.27, 0, 0]]), "unknown_element", False),
+        (molecule([1, 11], [[0, 0, 0], [1.9, 0, 0]]), "unknown_element", False),
         (molecule([0, -7, 10**6], [[0, 0, 0], [1, 0, 0], [2, 0, 0]]), "unknown_element", False),
         (molecule([1], [[0, 0, 0]], [1]), "unknown_element", False),
         (molecule([6, 8], [[0, 0, 0], [0.49, 0, 0]]), "clash", False),
@@ -174,7 +174,7 @@ def test_garbage_is_never_valid(garbage: str) -> None:
         elif garbage == "gaussian":
             positions = generator.normal(size=positions.shape)
         elif garbage == "random_types":
-            atomic_numbers = generator.choice(ELEMENTS, size=len(atomic_numbers))
+            atomic_numbers = generator.choice(QM9_ELEMENTS, size=len(atomic_numbers))
         elif garbage == "noise_05":
             positions = positions + generator.normal(scale=0.5, size=positions.shape)
         elif garbage == "nan":
@@ -182,7 +182,7 @@ def test_garbage_is_never_valid(garbage: str) -> None:
             positions[0] = np.nan
         elif garbage == "united":
             num_hydrogens = generator.integers(0, 4, size=len(atomic_numbers))
-            atomic_numbers = generator.choice(ELEMENTS[1:], size=len(atomic_numbers))
+            atomic_numbers = generator.choice(QM9_ELEMENTS[1:], size=len(atomic_numbers))
             positions = generator.normal(scale=1.5, size=positions.shape)
         molecules.append(Molecule(atomic_numbers, positions, num_hydrogens))
     found = perceive_all(molecules)

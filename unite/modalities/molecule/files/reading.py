@@ -1,8 +1,9 @@
 """Molecules out of other people's files: SDF (V2000 and V3000), MOL, and XYZ, plain or extended, of many frames.
 
-Only elements and coordinates are taken, by a reader of our own: RDKit's refuses elements that do not exist and
-coordinates that are not finite without saying so, and those are what a score has to count. Reading goes in two steps,
-so that the second can run in several processes: files are cut into records of text, and records become molecules.
+Only elements, coordinates and the total charge are taken, by a reader of our own: RDKit's refuses elements that do not
+exist and coordinates that are not finite without saying so, and those are what a score has to count. Reading goes in
+two steps, so that the second can run in several processes: files are cut into records of text, and records become
+molecules.
 """
 
 import re
@@ -206,7 +207,8 @@ def _parse_sdf(lines: list[str]) -> Entry:
     if counts is not None:
         symbols, positions = symbols[: len(counts)], positions[: len(counts)]
     is_flat = lines[1][20:22] == "2D" and not positions[:, 2].any()
-    return replace(_as_entry(symbols, positions, counts), is_flat=is_flat)
+    charge = 0 if _is_ours(lines) else _sdf_charge(lines)  # what was generated is to be neutral, whatever was predicted
+    return replace(_as_entry(symbols, positions, counts, charge), is_flat=is_flat)
 
 
 def counted_hydrogens(lines: list[str]) -> list[str] | None:
@@ -280,6 +282,19 @@ def _v3000_atoms(lines: list[str]) -> list[list[str]]:
     return rows
 
 
+def _sdf_charge(lines: list[str]) -> int:
+    """Sum of the formal charges; lines of charges replace those beside the atoms."""
+    if "V3000" in lines[3]:
+        return sum(int(found[1]) for line in lines[4:] if (found := re.search(r"\bCHG=([-+]?\d{1,2})\b", line)))
+    end = next((number for number, line in enumerate(lines) if line.startswith(("M  END", ">"))), len(lines))
+    told = [line.split()[4::2] for line in lines[4:end] if line.startswith("M  CHG")]
+    if told:
+        return sum(int(word) for words in told for word in words if re.fullmatch(r"[-+]?\d{1,2}", word))
+    num_atoms = _as_count(lines[3][:3]) or 0
+    codes = [_as_count(line[36:39]) or 0 for line in lines[4 : 4 + num_atoms]]
+    return sum(4 - code for code in codes if 1 <= code <= 7)  # 4 is a radical, without a charge
+
+
 def _property(lines: list[str], name: str) -> list[str] | None:
     """Words of a data item of an SDF."""
     for number, line in enumerate(lines):
@@ -299,9 +314,9 @@ def _parse_xyz(lines: list[str]) -> Entry:
     if any(len(row) < max(species + 1, pos + 3, (hydrogens or 0) + 1) for row in rows):
         raise _UnreadableError("an atom has too few columns")
     positions = _as_positions([row[pos : pos + 3] for row in rows])
-    return _as_entry(
-        [row[species] for row in rows], positions, None if hydrogens is None else [row[hydrogens] for row in rows]
-    )
+    counts = None if hydrogens is None else [row[hydrogens] for row in rows]
+    charge = re.search(r"(?i)\bcharge=\"?([-+]?\d{1,2})\b(?![.\d])", lines[1])
+    return _as_entry([row[species] for row in rows], positions, counts, int(charge[1]) if charge else 0)
 
 
 def _columns(comment: str) -> tuple[int, int, int | None]:
@@ -336,7 +351,7 @@ def _as_number(word: str) -> float:
         return float(re.sub(r"\*\^|(?<=[0-9.])[dD](?=[-+0-9])", "e", word))
 
 
-def _as_entry(symbols: list[str], positions: _Positions, counts: list[str] | None) -> Entry:
+def _as_entry(symbols: list[str], positions: _Positions, counts: list[str] | None, charge: int) -> Entry:
     table = _atomic_numbers()
     numbers = [table.get(symbol.capitalize(), 0) for symbol in symbols]
     hydrogens = None if counts is None else [_as_count(count) for count in counts]
@@ -344,7 +359,10 @@ def _as_entry(symbols: list[str], positions: _Positions, counts: list[str] | Non
     if len(positions) != len(symbols) or not is_counted:
         raise _UnreadableError("its num_hydrogens or positions do not fit its atoms")
     molecule = Molecule(
-        np.array(numbers, dtype=np.int64), positions, None if hydrogens is None else np.array(hydrogens, dtype=np.int64)
+        np.array(numbers, dtype=np.int64),
+        positions,
+        None if hydrogens is None else np.array(hydrogens, dtype=np.int64),
+        charge=charge,
     )
     return Entry(molecule, [_symbol(number) or symbol for number, symbol in zip(numbers, symbols, strict=True)])
 

@@ -19,7 +19,7 @@ from unite.modalities.molecule.perception.molecule import (
     Molecule,
 )
 from unite.modalities.molecule.perception.perceive import perceive_all
-from unite.modalities.molecule.perception.stability import edm_stability
+from unite.modalities.molecule.perception.stability import edm_stability, is_outside_edm
 
 
 class MoleculeGenerationMetrics(GenerationCounter):
@@ -37,7 +37,8 @@ class MoleculeGenerationMetrics(GenerationCounter):
       ``train_keys``. Not a quality: QM9 enumerates its space, and good samples are often known.
     - ``connected``: one piece, whatever its valences (> 99.9 %).
     - ``atom_stability`` (99.3 %, of all atoms), ``molecule_stability`` (95.2 %), ``validity_edm`` (97.5 %):
-      by EDM's distance table, see :class:`~unite.modalities.molecule.perception.stability.EdmStability`.
+      by EDM's distance table, see :class:`~unite.modalities.molecule.perception.stability.EdmStability`. Left out
+      where there are elements that it does not know, all but H, C, N, O and F.
     - ``mean_atoms``: atoms per molecule, counted hydrogens included (18.0).
     - ``reject/<reason>``: rejected for this reason, one entry for each of
       :data:`~unite.modalities.molecule.perception.molecule.REJECT_REASONS`.
@@ -55,11 +56,12 @@ class MoleculeGenerationMetrics(GenerationCounter):
     """
 
     reasons = REJECT_REASONS
-    counters = ("num_stable_atoms", "num_stable", "num_valid_edm")
+    counters = ("num_stable_atoms", "num_stable", "num_valid_edm", "num_outside_edm")
 
     num_stable_atoms: Tensor
     num_stable: Tensor
     num_valid_edm: Tensor
+    num_outside_edm: Tensor
 
     def update(self, molecules: Sequence[Molecule]) -> None:
         """Add molecules.
@@ -72,9 +74,12 @@ class MoleculeGenerationMetrics(GenerationCounter):
         self.num_stable_atoms += int(edm.num_stable_atoms.sum())
         self.num_stable += int(edm.is_stable.sum())
         self.num_valid_edm += int(edm.is_valid.sum())
+        self.num_outside_edm += sum(map(is_outside_edm, molecules))
 
     def further(self) -> dict[str, Tensor]:
         """Stability by EDM's table."""
+        if self.num_outside_edm:
+            return {}
         return {
             "atom_stability": share(self.num_stable_atoms, self.num_atoms),
             "molecule_stability": share(self.num_stable, self.num_requested),
@@ -88,8 +93,8 @@ def score_molecules(
     """The metrics of :class:`MoleculeGenerationMetrics` for molecules of any origin.
 
     Args:
-        molecules: Molecules as generated, or RDKit molecules with a conformer, of which only elements and positions
-            are used: hydrogens must be atoms. Pass failures as well, None among them,
+        molecules: Molecules as generated, or RDKit molecules with a conformer, of which only elements, positions
+            and the total charge are used: hydrogens must be atoms. Pass failures as well, None among them,
             as RDKit's readers give it for what they cannot read; fractions are of all that are passed.
         train_keys: Keys of the training molecules, see :class:`MoleculeGenerationMetrics`; None leaves novelty out.
 
@@ -109,4 +114,4 @@ def _as_molecule(mol: Chem.Mol | None) -> Molecule:
     if not mol.GetConformer().Is3D():
         raise UserError("the conformer of an RDKit molecule is a drawing (2D), from which no bonds can be perceived")
     numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.int64)
-    return Molecule(numbers, mol.GetConformer().GetPositions())
+    return Molecule(numbers, mol.GetConformer().GetPositions(), charge=Chem.GetFormalCharge(mol))

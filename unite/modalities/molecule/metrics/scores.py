@@ -17,6 +17,7 @@ from rdkit import Chem, rdBase
 
 from unite.modalities.molecule.files.reading import Entry, Record, counted_hydrogens, parse
 from unite.modalities.molecule.metrics.shares import Counts, share
+from unite.modalities.molecule.perception.elements import ELEMENTS
 from unite.modalities.molecule.perception.molecule import (
     REJECT_REASONS,
     Molecule,
@@ -26,7 +27,7 @@ from unite.modalities.molecule.perception.molecule import (
 )
 from unite.modalities.molecule.perception.perceive import perceive_all
 from unite.modalities.molecule.perception.sanitizing import TooManyRingsError, sanitize
-from unite.modalities.molecule.perception.stability import edm_stability
+from unite.modalities.molecule.perception.stability import edm_stability, is_outside_edm
 from unite.workers import Divisible, Failure, in_order, work_apart
 
 MAX_ATOMS: Final = 200
@@ -51,6 +52,8 @@ WRITTEN_REASONS: Final = (
 """Reasons to reject a molecule by the bonds of its SDF, in the order of the checks."""
 
 RECORDS_AT_ONCE = 200
+
+ELEMENT_SYMBOLS: Final = frozenset(map(Chem.GetPeriodicTable().GetElementSymbol, ELEMENTS))
 
 _EMPTY = Molecule(np.zeros(0, dtype=np.int64), np.zeros((0, 3)))
 
@@ -77,6 +80,8 @@ class Judged(NamedTuple):
         num_atoms: Atoms, counted hydrogens included.
         num_stable_atoms: Those that are stable by EDM's table.
         is_valid_edm: Whether it is valid by EDM's table.
+        is_outside_edm: Whether it has elements that EDM's table does not know.
+        charge: Total charge that its file gives it.
         symbols: How many atoms have each symbol.
         written: What its bonds as written make of it, if that was asked.
     """
@@ -92,6 +97,8 @@ class Judged(NamedTuple):
     num_atoms: int
     num_stable_atoms: int
     is_valid_edm: bool
+    is_outside_edm: bool
+    charge: int
     symbols: Counter[str]
     written: Written | None
 
@@ -126,6 +133,8 @@ def judge_parsed(records: Sequence[Record], entries: Sequence[Entry], as_written
                 num_atoms=0 if entry.molecule is None else entry.molecule.num_atoms,
                 num_stable_atoms=int(edm.num_stable_atoms[index]),
                 is_valid_edm=bool(edm.is_valid[index]),
+                is_outside_edm=is_outside_edm(molecules[index]),
+                charge=molecules[index].charge,
                 symbols=_symbols(entry),
                 written=judge_as_written(record) if as_written else None,
             )
@@ -145,7 +154,7 @@ def file_reason(entry: Entry) -> str | None:
 def _detail(entry: Entry, reason: str | None) -> str:
     if reason == "unknown_element" and entry.molecule is not None:
         # Where hydrogens are counted, none is an atom.
-        known = {"C", "N", "O", "F"} | ({"H"} if entry.molecule.num_hydrogens is None else set())
+        known = ELEMENT_SYMBOLS - (set() if entry.molecule.num_hydrogens is None else {"H"})
         return ", ".join(sorted(set(entry.symbols) - known))
     return f"{len(entry.symbols)} atoms" if reason == "too_large" else entry.error
 
@@ -234,6 +243,8 @@ def refused(record: Record, failure: Failure, as_written: bool = False) -> Judge
         num_atoms=0 if entry.molecule is None else entry.molecule.num_atoms,
         num_stable_atoms=0,
         is_valid_edm=False,
+        is_outside_edm=False,
+        charge=0,
         symbols=_symbols(entry),
         written=Written(None, failure.reason) if as_written else None,
     )
@@ -281,6 +292,8 @@ class MoleculeScores:
             stable_atoms=judged.num_stable_atoms,
             stable=judged.num_atoms > 0 and judged.num_stable_atoms == judged.num_atoms,
             valid_edm=judged.is_valid_edm,
+            outside_edm=judged.is_outside_edm,
+            ions=judged.charge != 0,
         )
         if judged.key is not None:
             self._keys[judged.is_united].add(judged.key)
@@ -300,6 +313,16 @@ class MoleculeScores:
     def has_valid(self) -> bool:
         """Whether a record is valid, so that it may be novel: by perceived bonds or, if asked, by those written."""
         return any(self._keys.values()) or bool(self._written_keys)
+
+    @property
+    def num_outside_edm(self) -> int:
+        """Molecules with elements that EDM's table does not know, for which its stabilities are left out."""
+        return self._counts["outside_edm"]
+
+    @property
+    def num_ions(self) -> int:
+        """Molecules that their files give a total charge."""
+        return self._counts["ions"]
 
     @property
     def num_readable(self) -> int:
@@ -326,10 +349,13 @@ class MoleculeScores:
             **Counts(
                 total, counts["valid"], num_distinct, counts["charged_carbon"], counts["connected"], counts["atoms"]
             ).shares(),
-            "atom_stability": share(counts["stable_atoms"], counts["atoms"]),
-            "molecule_stability": share(counts["stable"], total),
-            "validity_edm": share(counts["valid_edm"], total),
         }
+        if not self.num_outside_edm:
+            values |= {
+                "atom_stability": share(counts["stable_atoms"], counts["atoms"]),
+                "molecule_stability": share(counts["stable"], total),
+                "validity_edm": share(counts["valid_edm"], total),
+            }
         if train_keys is not None:
             num_novel = sum(len(keys.difference(train_keys(united))) for united, keys in self._keys.items() if keys)
             values["novelty"] = share(num_novel, num_distinct)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,15 +13,13 @@ if TYPE_CHECKING:  # judging molecules needs no torch
     pass
 from unite.modalities.molecule.perception.elements import (
     _BOND_CUTOFFS,
+    _CLASH_DISTANCES,
     _ELEMENT_INDICES,
     BoolArray,
     FloatArray,
     IntArray,
 )
 from unite.modalities.molecule.perception.molecule import Molecule
-
-MIN_DISTANCE: Final = 0.5
-"""Å; atoms closer than this clash."""
 
 _MAX_BATCH_PAIRS = 2**19  # atom pairs of a padded batch: 4 MB per float64 array, which stays in cache
 
@@ -120,6 +118,12 @@ def _is_bond(batch: _Batch) -> BoolArray:
     """Pairs within the bond cutoffs, shape (B, A, A)."""
     cutoffs = _BOND_CUTOFFS[batch.elements[:, :, None], batch.elements[:, None, :]]
     return np.asarray(batch.distances < cutoffs)
+
+
+def _has_clash(batch: _Batch) -> BoolArray:
+    """Whether two atoms are too close to be any, shape (B,)."""
+    limits = _CLASH_DISTANCES[batch.elements[:, :, None], batch.elements[:, None, :]]
+    return np.asarray((batch.distances < limits).any((1, 2)))
 
 
 def _is_one_piece(is_bond: BoolArray, num_sites: IntArray) -> BoolArray:

@@ -31,12 +31,13 @@ REJECT_REASONS: Final = (
 )
 """Why a molecule can be rejected, in the order of the checks: the first one that fails is reported.
 
-``unknown_element`` is anything but H, C, N, O, F (for united atoms, anything but C, N, O, F);
+``unknown_element`` is anything but :data:`~unite.modalities.molecule.perception.elements.ELEMENTS` (for united atoms,
+hydrogen as well);
 ``too_slow`` means more fused rings than RDKit can be given, see
 :data:`~unite.modalities.molecule.perception.sanitizing.MAX_FUSED_RINGS`, or, where molecules are judged in processes
 of their own, more time than they have there;
-``iteration_cap`` means that RDKit was stopped while searching bond orders, which no molecule of QM9 needs;
-``sanitization`` that RDKit found bond orders and then refused them.
+``iteration_cap`` means that the search for bond orders was stopped, which no molecule of QM9 needs;
+``sanitization`` that RDKit refused the bond orders that were found.
 """
 
 _REASONS_WITHOUT_GRAPH: Final = REJECT_REASONS[:4]  # found before looking for bonds
@@ -52,6 +53,7 @@ class Molecule:
         num_hydrogens: Hydrogens attached to each atom, shape (A,), for united atoms; None if hydrogens are
             atoms.
         graph: Bonds and charges that came with the atoms, where a model predicts both; perception ignores them.
+        charge: Total charge, which bond orders must agree with.
 
     Raises:
         ValueError: If the shapes do not belong together or a number of hydrogens is negative.
@@ -61,6 +63,7 @@ class Molecule:
     positions: npt.NDArray[np.floating]
     num_hydrogens: IntArray | None = None
     graph: MolecularGraph | None = None
+    charge: int = 0
 
     def __post_init__(self) -> None:
         num_atoms = len(self.atomic_numbers)

@@ -25,10 +25,10 @@ from rdkit import rdBase
 
 from unite.modalities.molecule.perception.bond_orders import _assign_bond_orders, _require_capped_bond_orders
 from unite.modalities.molecule.perception.distances import (
-    MIN_DISTANCE,
     _Batch,
     _batches,
     _bond_lists,
+    _has_clash,
     _is_bond,
     _is_one_piece,
 )
@@ -39,19 +39,22 @@ from unite.modalities.molecule.perception.molecule import _REASONS_WITHOUT_GRAPH
 def perceive(molecule: Molecule) -> Perception:
     """Bonds of a molecule, or why it has none that make sense.
 
-    1. At least two atoms, all coordinates finite, elements known, no two atoms closer than 0.5 Å.
+    1. At least two atoms, all coordinates finite, elements known, no two atoms closer than 0.5 Å, or than 0.7 times the
+       sum of their covalent radii where one is not H, C, N, O or F.
     2. A bond where the distance is below ``f * (r_i + r_j)`` with covalent radii r; f is 1.15 between heavy
        atoms, 1.30 to a hydrogen; never between hydrogens.
-    3. No atom with more than 1 (H, F), 4 (C, N) or 2 (O) neighbours or with none, and one connected piece, of
-       at most 32 fused rings.
-    4. RDKit's bond orders for total charge zero (formal charges allowed), then RDKit's sanitization.
+    3. No atom with more than 1 (H, F), 4 (B, C, N, Si, Cl, Ge, Br), 2 (O), 5 (P, As, I) or 6 (S, Se, Te) neighbours
+       or with none, and one connected piece, of at most 32 fused rings.
+    4. Bond orders for the total charge (formal charges allowed): RDKit's for neutral molecules of H, C, N, O, F, as
+       those of QM9; ours (:func:`~unite.modalities.molecule.perception.valences.assign_orders`) for all others, and
+       for those of more than nine heavy atoms where RDKit finds none. Then RDKit's sanitization.
     5. No radical electron and no implicit hydrogen.
 
     For united atoms, the counted hydrogens take part from step 3 on as neighbours without a position. A
     single atom with hydrogens, such as methane, is then a molecule.
 
-    Never hangs: see :data:`MAX_BOND_ORDER_ITERATIONS` and :data:`MAX_FUSED_RINGS`. RDKit's log is silenced
-    while it runs.
+    Never hangs: see :data:`MAX_BOND_ORDER_ITERATIONS`, :data:`MAX_STATES` and :data:`MAX_FUSED_RINGS`. RDKit's log is
+    silenced while it runs.
 
     Args:
         molecule: Molecule to look at.
@@ -108,7 +111,7 @@ def _reasons_without_rdkit(batch: _Batch, is_bond: BoolArray, is_connected: Bool
         "empty": batch.num_sites == 0,
         "nonfinite": ~batch.is_finite,
         "unknown_element": (batch.is_site & is_unknown).any(-1),
-        "clash": np.asarray((batch.distances < MIN_DISTANCE).any((1, 2))),
+        "clash": _has_clash(batch),
         "overvalent_atom": (batch.is_site & (degrees > max_degrees)).any(-1),
         "isolated_atom": (batch.is_site & (degrees == 0)).any(-1),
         "disconnected": ~is_connected,

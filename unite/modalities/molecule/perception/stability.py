@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Final
 
 import numpy as np
 from rdkit import Chem, rdBase
 
-if TYPE_CHECKING:  # judging molecules needs no torch
-    pass
 from unite.modalities.molecule.perception.distances import _Batch, _batches
 from unite.modalities.molecule.perception.elements import (
     _EDM_CUTOFFS,
     _EDM_VALENCES,
-    _OTHER,
+    _NUM_QM9,
     ELEMENTS,
+    QM9_ELEMENTS,
     BoolArray,
     IntArray,
 )
@@ -53,6 +52,9 @@ def edm_stability(molecules: Sequence[Molecule]) -> EdmStability:
     of its atom and is stable itself. Lengths of bonds to hydrogen then cannot fail, so the figures come out
     higher than for the same molecules with explicit hydrogens: compare them only with other united atoms.
 
+    Of elements beside H, C, N, O and F the table knows nothing: their atoms are not stable, and figures of molecules
+    that have some mean nothing.
+
     Args:
         molecules: M molecules.
 
@@ -78,6 +80,19 @@ def edm_stability(molecules: Sequence[Molecule]) -> EdmStability:
     return EdmStability(num_atoms, num_stable_atoms, is_stable_molecule, is_valid)
 
 
+def is_outside_edm(molecule: Molecule) -> bool:
+    """Whether a molecule has elements that perception knows and EDM's table does not.
+
+    Elements that do not exist, or that nothing knows, are no molecule's: they are rejected, and counted as unstable.
+    """
+    elements = set(molecule.atomic_numbers.tolist())
+    return elements <= _KNOWN and not elements <= _OF_QM9
+
+
+_KNOWN: Final = frozenset(ELEMENTS)
+_OF_QM9: Final = frozenset(QM9_ELEMENTS)
+
+
 def _sanitizes(batch: _Batch, orders: IntArray, valences: IntArray, allowed: IntArray) -> BoolArray:
     """Whether RDKit sanitizes neutral atoms with these bond orders, shape (B,).
 
@@ -85,16 +100,16 @@ def _sanitizes(batch: _Batch, orders: IntArray, valences: IntArray, allowed: Int
     which needs no RDKit. The exception is nitrogen of valence five, from which RDKit makes charged groups
     (nitro, azide): there it is asked.
     """
-    is_known = (~batch.is_site | (batch.elements != _OTHER)).all(-1)
+    is_known = (~batch.is_site | (batch.elements < _NUM_QM9)).all(-1)
     is_candidate = batch.is_finite & is_known & (batch.num_sites > 0)
     excess = np.where(batch.is_site, valences - allowed, 0)  # (B, A)
-    is_pentavalent_nitrogen = (batch.elements == ELEMENTS.index(7)) & (excess == 2)
+    is_pentavalent_nitrogen = (batch.elements == QM9_ELEMENTS.index(7)) & (excess == 2)
     is_valid: BoolArray = is_candidate & (excess <= 0).all(-1)
     is_open = is_candidate & ~is_valid & ((excess <= 0) | is_pentavalent_nitrogen).all(-1)
     with rdBase.BlockLogs():
         for row in np.flatnonzero(is_open):
             is_valid[row] = _rdkit_sanitizes(
-                [ELEMENTS[element] for element in batch.elements[row, batch.is_site[row]]],
+                [QM9_ELEMENTS[element] for element in batch.elements[row, batch.is_site[row]]],
                 orders[row],
                 batch.num_hydrogens[row],
             )
