@@ -9,7 +9,7 @@ from lightning.pytorch import seed_everything
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.support.commands import CommandResult, RunCli, shell
+from tests.support.commands import PATIENCE, CommandResult, RunCli, shell
 from tests.support.paths import TESTS, TINY_CSV, TOY
 from unite.cli import main
 
@@ -69,7 +69,7 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of the toy modality: one python file and one yaml, trained as a user would."""
     folder = tmp_path_factory.mktemp("toy") / "run"
     process = shell("fit", "--config", "curves.yaml", "--trainer.default_root_dir", folder)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert "last.ckpt" in out
     return folder

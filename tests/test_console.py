@@ -14,7 +14,7 @@ import pytest
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from tests.support.commands import RunCli
+from tests.support.commands import PATIENCE, RunCli
 from tests.support.paths import TESTS, TOY
 from unite.cli import main
 from unite.commands.options import OptionParser, torch_device, trainer_options
@@ -43,7 +43,7 @@ def test_quiet_shows_results_and_errors_only(tmp_path: Path) -> None:
     outputs = {}
     for name, more in (("loud", []), ("quiet", ["--quiet"])):
         command = [*UNITE, *FIT, "--trainer.default_root_dir", str(tmp_path / name), "--trainer.max_epochs", "1", *more]
-        outputs[name] = subprocess.run(command, cwd=TOY, capture_output=True, text=True, timeout=120)
+        outputs[name] = subprocess.run(command, cwd=TOY, capture_output=True, text=True, timeout=PATIENCE)
         assert outputs[name].returncode == 0, outputs[name].stderr
     loud, quiet_ = outputs["loud"], outputs["quiet"]
     assert "run folder: " in loud.stdout
@@ -70,7 +70,7 @@ def test_what_follows_a_bar_begins_a_line_of_its_own(tmp_path: Path, monkeypatch
 
     command = [*UNITE, *FIT, "--trainer.default_root_dir", str(tmp_path)]
     fit = subprocess.run(
-        command, cwd=TOY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=True
+        command, cwd=TOY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE, check=True
     )
     told = fit.stdout.splitlines()  # a carriage return begins a line, too
     assert any(line.startswith("`Trainer.fit` stopped") for line in told)
@@ -121,7 +121,7 @@ def test_bars_of_other_commands_are_quiet_too(tmp_path: Path, tiny_csv: Path) ->
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(TESTS.parent)])}
     for number, more in enumerate(([], ["--quiet"])):
         command = [*UNITE, "prepare", "qm9", "--root", str(tmp_path / str(number)), *more]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
         assert result.returncode == 0, result.stderr
         assert ("reading molecules" in result.stderr) == (not more)
         assert "64 molecules in" in result.stdout
@@ -144,7 +144,7 @@ def test_errors_are_red_on_a_terminal(variables: dict[str, str]) -> None:
         "TERM": "xterm",
         **variables,
     }
-    subprocess.run([*UNITE, "fitt"], stderr=theirs, env=environment, timeout=60, check=False)
+    subprocess.run([*UNITE, "fitt"], stderr=theirs, env=environment, timeout=PATIENCE, check=False)
     os.close(theirs)
     said = os.read(ours, 1000).decode()
     os.close(ours)

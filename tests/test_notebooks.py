@@ -7,6 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.support.commands import PATIENCE
 from tests.support.paths import REPOSITORY
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -25,7 +26,10 @@ def test_notebook_runs(path: Path, tmp_path: Path, data_root: Path, monkeypatch:
     monkeypatch.setenv("UNITE_DATA", str(data_root))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    place = {"metadata": {"path": tmp_path}}
+    client = NotebookClient(notebook, kernel_name="python3", resources=place)
+    client.timeout = client.startup_timeout = PATIENCE
+    client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
 

@@ -60,15 +60,15 @@ def test_a_process_that_is_killed_once_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_a_record_without_end_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "JOB_SECONDS", 0.05)
-    monkeypatch.setattr(workers, "RECORD_SECONDS", 0.05)
+    monkeypatch.setattr(workers, "JOB_SECONDS", 0.3)
+    monkeypatch.setattr(workers, "RECORD_SECONDS", 0.3)
 
     def work(record: int) -> int:
         while record == 3:
             pass
         return record
 
-    assert done(work) == [[0, 1, 2], ["3 too_slow took more than 0.05 s", 4], [5], [6, 7, 8]]
+    assert done(work) == [[0, 1, 2], ["3 too_slow took more than 0.3 s", 4], [5], [6, 7, 8]]
 
 
 def test_an_error_is_told_with_its_record() -> None:

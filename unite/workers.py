@@ -130,7 +130,8 @@ def _give(job: Job, idle: "list[_Worker]", work: Callable[[Job], Any], seconds: 
             return worker
         worker.end()
     worker = _Worker(work, seconds)
-    worker.connection.send(job)
+    with suppress(OSError):  # it died before it had all of it, which asking for its result tells
+        worker.connection.send(job)
     return worker
 
 

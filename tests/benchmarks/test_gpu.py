@@ -21,7 +21,7 @@ from pathlib import Path
 part = Path(sys.argv[sys.argv.index("--part") + 1])
 part.write_text(json.dumps({"figure": 1.5, "pid": os.getpid(), "rows": [{"a": 1}, {"a": 2, "b": "x|y"}]}))
 """
-ENDS = {"good": "", "hung": "time.sleep(60)", "bad": "raise SystemExit('what went wrong')"}
+ENDS = {"good": "", "hung": "time.sleep(600)", "bad": "raise SystemExit('what went wrong')"}
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def use_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *names: str) -> 
     for name in names:
         script = tmp_path / f"{name}.py"
         script.write_text(STAGE + ENDS[name])
-        stages.append(gpu.Stage(name, str(script), 20, 2))
+        stages.append(gpu.Stage(name, str(script), 120, 5 if name == "hung" else 60))
     monkeypatch.setattr(gpu, "STAGES", tuple(stages))
 
 
@@ -82,7 +82,7 @@ def test_interrupted_it_keeps_what_was_found(
 
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
-    arguments = ["--minutes", "1", "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    arguments = ["--minutes", "9", "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     assert gpu.main(arguments) == 128 + number
     stages = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]
     assert (stages["good"]["status"], stages["hung"]["status"]) == ("done", "interrupted")

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import yaml
 from lightning.pytorch.cli import instantiate_module
 
-from tests.support.commands import RunCli, shell, steps, tiny
+from tests.support.commands import PATIENCE, RunCli, shell, steps, tiny, until
 from tests.support.paths import TESTS
 from unite.cli import main
 from unite.commands import ablate
@@ -157,13 +156,9 @@ def test_an_interrupted_training_continues_where_it_stopped(
     command += ["--output", tmp_path / "out"]
     process = shell(*command)
     folder = tmp_path / "out" / "endless" / "seed_0"
-    deadline = time.monotonic() + 240
-    while not ((folder / "metrics.csv").is_file() and len(steps(folder)) > 5):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: (folder / "metrics.csv").is_file() and len(steps(folder)) > 5, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert "interrupted in endless, seed 0; the same command continues there" in err
     assert "Traceback" not in err

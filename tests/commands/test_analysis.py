@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.support.commands import RunCli
+from tests.support.commands import PATIENCE, RunCli
 from tests.support.paths import REPOSITORY, TESTS, TOY
 from unite.analysis import figures, loading
 from unite.cli import main
@@ -76,12 +76,12 @@ def check_figure(path: Path) -> None:
 def test_align_in_a_shell(toy_run: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [*UNITE, "align", "--ckpt_path", str(toy_run), *QUICK, "--output", str(tmp_path / "out")]
-    refused = subprocess.run(command, cwd=TOY, env=environment, capture_output=True, text=True, timeout=180)
+    refused = subprocess.run(command, cwd=TOY, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert refused.returncode == 2
     assert "curves.Curve" in refused.stderr
     assert "--trust" in refused.stderr
     command += ["--trust"]
-    done = subprocess.run(command, cwd=TOY, env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, cwd=TOY, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"align.json", *ALIGN_FIGURES}
     for name in ALIGN_FIGURES:

@@ -15,7 +15,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tests.support.commands import RunCli
+from tests.support.commands import PATIENCE, RunCli
 from tests.support.paths import TESTS, TOY
 from unite import UniteModule, UserError, score_molecules
 from unite.callbacks.averaging import WeightAveraging
@@ -178,7 +178,7 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = folder.parent / "average.yaml"
     config.write_text(yaml.safe_dump({"trainer": trainer}))
     command = [sys.executable, "-m", "unite", "fit", "--config", "curves.yaml", "--config", str(config), "--quiet"]
-    result = subprocess.run(command, cwd=TOY, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=TOY, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -186,7 +186,7 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_export_as_typed_writes_the_averaged_weights_and_a_model_card(toy_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "curve-model"
     command = [sys.executable, "-m", "unite", "export", str(toy_run), str(folder), "--license", "cc-by-4.0"]
-    result = subprocess.run(command, cwd=TOY, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=TOY, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     assert [line for line in result.stdout.splitlines() if line.startswith("wrote ")] == [
         f"wrote {folder / name}" for name in ("model.safetensors", "config.json", "README.md")

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 import unite
-from tests.support.commands import COMBINED, RunCli, shell, steps, tiny
+from tests.support.commands import COMBINED, PATIENCE, RunCli, shell, steps, tiny, until
 from tests.support.image_samples import write_folder
 from tests.support.paths import REPOSITORY, TOY
 from unite import UniteModule, UserError
@@ -153,13 +152,9 @@ def test_interrupted_fit_leaves_a_checkpoint_that_loads(tmp_path: Path, signum: 
         "--trainer.max_epochs",
         "100000",
     )
-    deadline = time.monotonic() + 60
-    while not ((tmp_path / "metrics.csv").is_file() and len(steps(tmp_path)) > 5):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: (tmp_path / "metrics.csv").is_file() and len(steps(tmp_path)) > 5, process)
     process.send_signal(signum)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert f"--ckpt_path {tmp_path / 'last.ckpt'}" in err
     assert "Traceback" not in err

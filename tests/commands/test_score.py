@@ -16,7 +16,7 @@ from PIL import Image
 from rdkit import Chem
 from torch import Tensor
 
-from tests.support.commands import RunCli, start_score
+from tests.support.commands import PATIENCE, RunCli, start_score, until
 from tests.support.conformers import MANY_ELEMENTS, embedded
 from tests.support.graphs import Hydrogens, graph_of
 from tests.support.paths import REPOSITORY
@@ -248,12 +248,10 @@ def test_ctrl_c_ends_all_processes_quietly(tmp_path: Path) -> None:
     write_xyz([chain([7] * 29)], tmp_path / "one.xyz")
     (tmp_path / "m.xyz").write_text((tmp_path / "one.xyz").read_text() * 20_000)
     process = start_score(tmp_path / "m.xyz", start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "m_xyz_scores").is_dir() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until((tmp_path / "m_xyz_scores").is_dir, process)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err

@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rdkit import Chem
 
-from tests.support.commands import RunCli, start_score
+from tests.support.commands import PATIENCE, RunCli, start_score, until
 from tests.support.graphs import ladder
 from tests.support.qm9_rows import tiny_molecules
 from unite.modalities.molecule.files.reading import Record
@@ -101,12 +100,9 @@ def test_nothing_is_left_of_a_command_that_is_told_to_end(tmp_path: Path, ending
     write_xyz([ladder(14)], tmp_path / "one.xyz")
     (tmp_path / "m.xyz").write_text((tmp_path / "one.xyz").read_text() * 20_000)
     process = start_score(tmp_path / "m.xyz")
-    deadline = time.monotonic() + 60
-    while len(children := _children(process.pid)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: len(_children(process.pid)) == 2, process)
     process.send_signal(ending)
-    _, err = process.communicate(timeout=60)  # to the end of the pipes, which the workers hold as well
-    assert children
+    _, err = process.communicate(timeout=PATIENCE)  # to the end of the pipes, which the workers hold as well
     if ending == signal.SIGTERM:
         assert process.returncode == 143
         assert err.strip() == "unite: terminated"

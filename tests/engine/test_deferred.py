@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from tests.support.commands import PATIENCE
 from tests.support.modules import curves, make_module, make_trainer
 from tests.support.paths import TESTS
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
@@ -216,7 +217,7 @@ def test_deferred_parts_reach_inputs_and_parameters_through_the_chain_rule() -> 
 def test_two_processes_train_as_one_with_the_doubled_batch(options: str) -> None:
     """In a process of its own, which forks: a process that has used threads, as this one may have, must not."""
     command = [sys.executable, "-m", "tests.support.two_processes", options]
-    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "same weights" in done.stdout
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.commands import RunCli
+from tests.support.commands import PATIENCE, RunCli, until
 from tests.support.paths import TESTS
 from tests.support.processes import start_forked, wait_for
 from unite import files
@@ -24,13 +24,6 @@ from unite.modalities.molecule.data.qm9.keys import training_keys
 from unite.modalities.molecule.data.qm9.table import load_or_build, read_csv_files
 
 Holder = Callable[..., int]
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -45,10 +38,10 @@ def holder() -> Iterator[Holder]:
             with only_one(folder, ""):
                 worker = os.fork() if with_worker else 0
                 if with_worker and worker == 0:
-                    time.sleep(60)
+                    time.sleep(PATIENCE)
                     os._exit(0)
                 os.write(tell, f"{worker} ".encode())
-                time.sleep(60)
+                time.sleep(PATIENCE)
             os._exit(0)
         worker = int(os.read(ready, 20).decode())
         children.extend(pid for pid in (child, worker) if pid)
@@ -146,29 +139,28 @@ def test_who_comes_second_to_a_cache_waits_and_takes_it(
     tmp_path: Path, tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unite.files.locks.PATIENCE", 0.05)
-    path, began, go_on = tmp_path / "qm9.safetensors", tmp_path / "began", tmp_path / "go_on"
+    path, reading, go_on = tmp_path / "qm9.safetensors", tmp_path / "reading", tmp_path / "go_on"
     child = os.fork()
     if child == 0:
-        began.touch()
 
         def slowly() -> Iterator[object]:
-            began.rename(tmp_path / "reading")
+            reading.touch()
             until(go_on.exists)
             yield from read_csv_files([tiny_csv])
 
         load_or_build(path, slowly)  # type: ignore[arg-type]
         os._exit(0)
-    until((tmp_path / "reading").exists)
-    second = os.fork()
-    if second == 0:
-        time.sleep(0.5)
+    until(reading.exists)
+
+    def told(message: str) -> None:
+        print(message)
         go_on.touch()
-        os._exit(0)
+
+    monkeypatch.setattr("unite.files.locks.info", told)
     table = load_or_build(path, lambda: pytest.fail("made a second time"))
     assert len(table) == 64
     assert f"waiting for process {child} on {socket.gethostname()}" in capsys.readouterr().out
     os.waitpid(child, 0)
-    os.waitpid(second, 0)
     assert not list(tmp_path.glob(".*"))
 
 

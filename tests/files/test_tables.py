@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unite.files.checked import DamagedFileError, load_checked
+from unite.files.checked import load_checked
+from unite.files.checked_json import DamagedFileError
 from unite.files.tables import offsets, write_table
 
 

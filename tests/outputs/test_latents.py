@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.support.commands import RunCli, shell
+from tests.support.commands import PATIENCE, RunCli, shell
 from tests.support.paths import REPOSITORY, TOY
 from tests.support.processes import run_forked
 from tests.toy_modality.curves import CurveDataModule
 from unite import UniteModule, UserError
 from unite.modalities.combined import CombinedDataModule
 from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
+from unite.outputs import latents
 from unite.outputs.folder import OutputFolder
 from unite.outputs.job import Job
 from unite.outputs.latents import (
@@ -253,7 +255,7 @@ def limited(*args: str | Path) -> subprocess.CompletedProcess[str]:
 def test_commands_succeed_as_typed_and_refuse_to_do_it_twice(toy_run: Path, tmp_path: Path, command: str) -> None:
     typed = (command, "--ckpt_path", toy_run, "--trust", "--output", tmp_path / "out", "--quiet")
     process = shell(*typed)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     written = [Path(TOY, line.removeprefix("wrote ")) for line in out.splitlines() if line.startswith("wrote ")]
     assert written
@@ -321,9 +323,53 @@ def test_ctrl_c_in_a_shell_says_what_comes_of_it(toy_run: Path, tmp_path: Path, 
         assert letter, said
         said += letter
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert f"unite: interrupted; {'' if command == 'reconstruct' else 'what is done lies in'}" in err
     assert err.rstrip().endswith(words)
     assert "Traceback" not in err
     assert (tmp_path / "out" / "parts").exists() == (command == "predict")
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_an_interruption_at_any_moment_neither_loses_nor_repeats_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    moments = iter(range(100))
+
+    def interrupted(write: Callable[..., Any], after: bool) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            if not after and next(moments) == moment:
+                raise KeyboardInterrupt
+            result = write(*arguments)
+            if after and next(moments) == moment:
+                raise KeyboardInterrupt
+            return result
+
+        return run
+
+    for name in ("write_whole", "write_checked_json"):
+        for after in (False, True):
+            monkeypatch.setattr(latents, name, interrupted(getattr(latents, name), after))
+    rows = torch.arange(12.0).view(6, 2, 1, 1)
+
+    def go_on() -> list[Path]:
+        files = LatentFiles(OutputFolder(tmp_path, {}), "test", 6, part_bytes=12)  # two batches in a file
+        try:
+            for number in range(files.num_batches, 6):
+                files.add("a", {"latents": rows[number]})
+                files.add("b", {"latents": rows[number]})
+                files.end_batch()
+        except KeyboardInterrupt:
+            files.keep()
+            return go_on()
+        return files.finish()
+
+    try:
+        go_on()
+    except KeyboardInterrupt:  # while the last files were closed
+        go_on()
+    for modality in ("a", "b"):
+        files = [load_file(path) for path in sorted(tmp_path.glob(f"{modality}-*.safetensors"))]
+        assert torch.cat([file["latents"] for file in files]).flatten().tolist() == list(range(12))
+        assert torch.cat([file["index"] for file in files]).tolist() == list(range(12))

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from tests.support.commands import RunCli, shell
+from tests.support.commands import PATIENCE, RunCli, shell, until
 from tests.support.paths import REPOSITORY, TOY
 from unite import UniteModule
 from unite.modalities.pictures import SCREEN_WIDTH
@@ -157,13 +156,9 @@ def test_ctrl_c_in_a_shell_keeps_what_is_done(toy_run: Path, tmp_path: Path) -> 
     output = tmp_path / "out"
     options = ("--num_samples", "100000", "--batch_size", "10", "--output", output)
     process = shell("sample", "--trust", "--ckpt_path", toy_run, *options)
-    deadline = time.monotonic() + 60
-    while len(list(output.glob("parts/guidance_1/*.safetensors"))) < 3:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: len(list(output.glob("parts/guidance_1/*.safetensors"))) >= 3, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "the same command continues" in err
     assert "Traceback" not in err

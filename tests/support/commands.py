@@ -4,9 +4,10 @@ import csv
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tests.support.paths import REPOSITORY, TESTS, TOY
 
@@ -20,6 +21,9 @@ class CommandResult(NamedTuple):
 
 
 RunCli = Callable[..., CommandResult]
+
+PATIENCE: Final = 600
+"""Seconds after which a test gives up on another process: far more than that takes, beside other work, too."""
 
 
 # A shell's `unite`: -P keeps the current folder off the import path, as for an installed script.
@@ -71,6 +75,15 @@ def shell(*args: str | Path) -> subprocess.Popen[str]:
     )
 
 
+def until(condition: Callable[[], bool], process: "subprocess.Popen[str] | None" = None) -> None:
+    """Wait for something that another process does, which is to be alive meanwhile."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def start_score(file: Path, **settings: Any) -> subprocess.Popen[str]:
     """``unite score`` of a file that keeps two processes busy for a while."""
     return subprocess.Popen(
@@ -86,7 +99,7 @@ def start_score(file: Path, **settings: Any) -> subprocess.Popen[str]:
 def steps(run_folder: Path) -> list[int]:
     """Steps with a training loss in metrics.csv."""
     with (run_folder / "metrics.csv").open(newline="") as file:
-        return [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+        return [int(row["step"]) for row in csv.DictReader(file) if row.get("train/loss")]  # none yet, or half a row
 
 
 def write_overlay(folder: Path, csv: Path) -> Path:

@@ -162,7 +162,7 @@ def _sign(path: Path) -> None:
 
 def _holder(path: Path) -> str:
     """Who holds a lock."""
-    for _ in range(10):
+    for _ in range(100):
         with suppress(OSError, UnicodeError):
             if text := path.read_text(encoding="utf8").strip():
                 return text.splitlines()[0]

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sized
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ Split = Literal["train", "val", "test"]
 
 #: A file of latents is closed once it is larger than this, in bytes.
 PART_BYTES = 128 << 20
+
+_STATE = ("num_batches", "num_samples", "num_files", "checksums")
 
 
 def split_loader(datamodule: LightningDataModule, split: Split) -> Any:
@@ -103,17 +106,20 @@ class LatentFiles:
         self.part_bytes = part_bytes
         self._state_file = folder.parts / "state.json"
         state = self._read_state(total)
-        self.num_batches: int = state.get("num_batches", 0)
-        """Batches that are in finished files."""
-        self.num_samples: dict[str, int] = state.get("num_samples", {})
-        """Samples of each modality, the waiting ones included."""
-        self._num_files: int = state.get("num_files", 0)
         self._total = total
-        self._checksums: dict[str, str] = state.get("checksums", {})  # SHA-256 of each finished file
-        self._num_complete = self.num_batches
-        self._is_within_batch = False
-        self._waiting: dict[str, list[dict[str, Tensor]]] = {}
+        self._progress = _Progress(**{name: state[name] for name in _STATE if name in state})
+        self._batch: dict[str, dict[str, Tensor]] = {}
         self._waiting_bytes = 0
+
+    @property
+    def num_batches(self) -> int:
+        """Batches that are in finished files."""
+        return self._progress.num_batches
+
+    @property
+    def num_samples(self) -> dict[str, int]:
+        """Samples of each modality in finished files."""
+        return self._progress.num_samples
 
     def _read_state(self, total: int | None) -> dict[str, Any]:
         """What an interrupted command has noted; files of a split of another number of batches are thrown away."""
@@ -142,45 +148,42 @@ class LatentFiles:
 
     def add(self, modality: str, rows: dict[str, Tensor]) -> None:
         """Add the samples of the next batch: tensors of shape (B, ...) by name, without ``index``."""
-        self._is_within_batch = True
-        first = self.num_samples.get(modality, 0)
-        size = len(rows["latents"])
-        self.num_samples[modality] = first + size
-        rows = {"index": torch.arange(first, first + size), **{name: value.cpu() for name, value in rows.items()}}
-        self._waiting.setdefault(modality, []).append(rows)
+        self._batch[modality] = {name: value.cpu() for name, value in rows.items()}
         self._waiting_bytes += rows["latents"].nbytes
 
     def end_batch(self) -> None:
         """Note that a batch is complete; close the files if they are large enough."""
-        self._num_complete += 1
-        self._is_within_batch = False
+        batch, self._batch = self._batch, {}
+        self._progress.waiting.append(batch)
         if self._waiting_bytes >= self.part_bytes:
-            self._close()
+            self.keep()
 
     def keep(self) -> None:
-        """Close the files however small they are, unless a batch is only half in them."""
-        if self._waiting and not self._is_within_batch:
-            self._close()
+        """Close the files however small they are; of a batch that is not complete nothing is in them.
 
-    def _close(self) -> None:
-        for modality, batches in self._waiting.items():
+        Interrupted anywhere, it can be called again: it writes the same files.
+        """
+        before = self._progress
+        modalities = dict.fromkeys(modality for batch in before.waiting for modality in batch)
+        if not modalities:
+            return
+        num_samples, checksums = dict(before.num_samples), dict(before.checksums)
+        for modality in modalities:
+            batches = [batch[modality] for batch in before.waiting if modality in batch]
             columns = {name: [batch[name] for batch in batches] for name in batches[0]}
             columns |= {name: _padded(columns[name]) for name in ("latents", "mask") if name in columns}
             tensors = {name: torch.cat(column) for name, column in columns.items()}
-            name = f"{modality}-{self.split}-{self._num_files:05d}.safetensors"
+            first = num_samples.get(modality, 0)
+            num_samples[modality] = first + len(tensors["latents"])
+            tensors["index"] = torch.arange(first, num_samples[modality])
+            name = f"{modality}-{self.split}-{before.num_files:05d}.safetensors"
             content = save(tensors, {"modality": modality, "split": self.split})
             write_whole(self.folder.parts / name, content)
-            self._checksums[name] = hashlib.sha256(content).hexdigest()
-        self._num_files += 1
-        self._waiting, self._waiting_bytes = {}, 0
-        state = {
-            "num_batches": self._num_complete,
-            "num_samples": self.num_samples,
-            "num_files": self._num_files,
-            "total": self._total,
-            "checksums": self._checksums,
-        }
-        write_checked_json(self._state_file, state)
+            checksums[name] = hashlib.sha256(content).hexdigest()
+        num_batches = before.num_batches + len(before.waiting)
+        after = _Progress(num_batches, num_samples, before.num_files + 1, checksums)
+        write_checked_json(self._state_file, {**after.as_state(), "total": self._total})
+        self._progress, self._waiting_bytes = after, 0
 
     def finish(self) -> list[Path]:
         """Close the last file; move all to where they belong, in place of those of before, and return them."""
@@ -193,6 +196,29 @@ class LatentFiles:
             os.replace(path, self.folder.path / path.name)
         self.folder.finish()
         return [self.folder.path / path.name for path in made]
+
+
+@dataclass
+class _Progress:
+    """How far the files are; in one object, because an interruption may come between any two statements.
+
+    Attributes:
+        num_batches: Batches in finished files.
+        num_samples: Samples of each modality in finished files.
+        num_files: Finished files of each modality.
+        checksums: SHA-256 of each finished file.
+        waiting: Rows of complete batches that are in no file yet.
+    """
+
+    num_batches: int = 0
+    num_samples: dict[str, int] = field(default_factory=dict)
+    num_files: int = 0
+    checksums: dict[str, str] = field(default_factory=dict)
+    waiting: list[dict[str, dict[str, Tensor]]] = field(default_factory=list)
+
+    def as_state(self) -> dict[str, Any]:
+        """What of it is written down."""
+        return {name: getattr(self, name) for name in _STATE}
 
 
 def _padded(tensors: list[Tensor]) -> list[Tensor]:
@@ -262,6 +288,7 @@ def write_latents(
                 raise
         if not processes.is_first:
             return
+        files.keep()
         if not files.num_samples:
             raise UserError(f"{split} of the data has no {modality or 'samples'}; see --modality and --split")
         written = files.finish()

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor
 
-from tests.support.commands import RunCli
+from tests.support.commands import PATIENCE, RunCli, until
 from tests.support.image_samples import CLASSES, picture, write_folder
 from tests.support.paths import TESTS
 from unite.errors import UserError
@@ -719,8 +718,11 @@ def test_interrupted_prepare_continues(
 
 
 def test_real_interrupt_leaves_whole_shards_only(folder: Path, tmp_path: Path) -> None:
-    # Enough work that three shards are written long before all are.
-    source = write_folder(tmp_path / "in", {"train": 150}, size=(192, 192))
+    # So much work that three shards are written long before all are, however late this process is told of it.
+    source = write_folder(tmp_path / "in", {"train": 30}, size=(192, 192))
+    for image in list((source / "train").rglob("*.*")):
+        for number in range(100):
+            os.link(image, image.with_name(f"{number}-{image.name}"))
     command = [sys.executable, "-c", "import sys; from unite.cli import main; sys.exit(main())"]
     command += [
         "prepare",
@@ -734,16 +736,15 @@ def test_real_interrupt_leaves_whole_shards_only(folder: Path, tmp_path: Path) -
     ]
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and len(list((tmp_path / "out").glob("*.tar"))) < 3:
-        time.sleep(0.01)
+    until(lambda: len(list((tmp_path / "out").glob("*.tar"))) >= 3, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert "the same command continues" in err
     assert "Traceback" not in err
     found = {path.name for path in (tmp_path / "out").iterdir()}
     progress = json.loads((tmp_path / "out" / ".prepare.json").read_text())
-    assert len(progress["shards"]) < 45
+    assert 2 <= len(progress["shards"]) < 909
     assert found >= {*progress["shards"], ".prepare.json"}
     assert not any(name.endswith(".tmp") for name in found)
 

@@ -29,7 +29,7 @@ def line(numbers: list[int], hydrogens: list[int], gaps: dict[int, float] | None
         (line([6, 8, 6], [3, 0, 3], gaps={0: 0.3}), "clash", (0, 1), "C and O 0.30 Å apart"),
         (line([6, 6, 8, 6], [3, 3, 1, 3], gaps={1: 4.0, 2: 4.0}), "disconnected", (2, 3), "3 pieces"),
         (line([6, 6, 8], [3, 3, 0], gaps={1: 4.0}), "isolated_atom", (2,), "O without a bond"),
-        (line([6, 26], [3, 0]), "unknown_element", (1,), "Fe not C, N, O, F"),
+        (line([6, 26], [3, 0]), "unknown_element", (1,), "bonds of Fe do not follow from distances"),
     ],
 )
 def test_atoms_and_words(molecule: Molecule, reason: str, atoms: tuple[int, ...], words: str) -> None:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from rdkit import Chem, rdBase
 
-from unite.modalities.molecule.perception.distances import MIN_DISTANCE, short_pairs
+from unite.modalities.molecule.perception.distances import clashing_pairs, short_pairs
 from unite.modalities.molecule.perception.elements import _MAX_DEGREES, ELEMENTS
 from unite.modalities.molecule.perception.molecule import Molecule
 from unite.modalities.molecule.perception.perceive import perceive
 from unite.modalities.molecule.perception.sanitizing import MAX_FUSED_RINGS, has_too_many_rings, sanitize
+from unite.modalities.molecule.perception.valences import NEUTRAL_VALENCES
 
 if TYPE_CHECKING:
     from unite.modalities.molecule.graph import MolecularGraph
 
-_NEUTRAL_VALENCES: Final = {1: 1, 6: 4, 7: 3, 8: 2, 9: 1}
 MAX_MATCHED: Final = 200
 """Most free valences for which a matching is sought: it takes a second, and the cube of their number."""
 _ORDERS: Final = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
@@ -81,14 +81,13 @@ def _fault_of_distances(mol: Chem.Mol, molecule: Molecule, reason: str) -> Fault
     if reason == "unknown_element":
         known = ELEMENTS if molecule.num_hydrogens is None else ELEMENTS[1:]
         strange = np.flatnonzero(~np.isin(numbers, known)).tolist()
-        names = ", ".join(Chem.GetPeriodicTable().GetElementSymbol(number) for number in known)
-        return Fault(tuple(strange), f"{_symbols(mol, strange)} not {names}")
+        return Fault(tuple(strange), f"bonds of {_symbols(mol, strange)} do not follow from distances")
     if reason == "clash":
-        distances = np.linalg.norm(molecule.positions[:, None] - molecule.positions[None], axis=-1)
-        near = np.argwhere(np.triu(distances < MIN_DISTANCE, 1))
-        first, second = near[distances[tuple(near.T)].argmin()].tolist()
-        words = f"{_symbols(mol, [first, second])} {distances[first, second]:.2f} Å apart"
-        return Fault(tuple(sorted(set(near.ravel().tolist()))), words)
+        near = clashing_pairs(molecule)
+        first, second = near[0]
+        distance = np.linalg.norm(molecule.positions[first] - molecule.positions[second])
+        words = f"{_symbols(mol, [first, second])} {distance:.2f} Å apart"
+        return Fault(tuple(sorted({atom for pair in near for atom in pair})), words)
     if reason == "overvalent_atom":
         limits = {number: int(_MAX_DEGREES[index]) for index, number in enumerate(ELEMENTS)}
         atoms = [atom for atom, number in enumerate(numbers.tolist()) if degrees[atom] > limits[number]]
@@ -146,9 +145,10 @@ def _fault_of_pieces(mol: Chem.Mol) -> Fault:
 
 
 def free_valence(atom: Chem.Atom) -> int:
-    """Bonds that a neutral atom lacks; negative if it has too many, zero for elements of which nothing is known."""
+    """Bonds that a neutral atom lacks up to its next valence; negative if it has too many, zero for metals."""
     has = sum(int(bond.GetBondTypeAsDouble()) for bond in atom.GetBonds()) + atom.GetNumExplicitHs()
-    return _NEUTRAL_VALENCES.get(atom.GetAtomicNum(), has) - has
+    valences = NEUTRAL_VALENCES.get(atom.GetAtomicNum(), (has,))
+    return next((valence for valence in valences if valence >= has), valences[-1]) - has
 
 
 def _raise_bond_orders(mol: Chem.RWMol) -> dict[int, int]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # judging molecules needs no torch
-    pass
 from unite.modalities.molecule.perception.elements import (
     _BOND_CUTOFFS,
     _CLASH_DISTANCES,
@@ -49,6 +46,13 @@ def short_pairs(molecule: Molecule) -> list[tuple[int, int]]:
     """Pairs of atoms (first < second) within the bond cutoffs of :func:`perceive`, whether valid or not."""
     batch = next(_batches([molecule]))
     return _bond_lists(_is_bond(batch))[0]
+
+
+def clashing_pairs(molecule: Molecule) -> list[tuple[int, int]]:
+    """Pairs of atoms (first < second) that are too close to be any, the closest first."""
+    batch = next(_batches([molecule]))
+    pairs = _bond_lists(_is_clash(batch))[0]
+    return sorted(pairs, key=lambda pair: float(batch.distances[0][pair]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +124,15 @@ def _is_bond(batch: _Batch) -> BoolArray:
     return np.asarray(batch.distances < cutoffs)
 
 
+def _is_clash(batch: _Batch) -> BoolArray:
+    """Pairs of atoms that are too close to be any, shape (B, A, A)."""
+    limits = _CLASH_DISTANCES[batch.elements[:, :, None], batch.elements[:, None, :]]
+    return np.asarray(batch.distances < limits)
+
+
 def _has_clash(batch: _Batch) -> BoolArray:
     """Whether two atoms are too close to be any, shape (B,)."""
-    limits = _CLASH_DISTANCES[batch.elements[:, :, None], batch.elements[:, None, :]]
-    return np.asarray((batch.distances < limits).any((1, 2)))
+    return np.asarray(_is_clash(batch).any((1, 2)))
 
 
 def _is_one_piece(is_bond: BoolArray, num_sites: IntArray) -> BoolArray:

@@ -23,7 +23,7 @@ _CHARGE: Final = 100.0  # cost; valences cost 1, so that any neutral form comes 
 _LENGTH: Final = 1e-3  # weight of bond lengths, which only break ties
 
 # Neutral valences by atomic number, common ones first.
-_VALENCES: Final[dict[int, tuple[int, ...]]] = {
+NEUTRAL_VALENCES: Final[dict[int, tuple[int, ...]]] = {
     1: (1,),
     5: (3,),
     6: (4,),
@@ -367,10 +367,10 @@ def _surroundings(around: tuple[tuple[int, int], ...]) -> _Surroundings:
 @cache
 def _states(number: int, degree: int, around: _Surroundings, total_charge: int) -> tuple[_State, ...]:
     """States of an atom with so many neighbours, hydrogens among them, cheapest first."""
-    valences = [valence for valence in _VALENCES.get(number, ()) if valence >= degree]
+    valences = [valence for valence in NEUTRAL_VALENCES.get(number, ()) if valence >= degree]
     if number in (16, 17, 34, 35, 52, 53):  # each pair beyond the common valence takes an acceptor, and none a hydrogen
         num_pairs = around.num_acceptors if around.num_heavy == degree else 0
-        valences = [valence for valence in valences if valence <= _VALENCES[number][0] + 2 * num_pairs]
+        valences = [valence for valence in valences if valence <= NEUTRAL_VALENCES[number][0] + 2 * num_pairs]
         if degree == 4:
             valences.reverse()  # sulfones before SF4
     if number == 7 and degree >= 3 and around.has_end:
