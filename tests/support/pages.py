@@ -16,6 +16,7 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.scripts: list[str] = []
         self.words: list[str] = []
+        self.headings: list[str] = []
         self._open = ""
         self.feed(text)
 
@@ -30,6 +31,8 @@ class Page(HTMLParser):
             self.scripts[-1] += data
         elif self._open != "style":
             self.words.append(data)
+            if self._open == "h2":
+                self.headings.append(data)
 
     def handle_endtag(self, tag: str) -> None:
         self._open = ""

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unite.analysis.comparison import RunSummary, comparison, draw_comparison, markdown_table
 from unite.console import shown
@@ -21,6 +21,11 @@ from unite.files import leaving_no_empty_folders, read_json, require_writable, w
 from unite.files.checked_json import DamagedFileError, read_checked_json
 from unite.runs.metrics_table import validations
 from unite.runs.names import short_names
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from unite.module import UniteModule
 
 TABLE_FILE = "compare.md"
 VALUES_FILE = "compare.json"
@@ -187,6 +192,21 @@ def count_parameters(hyper_parameters: Mapping[str, Any]) -> dict[str, int]:
     Raises:
         UserError: A class of the settings cannot be imported.
     """
+    module = without_weights(hyper_parameters)
+    parts: dict[str, Module] = {"encoder": module.encoder}
+    if module.separate_denoiser is not None:
+        parts["denoiser"] = module.separate_denoiser
+    parts |= {f"{name} adapter": adapter for name, adapter in module.adapters.items()}
+    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
+    return {**counts, "total": sum(counts.values())}
+
+
+def without_weights(hyper_parameters: Mapping[str, Any]) -> "UniteModule":
+    """The model of a checkpoint's settings, on no device.
+
+    Raises:
+        UserError: A class of the settings cannot be imported.
+    """
     import torch
     from lightning.pytorch.cli import instantiate_module
 
@@ -199,12 +219,7 @@ def count_parameters(hyper_parameters: Mapping[str, Any]) -> dict[str, int]:
             module: UniteModule = instantiate_module(UniteModule, settings)
     except (ValueError, ImportError, AttributeError) as error:
         raise UserError(f"the model of a checkpoint cannot be made: {one_line(error)}") from error
-    parts: dict[str, torch.nn.Module] = {"encoder": module.encoder}
-    if module.separate_denoiser is not None:
-        parts["denoiser"] = module.separate_denoiser
-    parts |= {f"{name} adapter": adapter for name, adapter in module.adapters.items()}
-    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
-    return {**counts, "total": sum(counts.values())}
+    return module
 
 
 def _add_alignment(summary: RunSummary, file: Path) -> None:

@@ -23,6 +23,7 @@ from torchmetrics import Metric
 from unite.configurable import Configurable
 from unite.errors import UserError, require
 from unite.flow import SamplingOptions
+from unite.modalities.gallery import Gallery
 from unite.modalities.pictures import SCREEN_WIDTH, draw_table
 from unite.nn.generative_encoder import Tokens
 
@@ -251,6 +252,16 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
     @abstractmethod
     def save(self, objects: Sequence[Any], folder: Path) -> list[Path]:
         """Write finished objects into an existing folder, in files others can read; return what was written."""
+
+    def gallery(self, folder: Path, originals: Path | None = None, most: int = 1000) -> Gallery | None:
+        """What :meth:`save` wrote into a folder, for ``unite report``; None shows the pictures that lie there.
+
+        Args:
+            folder: The folder, perhaps with ``labels.json`` of the samples' classes.
+            originals: The folder of what they were reconstructed from, in the same order; None for samples.
+            most: Samples to show, from the first.
+        """
+        return None
 
     def generation_metric(self, datamodule: LightningDataModule | None) -> Metric | None:
         """Metric for generated objects, or None: ``update(objects)``, and ``compute`` gives values by name.

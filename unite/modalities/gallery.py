@@ -17,6 +17,7 @@ class Scene:
         positions: Coordinates in Å, A of three.
         bonds: First atom, second atom, order (1, 2 or 3) of each bond; atoms count from 0.
         marked: Atoms to point out.
+        mark: What is the matter with these.
         num_given: Atoms that were given; those behind, hydrogens for instance, were added to draw it. None for all.
         edges: Further lines, such as those of a unit cell: two points in Å each.
     """
@@ -25,6 +26,7 @@ class Scene:
     positions: Sequence[Sequence[float]]
     bonds: Sequence[tuple[int, int, int]]
     marked: Sequence[int] = ()
+    mark: str = ""
     num_given: int | None = None
     edges: Sequence[tuple[Sequence[float], Sequence[float]]] = ()
 

@@ -50,7 +50,7 @@ class Galleries {
     place.append(this.toolbar(), make("div", { class: "body" }, columns, this.panel));
     place.addEventListener("keydown", (event) => this.onKey(event));
     this.update();
-    this.select(this.columns.find((column) => column.visible.length)?.visible[0]);
+    this.select(this.columns.find((column) => column.visible.length)?.visible[0], !viewer?.item);
   }
 
   toolbar() {
@@ -72,7 +72,8 @@ class Galleries {
         this.update();
       });
       const take = (name) => (this.order = name === "class" ? "group" : name);
-      bar.append(this.choice("sort by", orders, take, "as in the file", this.hasGroups ? "class" : ""), direction);
+      const sort = this.choice("sort by", orders, take, "as in the file", this.hasGroups ? "class" : "");
+      bar.append(make("span", { class: "sort" }, sort, direction));
     }
     if (this.all.some((item) => item.name)) {
       const search = make("input", { type: "search", placeholder: "name or SMILES", "aria-label": "search" });
@@ -146,7 +147,8 @@ class Galleries {
     if (next) this.select(next);
   }
 
-  select(item) {
+  // Shows an item in the panel; in space, if the canvas may come here.
+  select(item, mayTurn = true) {
     if (!item) return;
     this.selected = item;
     for (const column of this.columns) column.mark(item);
@@ -154,13 +156,22 @@ class Galleries {
     const stage = make("div", { class: "stage" });
     const buttons = make("div", { class: "buttons" });
     this.panel.replaceChildren(stage, buttons, ...this.description(item, gallery));
-    if (item.scene && viewer && viewer.show(stage, item)) this.controls(buttons, item);
-    else if (item.original_picture) stage.append(...this.pair(item, gallery));
+    if (item.scene && viewer && !mayTurn) this.wait(stage, item, gallery);
+    else if (item.scene && viewer && viewer.show(stage, item)) {
+      this.controls(buttons, item);
+      viewer.leave = () => this.wait(stage, item, gallery);
+    } else if (item.original_picture) stage.append(...this.pair(item, gallery));
     else stage.append(picture(item.picture, gallery.pixels));
     buttons.append(
       make("button", { type: "button", class: "quiet", text: "‹", title: "previous", onclick: () => this.step(-1) }),
       make("button", { type: "button", class: "quiet", text: "›", title: "next", onclick: () => this.step(1) }),
     );
+  }
+
+  // The flat picture stands where the canvas is not, and calls it when it is clicked.
+  wait(stage, item, gallery) {
+    stage.replaceChildren(picture(item.picture, gallery.pixels), make("span", { class: "hint", text: "click to turn" }));
+    stage.addEventListener("click", () => this.select(item), { once: true });
   }
 
   pair(item, gallery) {
@@ -199,10 +210,11 @@ class Galleries {
       make("p", { class: "name", text: item.name || item.group }),
       make("dl", {}, ...rows),
       make("ul", { class: "remarks" }, ...[run, ...item.remarks].filter(Boolean).map((text) => make("li", { text }))),
-      item.original && make("p", { class: "legend" }, make("span", { class: "swatch original" }), "original, laid below"),
+      item.original && make("p", { class: "legend" }, make("span", { class: "swatch made" }),
+        "reconstruction, laid over the original"),
       item.scene?.num_given && make("p", { class: "legend", text: "Hydrogens are placed by ideal geometry." }),
       item.scene?.marked.length > 0 && make("p", { class: "legend" }, make("span", { class: "swatch mark" }),
-        "atoms that are to blame"),
+        item.scene.mark),
     ].filter(Boolean);
   }
 }
@@ -212,7 +224,9 @@ class Column {
     this.gallery = gallery;
     this.owner = owner;
     this.title = make("p", { class: "title" });
-    this.cards = make("div", { class: gallery.pixels || !gallery.items.some((item) => item.name) ? "cards small" : "cards" });
+    const isSmall = !gallery.items.some((item) => item.name);
+    const hasPairs = gallery.items.some((item) => item.original_picture);
+    this.cards = make("div", { class: "cards" + (isSmall ? " small" : "") + (hasPairs ? " pairs" : "") });
     this.end = make("div", { class: "end" });
     this.scroller = make("div", { class: "scroller", tabindex: "0" }, this.cards, this.end);
     this.place = make("div", { class: "column" }, this.title, this.scroller);

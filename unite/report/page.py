@@ -63,10 +63,8 @@ class Page:
         header = element(
             "header", element("h1", self.title), element("p", self.subtitle, class_="lead") if self.subtitle else Html()
         )
-        footer = element(
-            "footer",
-            f"Made by unite report {__version__}. Molecules in 3D: 3Dmol.js (Rego and Koes 2015), BSD licence.",
-        )
+        credit = " In space: 3Dmol.js (Rego and Koes 2015), BSD-3-Clause." if has_scenes else ""
+        footer = element("footer", f"Made by unite report, version {__version__}.{credit}")
         packed = base64.b64encode(gzip.compress(json.dumps(self._galleries).encode(), 9, mtime=0)).decode()
         body = joined(
             header,

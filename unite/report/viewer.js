@@ -2,7 +2,7 @@
 // One canvas for the whole page: browsers allow about sixteen WebGL contexts. It moves to the gallery that is looked at.
 
 const MARK = "#d8492f";
-const ORIGINAL = "#e0a030";
+const RECONSTRUCTION = "#ff8c00";
 const RADII = { H: 0.2 };
 
 class Viewer {
@@ -12,23 +12,27 @@ class Viewer {
     this.style = "sticks";
     this.spins = false;
     this.showsOriginal = true;
+    this.leave = null; // what to do in the place that it leaves
   }
 
   // Draws an item in the given element; false where the browser has no WebGL.
   show(parent, item) {
-    if (this.place.parentNode !== parent) parent.prepend(this.place);
+    if (this.place.parentNode !== parent) {
+      if (this.leave) this.leave();
+      parent.prepend(this.place);
+    }
     if (!this.canvas && !this.begin()) return false;
     this.item = item;
     this.draw();
     this.canvas.zoomTo();
-    this.canvas.zoom(0.9);
+    this.canvas.zoom(1.2);
     this.canvas.render();
     return true;
   }
 
   begin() {
     try {
-      this.canvas = $3Dmol.createViewer(this.place, { backgroundColor: "white", backgroundAlpha: 0, antialias: true });
+      this.canvas = $3Dmol.createViewer(this.place, { backgroundColor: "white", antialias: true });
     } catch (error) {
       this.canvas = null;
     }
@@ -41,8 +45,12 @@ class Viewer {
     this.canvas.removeAllModels();
     this.canvas.removeAllShapes();
     const { scene, original } = this.item;
-    if (original && this.showsOriginal) this.add(original, { color: ORIGINAL, opacity: 0.55 });
-    this.add(scene, {});
+    if (original && this.showsOriginal) {
+      this.add(original, {});
+      this.add(scene, { color: RECONSTRUCTION, opacity: 0.7 });
+    } else {
+      this.add(scene, {});
+    }
     for (const [start, end] of scene.edges) {
       this.canvas.addLine({ start: point(start), end: point(end), color: "#888888" });
     }
@@ -65,12 +73,12 @@ class Viewer {
     }
     const model = this.canvas.addModel();
     model.addAtoms(atoms);
-    const is_original = "opacity" in paint;
+    const isLaidOver = "opacity" in paint;
     for (const symbol of new Set(scene.symbols)) {
       const ball = RADII[symbol] || 0.32;
-      const style = this.style === "spheres" && !is_original
+      const style = this.style === "spheres" && !isLaidOver
         ? { sphere: { scale: 1, ...paint } }
-        : { stick: { radius: is_original ? 0.17 : 0.12, ...paint }, sphere: { radius: is_original ? 0.17 : ball, ...paint } };
+        : { stick: { radius: isLaidOver ? 0.15 : 0.12, ...paint }, sphere: { radius: isLaidOver ? 0.22 : ball, ...paint } };
       model.setStyle({ elem: symbol }, style);
     }
   }

@@ -41,15 +41,19 @@ _DEFINITIONS: dict[str, Definition] = {
     r"connected(_bonds)?": Definition("Samples in one piece, whatever the valences."),
     r"mean_atoms(_bonds)?": Definition("Atoms of a sample, counted hydrogens included.", _NUMBER),
     r"atom_stability": Definition("Atoms with the right valence by the distance table of Hoogeboom et al. (2022)."),
-    r"molecule_stability": Definition("Molecules of which all atoms are stable by that table."),
+    r"molecule_stability": Definition(
+        "Molecules of which all atoms are stable by the table of Hoogeboom et al. (2022)."
+    ),
     r"bonds_agree": Definition("Valid by predicted bonds and by positions, with the same bonds."),
     r"match_rate": Definition(
         "Reconstructions with all atom types right and an RMSD below 0.1 Å after the best rotation."
     ),
-    r"match_rate_005": Definition("The same with 0.05 Å."),
-    r"match_rate_03": Definition("The same with 0.3 Å."),
-    r"rmsd": Definition("After the best rotation, of reconstructions with all types right; mean.", _NUMBER, "Å"),
-    r"rmsd_unaligned": Definition("The same without rotation.", _NUMBER, "Å"),
+    r"match_rate_005": Definition("As match rate, with 0.05 Å."),
+    r"match_rate_03": Definition("As match rate, with 0.3 Å."),
+    r"rmsd": Definition(
+        "Distance of atoms after the best rotation, mean over reconstructions with all types right.", _NUMBER, "Å"
+    ),
+    r"rmsd_unaligned": Definition("As RMSD, without rotation.", _NUMBER, "Å"),
     r"type_accuracy": Definition("Atoms of the right type, of those reconstructed."),
     r"type_correct": Definition("Reconstructions with all types right."),
     r"exact_graph": Definition("Reconstructions with every atom, bond and charge right."),
@@ -68,7 +72,9 @@ _DEFINITIONS: dict[str, Definition] = {
         "is better.",
         _NUMBER,
     ),
-    r"rfid(_\w+)?": Definition("The same distance of reconstructions to their originals; lower is better.", _NUMBER),
+    r"rfid(_\w+)?": Definition(
+        "Fréchet distance of reconstructions to their originals, in the same features; lower is better.", _NUMBER
+    ),
     r"kid(_\w+)?": Definition("Kernel distance to reference images; lower is better.", _NUMBER),
     r"inception_score(_\w+)?": Definition("Confidence and variety of a classifier on samples.", _NUMBER),
     r"precision(_\w+)?": Definition("Samples that lie among the reference images."),
@@ -86,7 +92,7 @@ def definition(metric: str) -> Definition:
     Args:
         metric: Its name, with ``stage/modality/`` before it or not.
     """
-    own = re.sub(r"^(train|val|test)/[^/]+/", "", metric)
+    own = re.sub(r"^(train|val|test|samples|reconstructions|any)/[^/]+/", "", metric)
     found = (known for pattern, known in _DEFINITIONS.items() if re.fullmatch(pattern, own))
     return next(found, Definition("", _NUMBER))
 

@@ -21,6 +21,8 @@ from torchmetrics import Metric
 
 from unite.errors import UserError, require
 from unite.modalities.base import ModalityAdapter, Template
+from unite.modalities.gallery import Gallery
+from unite.modalities.image.gallery import image_gallery
 from unite.modalities.image.grid import draw_grid, save_images
 from unite.modalities.image.metrics import feature_network, image_generation_metrics
 from unite.modalities.image.perceptual import PerceptualDistance, load_perceptual_distance
@@ -330,6 +332,10 @@ class ImageAdapter(ModalityAdapter):
     def save(self, objects: Sequence[NDArray[np.uint8]], folder: Path) -> list[Path]:
         """Write ``images/000000.png`` and so on."""
         return [save_images(objects, folder / "images")]
+
+    def gallery(self, folder: Path, originals: Path | None = None, most: int = 1000) -> Gallery | None:
+        """Images by class; reconstructions beside their originals."""
+        return image_gallery(folder, originals, most)
 
     # ------------------------------------------------------------------ metrics
 

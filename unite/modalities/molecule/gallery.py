@@ -32,6 +32,9 @@ from unite.modalities.molecule.perception.perceive import perceive
 from unite.workers import Divisible, Failure, in_order, work_apart
 
 RECORDS_AT_ONCE: Final = 100
+MAX_DRAWN_BONDS: Final = 600
+"""Atoms with more bonds are a clump, and drawn without."""
+
 MATCH: Final = 0.1
 """Å; a reconstruction with a larger RMSD does not match, as for ``match_rate``."""
 
@@ -98,6 +101,21 @@ def molecule_gallery(
     return Gallery("molecules", items, scores.num_records), None if num_graphs else scores
 
 
+def folder_gallery(folder: Path, originals: Path | None = None, most: int = 1000) -> Gallery | None:
+    """The molecules that a model has written into a folder; None if there are none.
+
+    Args:
+        folder: With ``samples.sdf``.
+        originals: The folder of what they were reconstructed from.
+        most: Molecules to show, from the first.
+    """
+    file = folder / "samples.sdf"
+    if not file.is_file():
+        return None
+    others = [] if originals is None or not (originals / file.name).is_file() else [originals / file.name]
+    return molecule_gallery([file], others, most)[0]
+
+
 def _work_on(jobs: Iterable[_Job], num_workers: int) -> Generator[_Done, None, None]:
     remaining = iter(jobs)
     chunks = iter(lambda: list(islice(remaining, RECORDS_AT_ONCE)), [])
@@ -117,9 +135,16 @@ def _work(jobs: list[_Job]) -> list[_Done]:
     judged = judge_parsed(records, entries)
     with rdBase.BlockLogs():
         return [
-            _Done(found, _item(job, entry, found) if job.is_shown else None, is_graph(job.record.lines))
+            _Done(found, _shown(job, entry, found) if job.is_shown else None, is_graph(job.record.lines))
             for job, entry, found in zip(jobs, entries, judged, strict=True)
         ]
+
+
+def _shown(job: _Job, entry: Entry, judged: Judged) -> Item:
+    try:
+        return _item(job, entry, judged)
+    except (ValueError, RuntimeError) as error:  # RDKit can judge it, but not draw it
+        return _in_words(job.record, judged, [f"RDKit cannot draw it: {' '.join(str(error).split())[:80]}"])
 
 
 def _refused(job: _Job, failure: Failure) -> _Done:
@@ -152,9 +177,10 @@ def _item(job: _Job, entry: Entry, judged: Judged) -> Item:
         remarks.insert(0, fault.words)
     numbers = {"atoms": float(judged.num_atoms), "heavy atoms": float((molecule.atomic_numbers > 1).sum())}
     verdict, is_good = _in_plain(judged.reason), judged.reason is None
-    original = None
+    original, mark = None, "atoms that are to blame"
     if job.original is not None:
-        verdict, is_good, original = _compared(mol, molecule, job.original, numbers, remarks)
+        verdict, is_good, original, marked = _compared(mol, molecule, job.original, numbers, remarks)
+        mark = "atoms of another type"
     frame = _principal_frame(mol)
     return Item(
         name=name,
@@ -163,21 +189,22 @@ def _item(job: _Job, entry: Entry, judged: Judged) -> Item:
         is_good=is_good,
         numbers=numbers,
         remarks=remarks,
-        scene=_scene(mol, frame, marked, len(molecule.atomic_numbers)),
+        scene=_scene(mol, frame, marked, mark, len(molecule.atomic_numbers)),
         original=None if original is None else _scene(original, frame),
     )
 
 
 def _compared(
     mol: Chem.Mol, molecule: Molecule, record: Record, numbers: dict[str, float], remarks: list[str]
-) -> tuple[str, bool, Chem.Mol | None]:
-    """Lay a reconstruction over its original: the verdict, whether it is good, and the original; ``mol`` is moved.
+) -> tuple[str, bool, Chem.Mol | None, list[int]]:
+    """Lay a reconstruction over its original; ``mol`` is moved.
 
-    Adds the RMSD to the numbers, and to the remarks what the original is.
+    Adds the RMSD to the numbers, and to the remarks what the original is. Returns the verdict, whether it is good, the
+    original, and the atoms that are of another type.
     """
     true = parse(record).molecule
     if true is None or not fits_sdf(true).all():
-        return "no original", False, None
+        return "no original", False, None, []
     perceived = perceive(true).mol
     if perceived is not None:
         original = with_positions(perceived, true)
@@ -186,13 +213,14 @@ def _compared(
         original = _placed(structure_of_rejected(true)[0], true)
     num_atoms = len(true.atomic_numbers)
     if len(molecule.atomic_numbers) != num_atoms:
-        return "other number of atoms", False, original
+        return "other number of atoms", False, original, []
     rmsd = float(rdMolAlign.AlignMol(mol, original, atomMap=[(atom, atom) for atom in range(num_atoms)]))
-    if not np.array_equal(_types(molecule), _types(true)):
-        return "atoms of another type", False, original
+    pairs = zip(_types(molecule), _types(true), strict=True)
+    if wrong := [atom for atom, (found, expected) in enumerate(pairs) if found != expected]:
+        return "atoms of another type", False, original, wrong
     numbers["RMSD / Å"] = round(rmsd, 4)
     is_match = rmsd < MATCH
-    return ("match" if is_match else f"more than {MATCH} Å off"), is_match, original
+    return ("match" if is_match else f"more than {MATCH} Å off"), is_match, original, []
 
 
 def _types(molecule: Molecule) -> list[tuple[int, int]]:
@@ -293,17 +321,21 @@ def _principal_frame(mol: Chem.Mol) -> _Frame:
     return _Frame(positions.mean(0), axes)
 
 
-def _scene(mol: Chem.Mol, frame: _Frame, marked: Sequence[int] = (), num_given: int | None = None) -> Scene:
+def _scene(
+    mol: Chem.Mol, frame: _Frame, marked: Sequence[int] = (), mark: str = "", num_given: int | None = None
+) -> Scene:
     mol = Chem.Mol(mol)
     if any(bond.GetIsAromatic() for bond in mol.GetBonds()):
         Chem.Kekulize(mol, clearAromaticFlags=True)
     positions = ((mol.GetConformer().GetPositions() - frame.centre) @ frame.axes.T).round(3)
+    is_clump = mol.GetNumBonds() > MAX_DRAWN_BONDS
     bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), _order(bond)) for bond in mol.GetBonds()]
     return Scene(
         symbols=[atom.GetSymbol() for atom in mol.GetAtoms()],
         positions=positions.tolist(),
-        bonds=bonds,
+        bonds=[] if is_clump else bonds,
         marked=list(marked),
+        mark=mark,
         num_given=None if num_given == mol.GetNumAtoms() else num_given,
     )
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from PIL import Image
 
 from unite.modalities.base import ModalityAdapter
+from unite.modalities.gallery import Gallery
 from unite.modalities.molecule.files.drawing import draw_difference, draw_grid, draw_grid_in_space
 from unite.modalities.molecule.files.writing import write_sdf, write_xyz
+from unite.modalities.molecule.gallery import folder_gallery
 from unite.modalities.molecule.graph import MolecularGraph
 from unite.modalities.molecule.perception.molecule import Molecule
 
@@ -40,3 +42,7 @@ class MoleculePictures(ModalityAdapter):
         if self.positions:
             write_xyz([molecule for molecule in objects if isinstance(molecule, Molecule)], written[1])
         return written
+
+    def gallery(self, folder: Path, originals: Path | None = None, most: int = 1000) -> Gallery | None:
+        """Molecules to be turned, reconstructions over their originals; formulas of graphs."""
+        return folder_gallery(folder, originals, most)

@@ -16,7 +16,7 @@ from rdkit.Chem import rdDepictor
 from unite.modalities.molecule.faults import fault_of_graph, free_valence, structure_of_rejected
 from unite.modalities.molecule.files.graphs import draw_structure, readable
 from unite.modalities.molecule.files.shapes import draw_shape, onto, shape_of, shape_of_atoms
-from unite.modalities.molecule.files.structures import fits_sdf
+from unite.modalities.molecule.files.structures import MAX_DRAWN_RINGS, fits_sdf, num_rings
 from unite.modalities.molecule.graph import MolecularGraph, assemble
 from unite.modalities.molecule.perception.molecule import Molecule, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive
@@ -28,8 +28,6 @@ _LEGEND_LETTERS: Final = 27  # per line
 BLACK: Final = (0, 0, 0)
 INVALID_COLOUR: Final = (200, 20, 20)
 OVERLAY_COLOUR: Final = (255, 140, 0)
-MAX_DRAWN_RINGS: Final = 8
-"""Invalid molecules of more rings are no formulas: RDKit lays them out slowly, and crashes on thousands of bonds."""
 
 
 def draw_grid(molecules: Sequence[Molecule | MolecularGraph], columns: int = 6, max_molecules: int = 36) -> Image.Image:
@@ -94,7 +92,7 @@ def _draw_graph(graph: MolecularGraph, marked: Collection[int], legend: str | No
     if not len(graph.atomic_numbers):
         return _cell("no atoms", legend or _reason(str(assembly.reason), ""), INVALID_COLOUR)
     mol = readable(graph)
-    if _num_rings(mol) > MAX_DRAWN_RINGS:
+    if num_rings(mol) > MAX_DRAWN_RINGS:
         words = f"{mol.GetNumAtoms()} atoms,\n{mol.GetNumBonds()} bonds"
         return _cell(words, legend or _reason(str(assembly.reason), fault.words), INVALID_COLOUR)
     rdDepictor.Compute2DCoords(mol)
@@ -112,7 +110,7 @@ def _draw_rejected(molecule: Molecule, reason: str, marked: Collection[int], leg
     mol, fault = structure_of_rejected(molecule)
     marked = {*marked, *fault.atoms}
     legend = legend or _reason(reason, fault.words)
-    if reason == "clash" or _num_rings(mol) > MAX_DRAWN_RINGS:
+    if reason == "clash" or num_rings(mol) > MAX_DRAWN_RINGS:
         shape = shape_of_atoms(molecule)
         assert shape is not None
         return _cell(draw_shape(replace(shape, marked=marked), _drawing_size()), legend, INVALID_COLOUR)
@@ -125,11 +123,6 @@ def _draw_rejected(molecule: Molecule, reason: str, marked: Collection[int], leg
     rdDepictor.Compute2DCoords(drawn)
     kept = {atom.GetIdx() for atom in drawn.GetAtoms() if atom.HasProp("_marked")}
     return _cell(draw_structure(drawn, _drawing_size(), kept), legend, INVALID_COLOUR)
-
-
-def _num_rings(mol: Chem.Mol) -> int:
-    """Independent rings."""
-    return int(mol.GetNumBonds() - mol.GetNumAtoms() + len(Chem.GetMolFrags(mol)))
 
 
 def _without_plain_hydrogens(mol: Chem.Mol) -> Chem.Mol:

@@ -1,11 +1,21 @@
 """Molecules in space as RDKit has them: perceived ones with positions, others as loose atoms. Needs no torch."""
 
+from typing import Final
+
 import numpy as np
 from rdkit import Chem
 
 from unite.modalities.molecule.files.reading import MAX_SDF_COORDINATE
 from unite.modalities.molecule.perception.molecule import Molecule
 from unite.modalities.molecule.perception.sanitizing import sanitize
+
+MAX_DRAWN_RINGS: Final = 8
+"""Invalid molecules of more rings are no formulas: RDKit lays them out slowly, and crashes on thousands of bonds."""
+
+
+def num_rings(mol: Chem.Mol) -> int:
+    """Independent rings."""
+    return int(mol.GetNumBonds() - mol.GetNumAtoms() + len(Chem.GetMolFrags(mol)))
 
 
 def fits_sdf(molecule: Molecule) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

@@ -8,6 +8,8 @@ from rdkit import Chem, rdBase
 from rdkit.Chem import rdDepictor
 from rdkit.Chem.Draw import rdMolDraw2D
 
+from unite.modalities.molecule.files.structures import MAX_DRAWN_RINGS, num_rings
+
 WIDTH: Final = 170
 HEIGHT: Final = 130
 
@@ -30,7 +32,12 @@ def rejected_svg(mol: Chem.Mol, marked: Sequence[int]) -> str:
     Args:
         mol: Not sanitized; hydrogens are atoms, or counted as explicit ones.
         marked: Atoms to mark.
+
+    Returns:
+        SVG; empty if there are more rings than can be laid out.
     """
+    if num_rings(mol) > MAX_DRAWN_RINGS:
+        return ""
     mol = Chem.RWMol(mol)
     for atom in mol.GetAtoms():
         if atom.GetIdx() in marked:
@@ -58,6 +65,7 @@ def _drawer() -> rdMolDraw2D.MolDraw2DSVG:
     options.clearBackground = False  # type: ignore[assignment]
     options.bondLineWidth = 1.4  # type: ignore[assignment]
     options.fixedBondLength = 32  # type: ignore[assignment]  # at most, or small molecules would be huge
+    options.highlightRadius = 0.35  # type: ignore[assignment]
     options.padding = 0.08  # type: ignore[assignment]
     return drawer
 
