@@ -13,7 +13,7 @@ _GAP = 4
 
 
 @cache
-def font(size: int = 14) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def font(size: int = 15) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     """The font of all writing."""
     return ImageFont.load_default(size=size)
 

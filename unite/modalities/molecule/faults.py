@@ -67,7 +67,7 @@ def structure_of_rejected(molecule: Molecule) -> tuple[Chem.Mol, Fault]:
         lacking = {atom: number for atom, number in free.items() if number > 0}
         exceeding = {atom: -number for atom, number in free.items() if number < 0}
         atoms = sorted(lacking | exceeding)
-        told = [_lacking(mol, lacking, "unpaired electron" if reason == "radical" else "bond")] if lacking else []
+        told = [_lacking(mol, lacking, "free valence" if reason == "radical" else "bond")] if lacking else []
         if exceeding:
             told.append(f"{_symbols(mol, sorted(exceeding))} with a bond too many")
         return mol.GetMol(), Fault(tuple(atoms), ", ".join(told) or "no charges and bond orders fit these neighbours")
@@ -173,7 +173,7 @@ def _raise_bond_orders(mol: Chem.RWMol) -> dict[int, int]:
 def _lacking(mol: Chem.Mol, lacking: dict[int, int], what: str) -> str:
     """For instance ``C lacks a bond``, ``C and N lack 3 bonds``."""
     number = sum(lacking.values())
-    count = f"{'an' if what[0] in 'aeiou' else 'a'} {what}" if number == 1 else f"{number} {what}s"
+    count = f"a {what}" if number == 1 else f"{number} {what}s"
     verb = "with" if what != "bond" else "lacks" if len(lacking) == 1 else "lack"
     return f"{_symbols(mol, sorted(lacking))} {verb} {count}"
 

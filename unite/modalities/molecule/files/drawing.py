@@ -24,7 +24,7 @@ from unite.modalities.pictures import font
 
 CELL: Final = (220, 200)  # width and height in pixels, legend included
 _LEGEND_HEIGHT: Final = 40
-_LEGEND_LETTERS: Final = 27  # per line
+_LEGEND_LETTERS: Final = 24  # per line
 BLACK: Final = (0, 0, 0)
 INVALID_COLOUR: Final = (200, 20, 20)
 OVERLAY_COLOUR: Final = (255, 140, 0)
@@ -237,13 +237,13 @@ def _cell(picture: Image.Image | str, legend: str, colour: tuple[int, int, int] 
     draw = ImageDraw.Draw(cell)
     if isinstance(picture, str):
         middle = (width / 2, (height - _LEGEND_HEIGHT) / 2)
-        draw.text(middle, picture, fill=colour, font=font(13), anchor="mm", align="center")
+        draw.text(middle, picture, fill=colour, font=font(15), anchor="mm", align="center")
     else:
         cell.paste(picture, (0, 0))
-    parts = legend.replace("Å", "angstrom").split("\n")  # the font has no Å
+    parts = legend.replace("Å", "A").split("\n")  # the font has no Å
     lines = [line for part in parts for line in textwrap.wrap(part, _LEGEND_LETTERS, break_on_hyphens=False)]
     if len(lines) > 2:
         lines = [lines[0], lines[1][: _LEGEND_LETTERS - 1] + "…"]
     place = (width / 2, height - _LEGEND_HEIGHT / 2)
-    draw.text(place, "\n".join(lines), fill=colour, font=font(13), anchor="mm", align="center")
+    draw.text(place, "\n".join(lines), fill=colour, font=font(15), anchor="mm", align="center")
     return cell
