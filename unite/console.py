@@ -46,7 +46,13 @@ NOISE = (
     r"Trainer already configured with model summary",
 )
 PACKAGE = Path(__file__).parent
-_PACKAGES = ("unite.callbacks", "unite.modalities.image", "unite.modalities.molecule", "unite.nn")
+_PACKAGES = (
+    "unite.callbacks",
+    "unite.modalities.crystal",
+    "unite.modalities.image",
+    "unite.modalities.molecule",
+    "unite.nn",
+)
 COLOURS = {"red": 31, "yellow": 33}
 _format_warning = warnings.formatwarning
 _is_quiet = False

@@ -58,8 +58,18 @@ class Divisible(Generic[Job, Result]):
     join: Callable[[list[Result]], Result]
 
 
+def num_cpus() -> int:
+    """CPUs that this process may use, at most eight."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, 8)
+
+
 def work_apart(
-    kind: Divisible[Job, Result], jobs: Iterable[Job], num_workers: int
+    kind: Divisible[Job, Result],
+    jobs: Iterable[Job],
+    num_workers: int,
+    job_seconds: float = JOB_SECONDS,
+    record_seconds: float = RECORD_SECONDS,
 ) -> Generator[tuple[int, Result], None, None]:
     """Do jobs in processes of their own, and one that fails again record by record.
 
@@ -67,15 +77,17 @@ def work_apart(
         kind: What to do.
         jobs: Jobs of one or more records, taken as workers become free.
         num_workers: Processes at a time.
+        job_seconds: Time of a processor for a job.
+        record_seconds: Time of a processor for a single record, when the job that it was part of has failed.
 
     Yields:
         Number of a job, from 0, and its result, in the order in which they are done.
     """
-    for number, job, result in _attempts(kind.work, jobs, num_workers, JOB_SECONDS):
+    for number, job, result in _attempts(kind.work, jobs, num_workers, job_seconds):
         if isinstance(result, Failure):
             records = kind.split(job)
             results: dict[int, Result] = {}
-            for index, record, found in _attempts(kind.work, records, num_workers, RECORD_SECONDS):
+            for index, record, found in _attempts(kind.work, records, num_workers, record_seconds):
                 results[index] = kind.refuse(record, found) if isinstance(found, Failure) else found
             yield number, kind.join([results[index] for index in range(len(records))])
         else:

@@ -15,6 +15,8 @@ from tests.support.paths import TINY_CSV
 from tests.support.tiny_images import TinyImages
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite.modalities.base import ModalityAdapter
+from unite.modalities.crystal.adapter import CrystalAdapter
+from unite.modalities.crystal.data.datamodule import CrystalDataModule
 from unite.modalities.image.adapter import ImageAdapter
 from unite.modalities.molecule.adapter import MoleculeAdapter
 from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
@@ -55,6 +57,12 @@ def select_molecules(batch: Batch, chosen: list[int]) -> Batch:
     return Batch.from_data_list([batch[i] for i in chosen])
 
 
+def select_crystals(batch: dict[str, Tensor], chosen: list[int]) -> dict[str, Tensor]:
+    largest = int(batch["num_atoms"][chosen].max())
+    selected = {name: values[chosen] for name, values in batch.items()}
+    return selected | {name: selected[name][:, :largest] for name in ("atomic_numbers", "fractional")}
+
+
 def select_tensors(batch: dict[str, Tensor], chosen: list[int]) -> dict[str, Tensor]:
     return {name: value[chosen] for name, value in batch.items()}
 
@@ -92,6 +100,18 @@ CASES = {
         molecules("counted", bonds=True),
         select_molecules,
         "molecule",
+    ),
+    "crystals": Case(
+        lambda: CrystalAdapter(decoder_depth=1, max_atoms=20),
+        lambda root: CrystalDataModule(batch_size=8, num_train=64, num_val=8, bucket_by_size=False),
+        select_crystals,
+        "crystal",
+    ),
+    "crystals of one size": Case(
+        lambda: CrystalAdapter(decoder_depth=1, max_atoms=5, shuffle=True),
+        lambda root: CrystalDataModule("perov_5_small", batch_size=8, num_train=64, num_val=8),
+        select_crystals,
+        "crystal",
     ),
     "grey images": Case(
         lambda: tiny_image_adapter(channels=1, num_classes=4), lambda root: TinyImages(), select_tensors, "image"

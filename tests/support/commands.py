@@ -39,6 +39,14 @@ TINY_DATA: dict[str, dict[str, Any]] = {
         "num_val": None,
         "num_test": None,
     },
+    "unite.modalities.crystal.CrystalDataModule": {
+        "source": "perov_5_small",
+        "batch_size": 4,
+        "eval_batch_size": 4,
+        "num_train": 16,
+        "num_val": 4,
+        "num_test": 4,
+    },
     "unite.modalities.image.DigitsDataModule": {"batch_size": 8, "num_train": 64, "num_val": 16},
     "unite.modalities.image.ImageFolderDataModule": {"batch_size": 2, "small_images": "enlarge"},
     "unite.modalities.image.WebDatasetDataModule": {

@@ -111,7 +111,8 @@ def _judge(
     from tqdm import tqdm
 
     from unite.modalities.molecule.files.reading import read_records
-    from unite.modalities.molecule.metrics.scores import MoleculeScores, judge_all, num_cpus
+    from unite.modalities.molecule.metrics.scores import MoleculeScores, judge_all
+    from unite.workers import num_cpus
 
     scores = MoleculeScores()
     novelty = "left out: no molecule is valid" if qm9_root else "left out as asked"
@@ -140,7 +141,8 @@ def _metrics_of_routes(
 ) -> dict[str, float]:
     from unite.modalities.molecule.files.reading import parse, read_records
     from unite.modalities.molecule.metrics.routes import route_metrics
-    from unite.modalities.molecule.metrics.scores import file_reason, num_cpus
+    from unite.modalities.molecule.metrics.scores import file_reason
+    from unite.workers import num_cpus
 
     if not routes:
         return {}

@@ -1,9 +1,11 @@
-"""What molecules and crystals share: padding, centring, rotations, distances of pairs. Letters: B samples, A atoms."""
+"""What molecules and crystals share: padding, sizes, centring, rotations, distances. Letters: B samples, A atoms."""
 
 import torch
 import torch.nn.functional as F
 from rdkit import Chem
 from torch import Tensor
+
+from unite.errors import UserError
 
 ATOMIC_NUMBERS = {Chem.GetPeriodicTable().GetElementSymbol(number): number for number in range(1, 119)}
 """All elements by symbol, in the order of their numbers."""
@@ -27,6 +29,26 @@ def padded(values: Tensor, places: Tensor, mask: Tensor) -> Tensor:
     result = values.new_zeros(mask.numel(), *values.shape[1:])
     result[places] = values
     return result.view(*mask.shape, *values.shape[1:])
+
+
+def draw_sizes(counts: Tensor, num_samples: int, generator: torch.Generator | None, what: str) -> Tensor:
+    """Numbers of atoms (num_samples,) as often as in the training data.
+
+    Args:
+        counts: Training samples by number of atoms, shape (largest + 1,).
+        num_samples: How many to draw.
+        generator: CPU generator of the draws. More samples only add to those that fewer would give.
+        what: What they are called, for the message.
+
+    Raises:
+        UserError: There are no counts.
+    """
+    weights = counts.cpu().double()
+    if weights.sum() == 0:
+        raise UserError(f"this model has seen no data, so sizes of {what} are unknown: train or load it first")
+    # Not torch.multinomial: its first draws depend on how many follow.
+    drawn = torch.rand(num_samples, dtype=torch.float64, generator=generator) * weights.sum()
+    return torch.searchsorted(weights.cumsum(0), drawn, right=True)
 
 
 def centre(positions: Tensor, mask: Tensor) -> Tensor:

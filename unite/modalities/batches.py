@@ -11,6 +11,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 from unite.engine.seeding import mixed_generator
 from unite.errors import UserError
 
+#: Steps of which the samples are sorted by size together. More save little padding, fewer cost much: on
+#: QM9 with explicit hydrogens and batches of 256, 11 % is padding with 4, 6 % with 8, 1.9 % with 32, 1.1 %
+#: with 64.
+BUCKET_STEPS = 32
+
 
 def part_of(samples: Any, rows: list[int], total: int) -> Any:
     """Some of the samples of a batch, in the batch's own form, whatever that is.
@@ -129,6 +134,46 @@ class BatchSampler(DistributedSampler[list[int]]):
         steps = torch.randperm(num_steps, generator=generator) if self.shuffle else torch.arange(num_steps)
         for step in steps[self.first_batch :].tolist():
             yield batches[step * self.num_replicas + self.rank].tolist()
+
+
+class SizedBatchSampler(BatchSampler):
+    """Batches of rows for one process out of several, of samples of like size if wanted.
+
+    Args:
+        rows: Rows to choose from, shape (N,); at least `num_replicas`.
+        num_atoms: Size of every sample of the table, indexed by row.
+        batch_size: Most samples in a batch of one process (see `__len__` for the exception of size 1).
+        shuffle: Whether to shuffle anew in every epoch, and to drop what does not fill the last step.
+        seed: Of the order, not negative.
+        bucket_by_size: Whether, when shuffling, samples of like size are batched together. Of each
+            `BUCKET_STEPS` steps the samples are sorted by size, cut in batches, and the steps shuffled.
+            All processes get samples of like size in the same step, so none waits for another.
+        num_replicas: Processes that share the data.
+        rank: Number of this process.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        num_atoms: Tensor,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        bucket_by_size: bool = True,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        super().__init__(rows, batch_size, shuffle=shuffle, seed=seed, num_replicas=num_replicas, rank=rank)
+        self.num_atoms = num_atoms
+        self.bucket_by_size = bucket_by_size
+
+    def arrange(self, order: Tensor, rows_per_step: int) -> Tensor:
+        """Sort the samples of each `BUCKET_STEPS` steps by size, if they are to be bucketed."""
+        if not self.bucket_by_size:
+            return order
+        chunks = order.split(BUCKET_STEPS * rows_per_step)
+        return torch.cat([chunk[self.num_atoms[chunk].argsort(stable=True)] for chunk in chunks])
 
 
 class ResumableDataLoader(DataLoader[Any]):

@@ -25,7 +25,7 @@ from torch_geometric.data import Batch, Data
 from torchmetrics import Metric
 
 from unite.errors import UserError, require
-from unite.modalities.atoms import ATOMIC_NUMBERS, centre, full_precision, pair_distances
+from unite.modalities.atoms import ATOMIC_NUMBERS, centre, draw_sizes, full_precision, pair_distances
 from unite.modalities.base import Template
 from unite.modalities.molecule.batches import known_largest
 from unite.modalities.molecule.generated import GeneratedGraph, GeneratedMolecule, batch_of
@@ -292,12 +292,7 @@ class MoleculeAdapter(MoleculePictures):
     ) -> Template:
         """Numbers of atoms drawn from the training histogram."""
         self.cycle_labels(num_samples, labels)
-        counts = self.size_counts.cpu().double()
-        if counts.sum() == 0:
-            raise UserError("this model has seen no data, so sizes of molecules are unknown: train or load it first")
-        # Not torch.multinomial: its first draws depend on how many follow.
-        drawn = torch.rand(num_samples, dtype=torch.float64, generator=generator) * counts.sum()
-        return Template(torch.searchsorted(counts.cumsum(0), drawn, right=True))
+        return Template(draw_sizes(self.size_counts, num_samples, generator, "molecules"))
 
     def registers(self, template: Template) -> Tokens:
         """One register per atom, or a fixed number that are all real."""

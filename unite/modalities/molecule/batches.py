@@ -7,15 +7,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 
-from unite.modalities.batches import BatchSampler
 from unite.modalities.flat import Segments, send
 from unite.modalities.molecule.data.qm9.bonds import BondTable
 from unite.modalities.molecule.data.qm9.table import MoleculeTable
-
-#: Steps of which the molecules are sorted by size together. More save little padding, fewer cost much: on
-#: QM9 with explicit hydrogens and batches of 256, 11 % is padding with 4, 6 % with 8, 1.9 % with 32, 1.1 %
-#: with 64.
-BUCKET_STEPS = 32
 
 
 class GatheredMolecules(Dataset[dict[str, Batch]]):
@@ -137,43 +131,3 @@ def _segments(ptr: Tensor, rows: Tensor, device: torch.device) -> Segments:
 def long_unless_float(values: Tensor) -> Tensor:
     """Integers, which tables keep in few bytes, as PyG's batches have them."""
     return values if values.is_floating_point() else values.long()
-
-
-class MoleculeBatchSampler(BatchSampler):
-    """Batches of rows for one process out of several, of molecules of like size if wanted.
-
-    Args:
-        rows: Rows to choose from, shape (N,); at least `num_replicas`.
-        num_atoms: Atoms of every molecule of the table, indexed by row.
-        batch_size: Most molecules in a batch of one process (see `__len__` for the exception of size 1).
-        shuffle: Whether to shuffle anew in every epoch, and to drop what does not fill the last step.
-        seed: Of the order, not negative.
-        bucket_by_size: Whether, when shuffling, molecules of like size are batched together. Of each
-            `BUCKET_STEPS` steps the molecules are sorted by size, cut in batches, and the steps shuffled.
-            All processes get molecules of like size in the same step, so none waits for another.
-        num_replicas: Processes that share the data.
-        rank: Number of this process.
-    """
-
-    def __init__(
-        self,
-        rows: Tensor,
-        num_atoms: Tensor,
-        batch_size: int,
-        *,
-        shuffle: bool = True,
-        seed: int = 0,
-        bucket_by_size: bool = True,
-        num_replicas: int = 1,
-        rank: int = 0,
-    ) -> None:
-        super().__init__(rows, batch_size, shuffle=shuffle, seed=seed, num_replicas=num_replicas, rank=rank)
-        self.num_atoms = num_atoms
-        self.bucket_by_size = bucket_by_size
-
-    def arrange(self, order: Tensor, rows_per_step: int) -> Tensor:
-        """Sort the molecules of each `BUCKET_STEPS` steps by size, if they are to be bucketed."""
-        if not self.bucket_by_size:
-            return order
-        chunks = order.split(BUCKET_STEPS * rows_per_step)
-        return torch.cat([chunk[self.num_atoms[chunk].argsort(stable=True)] for chunk in chunks])

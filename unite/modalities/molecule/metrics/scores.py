@@ -3,7 +3,6 @@
 Needs neither torch nor a model, so that it starts at once; several processes share the molecules.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import closing
@@ -248,12 +247,6 @@ def refused(record: Record, failure: Failure, as_written: bool = False) -> Judge
         symbols=_symbols(entry),
         written=Written(None, failure.reason) if as_written else None,
     )
-
-
-def num_cpus() -> int:
-    """CPUs that this process may use, at most eight."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, 8)
 
 
 @dataclass

@@ -20,7 +20,8 @@ from torch_geometric.data import Batch, Data
 from tests.support.paths import TINY_CSV
 from tests.support.workers import in_this_process
 from unite.errors import UserError
-from unite.modalities.molecule.batches import BUCKET_STEPS, GatheredMolecules, MoleculeBatchSampler, known_largest
+from unite.modalities.batches import BUCKET_STEPS, SizedBatchSampler
+from unite.modalities.molecule.batches import GatheredMolecules, known_largest
 from unite.modalities.molecule.data.base import Hydrogens
 from unite.modalities.molecule.data.qm9 import chunks as perception_chunks
 from unite.modalities.molecule.data.qm9 import keys as qm9_keys
@@ -211,11 +212,11 @@ def test_limits_take_the_first_molecules_of_a_split(tiny: MakeDataModule) -> Non
 # The order of batches
 
 
-def sampler_of_ranks(num_molecules: int, num_replicas: int, **arguments: Any) -> list[MoleculeBatchSampler]:
+def sampler_of_ranks(num_molecules: int, num_replicas: int, **arguments: Any) -> list[SizedBatchSampler]:
     rows = torch.arange(num_molecules) + 3  # a split is not the whole table
     num_atoms = torch.arange(num_molecules + 3) * 7 % 11 + 3
     return [
-        MoleculeBatchSampler(rows, num_atoms, num_replicas=num_replicas, rank=rank, **arguments)
+        SizedBatchSampler(rows, num_atoms, num_replicas=num_replicas, rank=rank, **arguments)
         for rank in range(num_replicas)
     ]
 

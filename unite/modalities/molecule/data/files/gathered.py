@@ -10,7 +10,8 @@ from torch_geometric.data import Batch
 
 from unite.engine.seeding import mixed_generator
 from unite.modalities.flat import Segments
-from unite.modalities.molecule.batches import MoleculeBatchSampler, finished_batch, long_unless_float
+from unite.modalities.batches import SizedBatchSampler
+from unite.modalities.molecule.batches import finished_batch, long_unless_float
 from unite.modalities.molecule.data.files.table import FileTable
 
 _CPU = torch.device("cpu")
@@ -80,7 +81,7 @@ class GatheredSamples(Dataset[dict[str, Batch]]):
         return {"molecule": finished_batch(per_atom, per_edge, per_molecule, atoms, edge_ptr)}
 
 
-class ConformerBatchSampler(MoleculeBatchSampler):
+class ConformerBatchSampler(SizedBatchSampler):
     """Batches of samples: of each molecule one conformer, drawn anew in each epoch, or the first without shuffling.
 
     Which one depends on seed, epoch and molecule alone, so that a resumed run draws the same.
@@ -89,7 +90,7 @@ class ConformerBatchSampler(MoleculeBatchSampler):
         table: The molecules.
         rows: Rows to choose from, shape (N,).
         batch_size: Most molecules in a batch of one process.
-        settings: As of :class:`~unite.modalities.molecule.batches.MoleculeBatchSampler`.
+        settings: As of :class:`~unite.modalities.batches.SizedBatchSampler`.
     """
 
     def __init__(self, table: FileTable, rows: Tensor, batch_size: int, **settings: Any) -> None:

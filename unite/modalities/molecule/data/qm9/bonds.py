@@ -35,11 +35,10 @@ from unite.modalities.molecule.data.qm9.table import (
     save_tensors,
 )
 from unite.modalities.molecule.graph import graph_from_mol
-from unite.modalities.molecule.metrics.scores import num_cpus
 from unite.modalities.molecule.perception.molecule import Molecule, hash_key, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive_all
 from unite.modalities.molecule.perception.sanitizing import has_too_many_rings
-from unite.workers import Divisible, Failure
+from unite.workers import Divisible, Failure, num_cpus
 
 
 class Row(NamedTuple):

@@ -12,7 +12,8 @@ from rdkit import Chem
 from torch import Tensor
 
 from unite.errors import UserError, require
-from unite.modalities.molecule.batches import GatheredMolecules, MoleculeBatchSampler
+from unite.modalities.batches import SizedBatchSampler
+from unite.modalities.molecule.batches import GatheredMolecules
 from unite.modalities.molecule.data.base import Hydrogens, MoleculeDataModule, Split
 from unite.modalities.molecule.data.qm9 import bonds as qm9_bonds
 from unite.modalities.molecule.data.qm9 import table as qm9_cache
@@ -232,9 +233,9 @@ class QM9DataModule(MoleculeDataModule):
             "max_charge": int(self._explicit_bonds().charge.abs().max()) if self.bonds else 1,
         }
 
-    def sampler(self, rows: Tensor, batch_size: int, shuffle: bool, **distributed: int) -> MoleculeBatchSampler:
+    def sampler(self, rows: Tensor, batch_size: int, shuffle: bool, **distributed: int) -> SizedBatchSampler:
         """Batches of these rows, of molecules of like size if wanted."""
-        return MoleculeBatchSampler(
+        return SizedBatchSampler(
             rows,
             self.table().num_atoms,
             batch_size,

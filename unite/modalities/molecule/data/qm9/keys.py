@@ -26,10 +26,9 @@ from unite.modalities.molecule.data.qm9.table import (
     load_tensors,
     save_tensors,
 )
-from unite.modalities.molecule.metrics.scores import num_cpus
 from unite.modalities.molecule.perception.molecule import Molecule, hash_key, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive_all
-from unite.workers import Divisible
+from unite.workers import Divisible, num_cpus
 
 MOLECULES_PER_SECOND = 900
 """What one core perceives, roughly; it says in advance how long that takes."""

@@ -1,0 +1,310 @@
+"""Crystals: elements, places on the torus and a cell in, latents of one register per atom, and the same out.
+
+The paper trains MP20 with its size S and says what it measures (arXiv:2603.22283, appendix C.2), not how a crystal
+becomes tokens; that, the heads and the losses are ours. Letters: B crystals, A atoms of the largest one, D width.
+"""
+
+from collections.abc import Sequence
+from math import pi
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from unite.errors import UserError, require
+from unite.modalities.atoms import draw_sizes, full_precision
+from unite.modalities.base import ModalityAdapter, Template
+from unite.modalities.crystal.crystal import Crystal
+from unite.modalities.crystal.data.table import CrystalBatch
+from unite.modalities.crystal.elements import MAX_ELEMENT, SYMBOLS, group, period
+from unite.modalities.crystal.files.drawing import draw_cells
+from unite.modalities.crystal.files.writing import write_crystals
+from unite.modalities.crystal.metrics.generation import CrystalGenerationMetrics
+from unite.modalities.crystal.metrics.reconstruction import CrystalReconstructionMetrics
+from unite.modalities.crystal.preparation import (
+    CrystalPrediction,
+    PreparedCrystals,
+    as_circles,
+    batch_of,
+    cell_features,
+    cell_of,
+    finished,
+    shuffled,
+    waves,
+)
+from unite.nn.blocks import sinusoidal_embedding
+from unite.nn.decoder import LatentDecoder
+from unite.nn.generative_encoder import Tokens
+
+MIN_SPREAD = 0.02
+"""Least standard deviation that features of cells are divided by: angles that are all alike have none."""
+
+
+class CrystalAdapter(ModalityAdapter):
+    """Crystals: the element of every atom, its place in the cell, and the cell.
+
+    An atom is a token: its element, with its row and column of the periodic table, the waves of its coordinates, and
+    the cell, which all atoms see. Coordinates begin at the first atom and the cell is lengths and angles, so translations,
+    rotations and the choice of periodic images change nothing. The order of the atoms is that of the data; those
+    that come with the package have them by electronegativity.
+
+    Args:
+        max_atoms: Most atoms of a cell.
+        shuffle: Give each training crystal its atoms in random order.
+        num_frequencies: Waves along each cell vector that an atom is told by: 1 to so many periods a cell.
+        decoder_depth: Blocks of the decoder.
+        decoder_width: Channels of the decoder; None for those of the encoder.
+        decoder_heads: Attention heads of the decoder.
+        type_weight: Weight of the cross-entropy of elements.
+        position_weight: Weight of the squared error of places (Å squared, along the cell vectors, summed over them).
+        lengths_weight: Weight of the squared error of the logarithms of the cell's lengths, standardised.
+        angles_weight: Weight of the squared error of the cell's angles, standardised.
+
+    Raises:
+        UserError: A setting is outside its range.
+    """
+
+    adamw_parameters: ClassVar[tuple[str, ...]] = ("_embedding", "_in", "_head")
+    size_counts: Tensor
+    element_counts: Tensor
+    cell_mean: Tensor
+    cell_spread: Tensor
+    places: Tensor
+    table_places: Tensor
+
+    def __init__(
+        self,
+        max_atoms: int = 20,
+        shuffle: bool = False,
+        num_frequencies: int = 4,
+        decoder_depth: int = 4,
+        decoder_width: int | None = None,
+        decoder_heads: int = 4,
+        type_weight: float = 1.0,
+        position_weight: float = 1.0,
+        lengths_weight: float = 1.0,
+        angles_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"max_atoms": max_atoms, "num_frequencies": num_frequencies}.items():
+            require(value >= 1, f"{name} is {value}; it must be at least 1")
+        self.max_atoms = max_atoms
+        self.shuffle = shuffle
+        self.num_frequencies = num_frequencies
+        self.decoder_depth = decoder_depth
+        self.decoder_width = decoder_width
+        self.decoder_heads = decoder_heads
+        self.type_weight = type_weight
+        self.position_weight = position_weight
+        self.lengths_weight = lengths_weight
+        self.angles_weight = angles_weight
+
+    def build(self, width: int, latent_channels: int) -> None:
+        """Make the layers; see the base class."""
+        super().build(width, latent_channels)
+        decoder_width = self.decoder_width or width
+        require(decoder_width % 2 == 0, f"decoder_width is {decoder_width}; it must be even, for sines and cosines")
+        self.type_embedding = nn.Embedding(MAX_ELEMENT + 1, width)
+        self.period_embedding = nn.Embedding(8, width)
+        self.group_embedding = nn.Embedding(19, width)
+        for embedding in (self.type_embedding, self.period_embedding, self.group_embedding):
+            nn.init.normal_(embedding.weight, std=1.0)
+        self.place_in = nn.Linear(6 * self.num_frequencies, width)
+        self.cell_in = nn.Linear(6, width)
+        self.register_embedding = nn.Parameter(sinusoidal_embedding(torch.arange(self.max_atoms), width))
+        self.decoder = LatentDecoder(latent_channels, decoder_width, self.decoder_depth, self.decoder_heads)
+        self.type_head = nn.Linear(decoder_width, MAX_ELEMENT + 1)
+        self.period_head = nn.Linear(decoder_width, 8)
+        self.group_head = nn.Linear(decoder_width, 19)
+        self.place_head = nn.Linear(decoder_width, 6)
+        self.cell_head = nn.Linear(decoder_width, 6)
+
+        self.register_buffer("size_counts", torch.zeros(self.max_atoms + 1, dtype=torch.long))
+        self.register_buffer("element_counts", torch.zeros(MAX_ELEMENT + 1, dtype=torch.long))
+        self.register_buffer("cell_mean", torch.tensor([1.1, 1.1, 1.1, pi / 2, pi / 2, pi / 2]))
+        self.register_buffer("cell_spread", torch.full((6,), 0.2))
+        places = sinusoidal_embedding(torch.arange(self.max_atoms), decoder_width)
+        self.register_buffer("places", places, persistent=False)
+        table = torch.tensor([[period(z), group(z)] for z in range(MAX_ELEMENT + 1)])
+        self.register_buffer("table_places", table, persistent=False)  # (E + 1, 2)
+
+    # ------------------------------------------------------------------ data in
+
+    def fit_statistics(self, datamodule: LightningDataModule | None) -> None:
+        """Keep what generation needs of the training crystals: how many atoms, which elements, what cells.
+
+        Raises:
+            UserError: The datamodule cannot show its training crystals, or they are too large.
+        """
+        if datamodule is None or not hasattr(datamodule, "training_crystals"):
+            raise UserError("crystals need a datamodule with training_crystals(), from which new sizes are drawn")
+        crystals: CrystalBatch = datamodule.training_crystals()
+        self._require_size(int(crystals["num_atoms"].max()))
+        sizes, numbers = crystals["num_atoms"], crystals["atomic_numbers"]
+        self.size_counts.copy_(sizes.bincount(minlength=self.max_atoms + 1))
+        self.element_counts.copy_(numbers[numbers > 0].bincount(minlength=MAX_ELEMENT + 1))
+        features = cell_features(crystals["cell"].double(), sizes)
+        self.cell_mean.copy_(features.mean(dim=0))
+        self.cell_spread.copy_(features.std(dim=0).nan_to_num().clamp(min=MIN_SPREAD))
+
+    def _require_size(self, num_atoms: int) -> None:
+        require(
+            num_atoms <= self.max_atoms, f"a crystal of {num_atoms} atoms, but max_atoms is {self.max_atoms}: raise it"
+        )
+
+    def prepare(self, samples: CrystalBatch | Sequence[object]) -> PreparedCrystals:
+        """Crystals from their first atom on, out of a batch, or a list of pymatgen structures and the like.
+
+        Raises:
+            UserError: A crystal is too large, is none, or has an element that the training data had not.
+        """
+        if not isinstance(samples, dict):
+            samples = batch_of(samples)
+        samples = {name: samples[name].to(self.cell_mean.device) for name in ("num_atoms", *_FIELDS)}
+        numbers, fractional, sizes = samples["atomic_numbers"], samples["fractional"], samples["num_atoms"]
+        num_atoms = numbers.shape[1]
+        self._require_size(num_atoms)
+        if not self.training:  # looking at values makes a GPU wait; training data was looked at as a whole
+            self._require_known(numbers)
+        mask = torch.arange(num_atoms, device=sizes.device) < sizes[:, None]  # (B, A)
+        if self.training and self.shuffle:
+            numbers, fractional = shuffled(numbers, fractional, mask)
+        fractional = ((fractional - fractional[:, :1]) % 1.0) * mask[..., None]
+        features = (cell_features(samples["cell"], sizes) - self.cell_mean) / self.cell_spread
+        return PreparedCrystals(numbers, fractional, features, samples["cell"][:, :3], mask)
+
+    def _require_known(self, numbers: Tensor) -> None:
+        counts = self.element_counts
+        unknown = (numbers > 0) & (counts[numbers] == 0)
+        if bool(counts.any()) and bool(unknown.any()):
+            symbol = SYMBOLS[int(numbers[unknown][0])]
+            known = ", ".join(SYMBOLS[z] for z in counts.nonzero()[:, 0].tolist())
+            raise UserError(f"an atom of {symbol}, which this model's training data had not; it knows {known}")
+
+    def tokens(self, prepared: PreparedCrystals) -> Tokens:
+        """One token per atom: element, row and column of the periodic table, place in the cell, and the cell."""
+        with full_precision(prepared.fractional.device):
+            rows, columns = self.table_places[prepared.atomic_numbers].unbind(-1)
+            values = self.type_embedding(prepared.atomic_numbers)  # (B, A, D)
+            values = values + self.period_embedding(rows) + self.group_embedding(columns)
+            values = values + self.place_in(waves(prepared.fractional, self.num_frequencies))
+            values = values + self.cell_in(prepared.cell)[:, None]
+        return Tokens(values, self._atom_positions(values.shape[1]), prepared.mask, prepared.is_full)
+
+    def _atom_positions(self, num_atoms: int) -> Tensor:
+        # An atom sits where its register sits.
+        return torch.arange(num_atoms, device=self.cell_mean.device)
+
+    # ------------------------------------------------------------------ latents
+
+    def template(self, prepared: PreparedCrystals) -> Template:
+        """Numbers of atoms."""
+        return Template(prepared.mask.sum(dim=1), largest=prepared.mask.shape[1], is_full=prepared.is_full)
+
+    def draw_template(
+        self, num_samples: int, labels: Sequence[int] | None = None, generator: torch.Generator | None = None
+    ) -> Template:
+        """Numbers of atoms drawn from the training histogram."""
+        self.cycle_labels(num_samples, labels)
+        return Template(draw_sizes(self.size_counts, num_samples, generator, "crystals"))
+
+    def registers(self, template: Template) -> Tokens:
+        """One register per atom."""
+        mask = template.mask
+        num_atoms = mask.shape[1]
+        values = self.register_embedding[None, :num_atoms]
+        return Tokens(values, self._atom_positions(num_atoms), mask, template.is_full)
+
+    # ------------------------------------------------------------------ data out
+
+    def decode(self, latents: Tensor, template: Template) -> CrystalPrediction:
+        """Elements and places of the atoms, and the cell out of the mean of what the decoder says of them."""
+        mask = template.mask  # (B, A)
+        hidden = self.decoder(latents, self.places[: latents.shape[1]], None if template.is_full else mask)
+        with full_precision(hidden.device):
+            hidden = hidden.float()
+            # An element is told by itself and by its row and column, so that rare ones learn from their neighbours.
+            logits = self.type_head(hidden)
+            logits = logits + self.period_head(hidden)[..., self.table_places[:, 0]]
+            logits = logits + self.group_head(hidden)[..., self.table_places[:, 1]]
+            weights = mask[..., None].float()
+            mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+            circles = self.place_head(hidden).unflatten(-1, (3, 2))
+            return CrystalPrediction(logits, circles, self.cell_head(mean), mask)
+
+    def reconstruction_loss(self, prediction: CrystalPrediction, prepared: PreparedCrystals) -> dict[str, Tensor]:
+        """Cross-entropy of elements; squared errors of places, and of lengths and angles of the cell.
+
+        Places are compared as points of a circle whose circumference is the length of the cell vector: near the truth
+        the error is that of the place in Å, and a place and its periodic images are one.
+        """
+        mask = prepared.mask
+        types = torch.where(mask, prepared.atomic_numbers, -100)
+        chords = (prediction.circles - as_circles(prepared.fractional)).square().sum(dim=-1)  # (B, A, 3)
+        squared = (chords * (prepared.lengths[:, None] / (2 * pi)).square()).sum(dim=-1)
+        cell_error = (prediction.cell - prepared.cell).square()
+        return {
+            "types": F.cross_entropy(prediction.type_logits.transpose(1, 2), types, ignore_index=-100),
+            "positions": (squared * mask).sum() / mask.sum(),
+            "lengths": cell_error[:, :3].mean(),
+            "angles": cell_error[:, 3:].mean(),
+        }
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the terms of :meth:`reconstruction_loss`."""
+        return {
+            "types": self.type_weight,
+            "positions": self.position_weight,
+            "lengths": self.lengths_weight,
+            "angles": self.angles_weight,
+        }
+
+    def finish(self, prediction: CrystalPrediction, template: Template) -> list[Crystal]:
+        """Crystals of the most likely elements, of those that the training data had."""
+        counts = self.element_counts if bool(self.element_counts.any()) else self.table_places[:, 0]
+        logits = prediction.type_logits.masked_fill(counts == 0, -torch.inf)
+        cell = cell_of(prediction.cell * self.cell_spread + self.cell_mean, template.sizes)
+        return finished(logits.argmax(dim=-1), prediction.fractional, cell, template.sizes)
+
+    def originals(self, prepared: PreparedCrystals) -> list[Crystal]:
+        """The crystals as they were encoded, their first atom at the origin."""
+        sizes = prepared.mask.sum(dim=1)
+        cell = cell_of(prepared.cell * self.cell_spread + self.cell_mean, sizes)
+        return finished(prepared.atomic_numbers, prepared.fractional, cell, sizes)
+
+    def annotations(self, samples: CrystalBatch) -> dict[str, Tensor]:
+        """Rows of the crystals in their table, and their properties by name."""
+        return {name: value for name, value in samples.items() if name not in ("num_atoms", *_FIELDS)}
+
+    def draw(self, objects: Sequence[Crystal]) -> Image.Image:
+        """A grid of cells with their atoms and bonds."""
+        return draw_cells(objects)
+
+    def save(self, objects: Sequence[Crystal], folder: Path) -> list[Path]:
+        """Write ``samples.cif`` and ``samples.extxyz``."""
+        return write_crystals(objects, folder)
+
+    def generation_metric(self, datamodule: LightningDataModule | None) -> Metric:
+        """Validity, uniqueness and the like; novelty and distances if the datamodule knows its training crystals."""
+        table = getattr(datamodule, "table", None)
+        if datamodule is None or table is None:
+            return CrystalGenerationMetrics()
+        crystals = [table().crystal(row) for row in datamodule.rows("train").tolist()]  # type: ignore[attr-defined]
+        return CrystalGenerationMetrics(crystals, getattr(datamodule, "ideal_sites", None))
+
+    def reconstruction_metric(self, datamodule: LightningDataModule | None = None) -> Metric:
+        """Match rates, loose and strict, with random coordinates beside; share of right elements."""
+        return CrystalReconstructionMetrics()
+
+    def metric_arguments(self, prediction: Any, prepared: PreparedCrystals) -> tuple[list[Crystal], list[Crystal]]:
+        """Reconstructions and originals."""
+        return self.finish(prediction, self.template(prepared)), self.originals(prepared)
+
+
+_FIELDS = ("atomic_numbers", "fractional", "cell")

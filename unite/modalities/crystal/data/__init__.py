@@ -1,0 +1,1 @@
+"""Where crystals come from: sets that travel with the package, and files."""

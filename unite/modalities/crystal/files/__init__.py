@@ -1,0 +1,1 @@
+"""Crystals in files, and pictures of them."""
