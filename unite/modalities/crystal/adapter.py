@@ -49,9 +49,9 @@ class CrystalAdapter(ModalityAdapter):
     """Crystals: the element of every atom, its place in the cell, and the cell.
 
     An atom is a token: its element, with its row and column of the periodic table, the waves of its coordinates, and
-    the cell, which all atoms see. Coordinates begin at the first atom and the cell is lengths and angles, so translations,
-    rotations and the choice of periodic images change nothing. The order of the atoms is that of the data; those
-    that come with the package have them by electronegativity.
+    the cell, which all atoms see. Coordinates begin at the first atom and the cell is lengths and angles, so
+    translations, rotations and the choice of periodic images change nothing. The order of the atoms is that of the
+    data; those that come with the package have them by electronegativity.
 
     Args:
         max_atoms: Most atoms of a cell.
