@@ -3,7 +3,7 @@
 import argparse
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,12 +135,27 @@ def load_run(
 
 def _datamodule(checkpoint: Path, configs: list[Path], options: list[str]) -> LightningDataModule:
     """The datamodule of the config files, or of the run's own config.yaml, with options laid over."""
-    data: dict[str, Any] = {}
     # What lies within an exported folder is not of the run that it was exported from.
     run_config = None if is_exported(checkpoint) else find_run_config(checkpoint)
     if run_config and not configs:
         require_known_config(run_config)
-    for config in configs or ([run_config] if run_config else []):
+    chosen = configs or ([run_config] if run_config else [])
+    if not chosen and not options:
+        raise UserError(
+            f"{checkpoint} has no config.yaml beside it that says which data it was trained on: "
+            "give --config FILE, or --data with the class_path of a datamodule"
+        )
+    return datamodule_of_configs(chosen, options)
+
+
+def datamodule_of_configs(configs: list[Path], options: Sequence[str] = ()) -> LightningDataModule:
+    """The datamodule of config files, of which later ones win, with options laid over.
+
+    Raises:
+        UserError: A file cannot be read, or names no datamodule; or an option is wrong.
+    """
+    data: dict[str, Any] = {}
+    for config in configs:
         try:
             content = moved(yaml.safe_load(config.read_text()))
         except (OSError, yaml.YAMLError) as error:
@@ -149,11 +164,6 @@ def _datamodule(checkpoint: Path, configs: list[Path], options: list[str]) -> Li
             data = content.get("data") or data
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=False)
-    if not data and not options:
-        raise UserError(
-            f"{checkpoint} has no config.yaml beside it that says which data it was trained on: "
-            "give --config FILE, or --data with the class_path of a datamodule"
-        )
     try:
         settings = parser.parse_args([*([f"--data={json.dumps(data)}"] if data else []), *options])
         datamodule: LightningDataModule | None = parser.instantiate_classes(settings).data

@@ -35,7 +35,12 @@ COMMANDS = {
     "score": Command(
         "unite.commands.score",
         "metrics of any files: unite score molecules FILE.sdf, unite score images DIR",
-        {"molecules": "score_molecules", "images": "score_images"},
+        {
+            "molecules": "score_molecules",
+            "images": "score_images",
+            "crystals": "score_crystals",
+            "files": "score_files",
+        },
     ),
     "ablate": Command(
         "unite.commands.ablate", "train a list of variants of a config: unite ablate --overlays ...", {"": "ablate"}
@@ -60,6 +65,8 @@ COMMANDS = {
             "molecules": "prepare_molecules",
             "images": "prepare_images",
             "reference": "prepare_reference",
+            "crystals": "prepare_crystals",
+            "data": "prepare_data",
         },
     ),
     "import-official": Command(

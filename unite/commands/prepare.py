@@ -98,6 +98,47 @@ def prepare_molecules(
         info(f"next: unite fit molecules_small --data.init_args.path {' '.join(paths)}")
 
 
+def prepare_crystals(*, root: str = "data/mp20", num_workers: int = 0) -> None:
+    """The cache of MP20 and sets in its form.
+
+    Read train.csv, val.csv and test.csv, each with a column cif, reduce the cells (Niggli), and keep them. The small
+    sets that come with the package need no preparation. Needs pip install "unite-lightning[crystals]".
+
+    Args:
+        root: Folder with the files, and for the cache.
+        num_workers: Processes that read; 0 for one per CPU, at most 8.
+
+    Raises:
+        UserError: The files are missing or cannot be read, or the folder cannot be written to.
+    """
+    from unite.modalities.crystal.data.csv_files import CACHE
+    from unite.modalities.crystal.data.datamodule import CrystalDataModule
+
+    datamodule = CrystalDataModule("csv", root, num_workers=num_workers)
+    datamodule.prepare_data()
+    for split in ("train", "val", "test"):
+        print(f"{split}: {len(datamodule.rows(split)):,} crystals")
+    print(f"properties: {', '.join(datamodule.table().property_names) or 'none'}")
+    print(f"wrote {shown(datamodule.root / CACHE)}")
+
+
+def prepare_data(*, config: list[Path]) -> None:
+    """The data of any config, as training would prepare it.
+
+    Args:
+        config: Config file with the datamodule, or the name of one that comes with the package; later ones win.
+
+    Raises:
+        UserError: There is no such config, or the data cannot be prepared.
+    """
+    from unite.analysis.loading import datamodule_of_configs
+    from unite.commands.typed import config_file
+
+    datamodule = datamodule_of_configs([Path(config_file(str(path))) for path in config])
+    datamodule.prepare_data()
+    print(f"{type(datamodule).__name__} is prepared")
+
+
 def prepare_images(
     source: Path,
     out: Path,

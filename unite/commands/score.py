@@ -19,6 +19,7 @@ from unite.outputs.folder import new_results
 FileFormat = Literal["sdf", "xyz"]
 
 if TYPE_CHECKING:
+    from unite.modalities.base import ModalityAdapter
     from unite.modalities.image.features import FeatureNetwork
     from unite.modalities.image.scores import ImageFiles
     from unite.modalities.molecule.metrics.scores import MoleculeScores
@@ -203,6 +204,81 @@ def _training_keys(root: Path) -> Callable[[bool], Collection[int]]:
         return frozenset(qm9_keys.training_keys(table, table.splits()["train"], is_united, root).tolist())
 
     return keys
+
+
+def score_crystals(
+    path: Path, *, num_workers: int | None = None, output: Path | None = None, overwrite: bool = False
+) -> None:
+    """Validity and the like of CIF, POSCAR or extended XYZ files.
+
+    Judge crystals as unite's own samples are judged. Every record of the files counts, the broken ones as rejected.
+    Writes metrics.json and rejects.json. Needs pip install "unite-lightning[crystals]".
+
+    Args:
+        path: CIF, POSCAR or extended XYZ file, or a folder with such files.
+        num_workers: Processes that judge; default: one per CPU, at most 8.
+        output: Folder for the files; default: beside what is scored, samples_cif_scores for samples.cif.
+        overwrite: Replace files that the folder has already.
+
+    Raises:
+        UserError: There is nothing to score, or an option is wrong.
+    """
+    adapter = "unite.modalities.crystal.CrystalAdapter"
+    score_files(adapter, path, num_workers=num_workers, output=output, overwrite=overwrite)
+
+
+def score_files(
+    adapter: str,
+    path: Path,
+    *,
+    num_workers: int | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Files of any modality, by its adapter.
+
+    Judge files as the adapter's score_files does. Writes metrics.json and rejects.json.
+
+    Args:
+        adapter: Its class_path, package.module.Class; the current folder is importable.
+        path: File or folder.
+        num_workers: Processes that judge; default: as the adapter has it.
+        output: Folder for the files; default: beside what is scored.
+        overwrite: Replace files that the folder has already.
+
+    Raises:
+        UserError: There is no such adapter, it cannot read files, or there is nothing to score.
+    """
+    require(num_workers is None or num_workers >= 1, f"--num_workers is {num_workers}; it must be at least 1")
+    require(path.exists(), f"{path} does not exist")
+    kind = _adapter_class(adapter)
+    with new_results(output or _default_output(path), overwrite) as folder:
+        scores = kind.score_files(path, num_workers)
+        rejects = {"num_rejected": len(scores.rejects), "rejected": scores.rejects}
+        written = [write_json(folder / "metrics.json", scores.metrics), write_json(folder / "rejects.json", rejects)]
+    print(f"{scores.num_records:,} records in {shown(path)}; denominators count every one")
+    print(as_table({name: value for name, value in scores.metrics.items() if value or not name.startswith("reject/")}))
+    _report(written)
+
+
+def _adapter_class(name: str) -> "type[ModalityAdapter]":
+    """The class of an adapter by its path.
+
+    Raises:
+        UserError: There is none, or it is no adapter.
+    """
+    import importlib
+
+    from unite.modalities.base import ModalityAdapter
+
+    module, _, class_name = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{name} is no class that can be imported ({error}); give package.module.Class") from error
+    if not (isinstance(found, type) and issubclass(found, ModalityAdapter)):
+        raise UserError(f"{name} is no ModalityAdapter")
+    return found
 
 
 def score_images(

@@ -50,6 +50,7 @@ COMMON = (
     "model",
     "weights_only",
 )
+CRYSTAL_SUFFIXES = (".cif", ".extxyz", ".vasp")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -89,15 +90,16 @@ def _long_form(command: str, arg: str) -> str:
 
 def _what_to_score(args: list[str]) -> list[str]:
     """``unite score FILE.sdf`` without the word that says what is in it."""
-    if not args or args[0] in ("molecules", "images") or not os.path.exists(args[0]):
+    if not args or args[0] in COMMANDS["score"].functions or not os.path.exists(args[0]):
         return args
     path = Path(args[0])
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     has_images = any(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
     has_molecules = any(file.suffix.lower() in (".sdf", ".sd", ".mol", ".xyz") for file in files)
-    if has_images == has_molecules:
-        return args
-    return ["images" if has_images else "molecules", *args]
+    has_crystals = any(file.suffix.lower() in CRYSTAL_SUFFIXES for file in files)
+    kinds = {"images": has_images, "molecules": has_molecules, "crystals": has_crystals}
+    found = [kind for kind, is_there in kinds.items() if is_there]
+    return [found[0], *args] if len(found) == 1 else args
 
 
 def _with_first_word_named(command: str, args: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ Letters: B samples, N data tokens, K registers, C latent channels, D width of th
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -69,6 +69,21 @@ class Template:
         """True where an element is real, shape (B, largest size)."""
         largest = int(self.sizes.max()) if self.largest is None else self.largest
         return torch.arange(largest, device=self.sizes.device) < self.sizes[:, None]
+
+
+@dataclass(frozen=True)
+class FileScores:
+    """What scoring files gives.
+
+    Attributes:
+        num_records: Records in the files, the broken ones included.
+        metrics: Metrics by name.
+        rejects: What was rejected, each with ``file``, ``record``, ``reason`` and, if there is more to say, ``detail``.
+    """
+
+    num_records: int
+    metrics: dict[str, float]
+    rejects: list[dict[str, Any]] = field(default_factory=list)
 
 
 class ModalityAdapter(Configurable, nn.Module, ABC):
@@ -285,6 +300,23 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
     def metric_arguments(self, prediction: Any, prepared: Any) -> tuple[Any, ...]:
         """Arguments for ``update`` of the reconstruction metric: prediction and target, in the form it wants."""
         return prediction, prepared
+
+    @classmethod
+    def score_files(cls, path: Path, num_workers: int | None = None) -> FileScores:
+        """Metrics of files that anyone may have written, for ``unite score``; needs no model.
+
+        Args:
+            path: A file or a folder.
+            num_workers: Processes; None leaves that open.
+
+        Raises:
+            UserError: There is nothing in them, or this modality cannot read files.
+        """
+        raise UserError(f"{cls.__name__} reads no files: it has no score_files")
+
+    def baseline(self, samples: Any) -> tuple[str, Tensor] | None:
+        """What is known of samples without a network, to compare latents with: its name and features (B, F)."""
+        return None
 
     def null_condition(self) -> Tensor:
         """Embedding of "no condition", shape (1, D)."""

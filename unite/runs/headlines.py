@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from unite.console import as_table
 
 HEADLINES = (
-    r"match_rate",
+    r"match_rate(_strict|_random)?",
     r"exact_graph",
     r"rmsd",
     r"psnr",
     r"lpips",
     r"rfid.*",
     r"validity(_bonds)?",
+    r"structure_validity(_random)?",
+    r"composition_validity",
+    r"sites_right",
     r"uniqueness(_bonds)?",
     r"novelty(_bonds)?",
     r"charged_carbon(_bonds)?",
@@ -30,7 +33,11 @@ SHORT = {
     "uniqueness_bonds": "unique",
     "novelty": "novel",
     "novelty_bonds": "novel",
+    "structure_validity": "structure",
+    "composition_validity": "composition",
+    "sites_right": "sites",
     "match_rate": "match",
+    "match_rate_strict": "strict",
     "exact_graph": "exact",
 }
 """Words for the line of a validation; these are shares."""

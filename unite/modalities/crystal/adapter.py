@@ -18,7 +18,7 @@ from torchmetrics import Metric
 
 from unite.errors import UserError, require
 from unite.modalities.atoms import draw_sizes, full_precision
-from unite.modalities.base import ModalityAdapter, Template
+from unite.modalities.base import FileScores, ModalityAdapter, Template
 from unite.modalities.crystal.crystal import Crystal
 from unite.modalities.crystal.data.table import CrystalBatch
 from unite.modalities.crystal.elements import MAX_ELEMENT, SYMBOLS, group, period
@@ -26,6 +26,7 @@ from unite.modalities.crystal.files.drawing import draw_cells
 from unite.modalities.crystal.files.writing import write_crystals
 from unite.modalities.crystal.metrics.generation import CrystalGenerationMetrics
 from unite.modalities.crystal.metrics.reconstruction import CrystalReconstructionMetrics
+from unite.modalities.crystal.metrics.scores import score_crystals
 from unite.modalities.crystal.preparation import (
     CrystalPrediction,
     PreparedCrystals,
@@ -301,6 +302,16 @@ class CrystalAdapter(ModalityAdapter):
     def reconstruction_metric(self, datamodule: LightningDataModule | None = None) -> Metric:
         """Match rates, loose and strict, with random coordinates beside; share of right elements."""
         return CrystalReconstructionMetrics()
+
+    @classmethod
+    def score_files(cls, path: Path, num_workers: int | None = None) -> FileScores:
+        """Metrics of CIF, POSCAR and extended XYZ files; see :func:`score_crystals`."""
+        return score_crystals(path, num_workers)
+
+    def baseline(self, samples: CrystalBatch) -> tuple[str, Tensor]:
+        """Share of each element, shape (B, E)."""
+        counts = F.one_hot(samples["atomic_numbers"], MAX_ELEMENT + 1).sum(dim=1)[:, 1:]
+        return "composition", counts / counts.sum(dim=1, keepdim=True)
 
     def metric_arguments(self, prediction: Any, prepared: PreparedCrystals) -> tuple[list[Crystal], list[Crystal]]:
         """Reconstructions and originals."""
