@@ -9,7 +9,8 @@ from unite.modalities.crystal.data.datamodule import CrystalDataModule, Source
 def crystal(numbers: list[int], fractional: list[list[float]], *cell: float) -> Crystal:
     """A crystal of plain numbers; a cell of one number is a cube."""
     lengths_and_angles = [cell[0]] * 3 + [90.0] * 3 if len(cell) == 1 else list(cell)
-    return Crystal(np.array(numbers), np.array(fractional, dtype=float), np.array(lengths_and_angles))
+    places = np.array(fractional, dtype=float).reshape(-1, 3)
+    return Crystal(np.array(numbers, dtype=np.int64), places, np.array(lengths_and_angles))
 
 
 #: Strontium titanate, an ideal perovskite.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unite.errors import UserError, require
-from unite.modalities.crystal.elements import MASSES, MAX_ELEMENT, SYMBOLS, by_electronegativity
+from unite.modalities.crystal.elements import MASSES, MAX_ELEMENT, NUMBERS, SYMBOLS, by_electronegativity
 
 if TYPE_CHECKING:
     import ase
@@ -161,7 +161,9 @@ def from_pymatgen(structure: Structure, name: str = "") -> Crystal:
         occupancy = sum(site.species.values())
         kind = "partial_occupancy" if len(site.species) == 1 and occupancy < 1 else "disordered"
         raise UnusableCrystalError(kind, f"site {site.species_string} at {np.round(site.frac_coords, 3).tolist()}")
-    numbers = [getattr(site.specie, "Z", 0) for site in structure]
+    numbers = [NUMBERS.get(getattr(site.specie, "symbol", ""), getattr(site.specie, "Z", 0)) for site in structure]
+    if (unknown := next((place for place, z in enumerate(numbers) if not 1 <= z <= MAX_ELEMENT), None)) is not None:
+        raise UnusableCrystalError("unknown_element", structure[unknown].species_string)
     return checked(numbers, structure.frac_coords, structure.lattice.parameters, name)
 
 

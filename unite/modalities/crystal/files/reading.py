@@ -10,9 +10,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+import numpy as np
+
 from unite.errors import UserError
 from unite.files import open_text
-from unite.modalities.crystal.crystal import EXTRA_HINT, Crystal, UnusableCrystalError, from_ase, from_pymatgen
+from unite.modalities.crystal.crystal import (
+    EXTRA_HINT,
+    MIN_VOLUME,
+    Crystal,
+    UnusableCrystalError,
+    cell_matrix,
+    from_ase,
+    from_pymatgen,
+)
+from unite.modalities.crystal.files.writing import CELL_NAMES
 from unite.modalities.crystal.metrics.validity import MAX_ATOMS
 
 Format = Literal["cif", "extxyz", "poscar"]
@@ -135,10 +146,23 @@ def parse_cif(text: str) -> Crystal:
     """
     from pymatgen.io.cif import CifParser
 
-    if not re.search(r"_cell_length_a\s+[\d.]", text, re.IGNORECASE):
-        raise UnusableCrystalError("no_cell", "no _cell_length_a")
+    found = {name: re.search(rf"^_cell_{name}\s+'?([-+\d.eE]+)", text, re.MULTILINE) for name in CELL_NAMES}
+    if missing := [name for name, value in found.items() if value is None]:
+        raise UnusableCrystalError("no_cell", f"no number _cell_{missing[0]}")
+    volume = abs(np.linalg.det(cell_matrix(np.array([float(value[1]) for value in found.values() if value]))))
+    if volume < MIN_VOLUME:
+        raise UnusableCrystalError("no_volume", f"its cell has {volume:.3g} Å³")
+    if (num_sites := _num_sites(text)) > MAX_ATOMS:
+        raise UnusableCrystalError("too_large", f"{num_sites:,} sites")
     structure = CifParser.from_str(text).parse_structures(primitive=False, on_error="raise")[0]
     return from_pymatgen(structure)
+
+
+def _num_sites(text: str) -> int:
+    """Lines of the loop of atom sites: what takes pymatgen long is refused before."""
+    _, _, rows = text.rpartition("_atom_site_")  # the last column's name, then the rows
+    rows = re.split(r"^\s*(?:_|loop_|data_|#)", rows.partition("\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    return len(rows.split("\n"))
 
 
 def _parse_extxyz(text: str) -> Crystal:
@@ -146,6 +170,9 @@ def _parse_extxyz(text: str) -> Crystal:
 
     import ase.io
 
+    size = text.split(maxsplit=1)[0]
+    if size.isdecimal() and int(size) > MAX_ATOMS:
+        raise UnusableCrystalError("too_large", f"{int(size):,} atoms")
     return from_ase(ase.io.read(io.StringIO(text), format="extxyz", index=0))
 
 

@@ -9,7 +9,7 @@ from unite.files import write_whole
 from unite.modalities.crystal.crystal import Crystal
 from unite.modalities.crystal.elements import SYMBOLS
 
-_CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+CELL_NAMES = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
 
 
 def write_crystals(crystals: Sequence[Crystal], folder: Path) -> list[Path]:
@@ -25,7 +25,7 @@ def cif_lines(crystals: Iterable[Crystal]) -> list[str]:
     lines = []
     for number, crystal in enumerate(crystals, 1):
         lines += [f"data_{number}", f"_chemical_formula_sum '{_spaced(crystal)}'"]
-        lines += [f"_cell_{name} {value:.6f}" for name, value in zip(_CELL, crystal.cell, strict=True)]
+        lines += [f"_cell_{name} {value:.6f}" for name, value in zip(CELL_NAMES, crystal.cell, strict=True)]
         lines += [f"_cell_volume {crystal.volume:.6f}", "_space_group_name_H-M_alt 'P 1'", "_space_group_IT_number 1"]
         lines += ["loop_", "_space_group_symop_operation_xyz", "'x, y, z'", "loop_"]
         lines += [f"_atom_site_{name}" for name in ("label", "type_symbol", "fract_x", "fract_y", "fract_z")]

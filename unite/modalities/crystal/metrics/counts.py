@@ -1,5 +1,6 @@
 """What is counted of crystals, whether a model or a file has them: validity, copies, and distances of distributions."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -24,21 +25,22 @@ def verdict(crystal: Crystal) -> str | None:
     return reason
 
 
-def with_random_coordinates(crystal: Crystal, random: np.random.Generator) -> Crystal:
-    """The control: the same cell and elements, every atom anywhere."""
+def with_random_coordinates(crystal: Crystal) -> Crystal:
+    """The control: the same cell and elements, every atom anywhere; the same for the same crystal."""
+    seed = zlib.crc32(crystal.fractional.tobytes() + crystal.cell.tobytes())
+    random = np.random.default_rng(seed)
     return Crystal(crystal.atomic_numbers, random.random((crystal.num_atoms, 3)), crystal.cell)
 
 
 def validity_metrics(crystals: Sequence[Crystal], sites: NDArray[np.float64] | None = None) -> dict[str, float]:
     """Shares of crystals that are valid, and the control; see :class:`CrystalGenerationMetrics`."""
-    random = np.random.default_rng(0)
     total = max(len(crystals), 1)
     reasons = [structure_reason(crystal) for crystal in crystals]
     by_set = {
         kind: [is_composition_valid(crystal.composition, kind) for crystal in crystals]
         for kind in ("smact14", "icsd24")
     }
-    control = [structure_reason(with_random_coordinates(crystal, random)) for crystal in crystals]
+    control = [structure_reason(with_random_coordinates(crystal)) for crystal in crystals]
     is_structure = [reason is None for reason in reasons]
     values = {
         "validity": _both(is_structure, by_set["smact14"]) / total,

@@ -83,7 +83,7 @@ class CrystalGenerationMetrics(Metric):
         """Forget all crystals."""
         super().reset()
         # A process without crystals would otherwise contribute tensors of another type and shape.
-        self._add(torch.empty(0).long(), torch.empty(0, 3).double(), torch.empty(0, 6).double(), torch.empty(0).long())
+        self._add(torch.empty(0).long(), torch.empty(0, 3), torch.empty(0, 6), torch.empty(0).long())
 
     def _add(self, numbers: Tensor, fractional: Tensor, cells: Tensor, sizes: Tensor) -> None:
         self.atomic_numbers.append(numbers.to(self.device))
@@ -101,8 +101,8 @@ class CrystalGenerationMetrics(Metric):
             return
         self._add(
             torch.from_numpy(np.concatenate([crystal.atomic_numbers for crystal in crystals])),
-            torch.from_numpy(np.concatenate([crystal.fractional for crystal in crystals])).double(),
-            torch.from_numpy(np.stack([crystal.cell for crystal in crystals])).double(),
+            torch.from_numpy(np.concatenate([crystal.fractional for crystal in crystals])).float(),
+            torch.from_numpy(np.stack([crystal.cell for crystal in crystals])).float(),
             torch.tensor([crystal.num_atoms for crystal in crystals]),
         )
 
@@ -110,8 +110,8 @@ class CrystalGenerationMetrics(Metric):
         """All that were added."""
         sizes = dim_zero_cat(self.sizes).tolist()
         numbers = dim_zero_cat(self.atomic_numbers).cpu().split(sizes)
-        fractional = dim_zero_cat(self.fractional).cpu().split(sizes)
-        cells = dim_zero_cat(self.cells).cpu()
+        fractional = dim_zero_cat(self.fractional).cpu().double().split(sizes)
+        cells = dim_zero_cat(self.cells).cpu().double()
         return [Crystal(z.numpy(), f.numpy(), c.numpy()) for z, f, c in zip(numbers, fractional, cells, strict=True)]
 
     def compute(self) -> dict[str, Tensor]:
@@ -124,4 +124,4 @@ class CrystalGenerationMetrics(Metric):
             values |= distance_metrics(valid, self.reference)
         rejected = Counter(reason for reason in reasons if reason)
         values |= reject_metrics({reason: rejected[reason] for reason in REJECTS}, len(crystals))
-        return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in values.items()}
+        return {name: torch.tensor(value, device=self.device) for name, value in values.items()}

@@ -1,13 +1,14 @@
 """The torchmetric of reconstructed crystals: match rates, beside those that random coordinates reach."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from unite.modalities.crystal.crystal import Crystal, require_pymatgen
+from unite.modalities.crystal.metrics.counts import with_random_coordinates
 from unite.modalities.crystal.metrics.matching import match_all
 
 
@@ -27,7 +28,6 @@ class CrystalReconstructionMetrics(Metric):
 
     Args:
         max_crystals: Crystals matched by each process, the first that come; types are compared of all.
-        control_share: Share of these that also serve as control.
 
     Raises:
         UserError: pymatgen is not installed.
@@ -36,38 +36,41 @@ class CrystalReconstructionMetrics(Metric):
     full_state_update = False
     is_differentiable = False
     sums: Tensor
-    waiting: list[tuple[Crystal, Crystal]]
 
-    names = ("crystals", "atoms", "types", "atom_types", "compared", "loose", "strict", "rms", "rms_strict", "cut")
-    control_names = ("controls", "loose_random", "strict_random")
+    counted: ClassVar[tuple[str, ...]] = (
+        "crystals",
+        "atoms",
+        "types",
+        "atom_types",
+        "compared",
+        "loose",
+        "strict",
+        "rms",
+        "rms_strict",
+        "cut",
+        "loose_random",
+        "strict_random",
+    )
+    """What the sums are of, in their order."""
 
-    def __init__(self, max_crystals: int = 1000, control_share: float = 0.5) -> None:
+    def __init__(self, max_crystals: int = 1000) -> None:
         super().__init__()
         require_pymatgen()
         self.max_crystals = max_crystals
-        self.control_share = control_share
-        num_sums = len(self.names) + len(self.control_names)
-        self.add_state("sums", torch.zeros(num_sums, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(len(self.counted)), dist_reduce_fx="sum")
 
     def update(self, made: Sequence[Crystal], originals: Sequence[Crystal]) -> None:
         """Add reconstructions (B) and what they are of."""
-        values = dict.fromkeys((*self.names, *self.control_names), 0.0)
+        values = dict.fromkeys(self.counted, 0.0)
         for first, second in zip(made, originals, strict=True):
             is_right = first.atomic_numbers == second.atomic_numbers
             values["types"] += bool(is_right.all())
             values["atom_types"] += int(is_right.sum())
             values["atoms"] += second.num_atoms
         values["crystals"] = len(originals)
-        num_left = max(self.max_crystals - int(self.sums[self.names.index("compared")]), 0)
+        num_left = max(self.max_crystals - int(self.sums[self.counted.index("compared")]), 0)
         pairs = list(zip(made, originals, strict=True))[:num_left]
-        # As many controls as their share of all pairs so far, whatever the size of batches.
-        seed = int(self.sums[0])
-        random = np.random.default_rng(seed)
-        controls = [
-            (Crystal(original.atomic_numbers, random.random((original.num_atoms, 3)), original.cell), original)
-            for _, original in pairs
-            if random.random() < self.control_share
-        ]
+        controls = [(with_random_coordinates(original), original) for _, original in pairs]
         found = match_all([*pairs, *controls])
         for result in found[: len(pairs)]:
             values["loose"] += result.loose is not None
@@ -76,14 +79,13 @@ class CrystalReconstructionMetrics(Metric):
             values["rms_strict"] += result.strict or 0.0
             values["cut"] += result.is_cut
         values["compared"] = len(pairs)
-        values["controls"] = len(controls)
         values["loose_random"] = sum(result.loose is not None for result in found[len(pairs) :])
         values["strict_random"] = sum(result.strict is not None for result in found[len(pairs) :])
-        self.sums += torch.tensor(list(values.values()), dtype=torch.float64, device=self.sums.device)
+        self.sums += torch.tensor(list(values.values()), device=self.sums.device)
 
     def compute(self) -> dict[str, Tensor]:
         """The metrics by name; 0 of nothing."""
-        sums = dict(zip((*self.names, *self.control_names), self.sums, strict=True))
+        sums = dict(zip(self.counted, self.sums, strict=True))
 
         def share(name: str, total: str) -> Tensor:
             value: Tensor = sums[name] / sums[total].clamp(min=1)
@@ -92,8 +94,8 @@ class CrystalReconstructionMetrics(Metric):
         return {
             "match_rate": share("loose", "compared"),
             "match_rate_strict": share("strict", "compared"),
-            "match_rate_random": share("loose_random", "controls"),
-            "match_rate_strict_random": share("strict_random", "controls"),
+            "match_rate_random": share("loose_random", "compared"),
+            "match_rate_strict_random": share("strict_random", "compared"),
             "rms": share("rms", "loose"),
             "rms_strict": share("rms_strict", "strict"),
             "types_right": share("types", "crystals"),
