@@ -162,16 +162,16 @@ class CrystalAdapter(ModalityAdapter):
         """Crystals from their first atom on, out of a batch, or a list of pymatgen structures and the like.
 
         Raises:
-            UserError: A crystal is too large, is none, or has an element that the training data had not.
+            UserError: A crystal is too large; one of a list is none, or has an element that the training data had not.
         """
         if not isinstance(samples, dict):
             samples = batch_of(samples)
+            # Of a data set, a few validation crystals may have an element that no training crystal has.
+            self._require_known(samples["atomic_numbers"].to(self.element_counts.device))
         samples = {name: samples[name].to(self.cell_mean.device) for name in ("num_atoms", *_FIELDS)}
         numbers, fractional, sizes = samples["atomic_numbers"], samples["fractional"], samples["num_atoms"]
         num_atoms = numbers.shape[1]
         self._require_size(num_atoms)
-        if not self.training:  # looking at values makes a GPU wait; training data was looked at as a whole
-            self._require_known(numbers)
         mask = torch.arange(num_atoms, device=sizes.device) < sizes[:, None]  # (B, A)
         if self.training and self.shuffle:
             numbers, fractional = shuffled(numbers, fractional, mask)
