@@ -5,7 +5,6 @@ x_0 standard normal; networks predict the data x_1. Letters: B batch, K latents 
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_type_hints
@@ -13,9 +12,9 @@ from typing import Any, Literal, Self, get_type_hints
 import torch
 from torch import Tensor
 
-from unite.adaptive import dopri5
 from unite.configurable import check_choices
 from unite.errors import UserError, require
+from unite.solvers import FIXED_STEPS, dopri5, stochastic_step
 
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5", "ancestral"]
 MIN_NOISE = 0.05
@@ -261,9 +260,6 @@ def guided_prediction(
     return predict
 
 
-_Velocity = Callable[[Tensor, float], Tensor]
-
-
 def sample_path(
     predict_data: Callable[[Tensor, Any], Tensor],
     draw_noise: Callable[[int], Tensor],
@@ -320,14 +316,14 @@ def integrate(
         noise: Start, shape (B, K, C).
         times: Increasing times; the first is the start, the last the end. For ``dopri5`` only these two matter.
         solver: Fixed-step ``euler``, ``midpoint``, ``heun``, ``rk4`` (3/8 rule), or adaptive ``dopri5``
-            (:func:`unite.adaptive.dopri5`, with the tolerances of the paper's evaluation). ``ancestral`` is no
+            (:func:`unite.solvers.dopri5`, with the tolerances of the paper's evaluation). ``ancestral`` is no
             ODE solver: each step mixes the predicted data with *fresh* noise, x_t' = t' x_1(x, t) + (1 - t') e, where
             Euler keeps the old noise. Its samples are narrower than the data, even with an exact prediction: x_1(x, t)
             is a mean, and fresh noise does not bring back the spread that the mean leaves out. For normal data of the
             noise's variance, 50 steps keep about half of it. In return it forgets errors of earlier steps.
         on_step: Called after every step with its number, time and state; not for ``dopri5``.
         draw_noise: Gives fresh noise, of the shape of ``noise``, whenever it is called; None draws it from torch.
-        stochasticity: Share eta of fresh noise in a step of ``euler``, see :func:`_stochastic_step`.
+        stochasticity: Share eta of fresh noise in a step of ``euler``, see :func:`unite.solvers.stochastic_step`.
         first_step: Number of the first step.
         mask: True where a latent is real, shape (B, K), or None if all are: others do not set the steps of ``dopri5``.
 
@@ -355,54 +351,12 @@ def integrate(
         if solver == "ancestral":
             state = end * predict_data(state, start) + (1 - end) * draw_noise()
         elif stochasticity > 0:
-            state = _stochastic_step(velocity, state, start, end, stochasticity, draw_noise())
+            state = stochastic_step(velocity, state, start, end, stochasticity, draw_noise())
         else:
-            state = _STEPS[solver](velocity, state, start, end - start)
+            state = FIXED_STEPS[solver](velocity, state, start, end - start)
         if on_step is not None:
             on_step(index, end, state)
     return state
-
-
-def _stochastic_step(
-    velocity: _Velocity, x: Tensor, start: float, end: float, stochasticity: float, fresh: Tensor
-) -> Tensor:
-    """Euler's step in which fresh noise n takes the place of a part of the old noise e.
-
-    With x_t = t x_1 + (1 - t) e, a step to s > t is x_s = s x_1 + sqrt((1 - s)^2 - v) e + sqrt(v) n, where
-    v = eta^2 (1 - s)^2 (1 - (t (1 - s) / (s (1 - t)))^2): the family of Song et al. 2021 (DDIM, arXiv:2010.02502,
-    equation 16) for this path. eta = 0 is Euler's step; with eta = 1, v is the variance of x_s given x_t and x_1. The
-    data and noise that x_t is split into are those of the velocity v_t, x_1 = x_t + (1 - t) v_t and e = x_t - t v_t.
-    """
-    towards = velocity(x, start)
-    data, noise = x + (1 - start) * towards, x - start * towards
-    kept = start * (1 - end) / (end * (1 - start))
-    variance = (stochasticity * (1 - end)) ** 2 * (1 - kept**2)
-    return end * data + math.sqrt((1 - end) ** 2 - variance) * noise + math.sqrt(variance) * fresh
-
-
-def _euler(velocity: _Velocity, x: Tensor, t: float, h: float) -> Tensor:
-    return x + h * velocity(x, t)
-
-
-def _midpoint(velocity: _Velocity, x: Tensor, t: float, h: float) -> Tensor:
-    return x + h * velocity(x + 0.5 * h * velocity(x, t), t + 0.5 * h)
-
-
-def _heun(velocity: _Velocity, x: Tensor, t: float, h: float) -> Tensor:
-    k1 = velocity(x, t)
-    k2 = velocity(x + h * k1, t + h)
-    return x + 0.5 * h * (k1 + k2)
-
-
-def _rk4(velocity: _Velocity, x: Tensor, t: float, h: float) -> Tensor:
-    k1 = velocity(x, t)
-    k2 = velocity(x + h * k1 / 3, t + h / 3)
-    k3 = velocity(x + h * (k2 - k1 / 3), t + 2 * h / 3)
-    k4 = velocity(x + h * (k1 - k2 + k3), t + h)
-    return x + h * (k1 + 3 * (k2 + k3) + k4) / 8
-
-
-_STEPS = {"euler": _euler, "midpoint": _midpoint, "heun": _heun, "rk4": _rk4}
 
 
 def per_sample(values: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unite.engine.deferred import DeferredLoss
+from unite.errors import UserError, require
 from unite.flow import TimeDistribution, flow_loss, path_sample
 from unite.modalities.base import ModalityAdapter, Template
 from unite.nn.generative_encoder import GenerativeEncoder, Tokens
@@ -19,13 +20,22 @@ from unite.nn.generative_encoder import GenerativeEncoder, Tokens
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """How the second pass is trained; the arguments of the same names of :class:`~unite.module.UniteModule`."""
+    """How the second pass is trained; the arguments of the same names of :class:`~unite.module.UniteModule`.
+
+    Raises:
+        UserError: A number is outside its range.
+    """
 
     flow_steps: int
     flow_chunk: int | None
     flow_loss: Literal["velocity", "data"]
     stop_gradient: bool
     time: TimeDistribution
+
+    def __post_init__(self) -> None:
+        require(self.flow_steps >= 1, f"model.flow_steps is {self.flow_steps}; it must be at least 1")
+        if self.flow_chunk is not None and self.flow_chunk < 1:
+            raise UserError(f"model.flow_chunk is {self.flow_chunk}; it must be at least 1, or null for all flow steps")
 
 
 class FlowPass:

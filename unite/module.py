@@ -84,10 +84,9 @@ class UniteModule(Configurable, SavedModule):
         super().__init__(optimizer)
         # The method.
         self.time = time
-        self.stop_gradient = stop_gradient
         self.flow_steps = flow_steps
         self.flow_chunk = flow_chunk
-        self.flow_loss_kind: Literal["velocity", "data"] = flow_loss
+        self.flow_settings = FlowSettings(flow_steps, flow_chunk, flow_loss, stop_gradient, time)
         self.flow_weight = flow_weight
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
@@ -146,11 +145,6 @@ class UniteModule(Configurable, SavedModule):
             self.log_step()  # else the flow loss is known only after the backward pass
         return loss
 
-    @property
-    def flow_settings(self) -> FlowSettings:
-        """How the second pass is trained."""
-        return FlowSettings(self.flow_steps, self.flow_chunk, self.flow_loss_kind, self.stop_gradient, self.time)
-
     def flow_loss(self, adapter: ModalityAdapter, latents: Tensor, template: Template, registers: Tokens) -> Tensor:
         """Denoising error of S independently noised copies of the latents (B, K, C), summed over the copies."""
         return FlowPass(self.denoiser, adapter, template, registers, self.flow_settings).loss(latents)
@@ -201,12 +195,10 @@ class UniteModule(Configurable, SavedModule):
         template = adapter.draw_template(num_samples, labels, generator)
         wanted = torch.arange(num_samples)[slice(None) if indices is None else list(indices)]
         objects: dict[int, Any] = {}
-        with (
-            whole_weights(self),
-            tqdm(total=len(wanted), desc="generate", unit="sample", disable=not show_progress) as bar,
-        ):
-            for chosen, latents in self.generate_latents(modality, template, wanted, how, batch_size, seed):
-                finished = self.decode(modality, latents, template[chosen])
+        progress = tqdm(total=len(wanted), desc="generate", unit="sample", disable=not show_progress)
+        with whole_weights(self), progress as bar:
+            for chosen, part, latents in self.generate_latents(modality, template, wanted, how, batch_size, seed):
+                finished = adapter.finish(adapter.decode(latents, part), part)
                 objects.update(zip(chosen.tolist(), finished, strict=True))
                 bar.update(len(chosen))
         return [objects[index] for index in wanted.tolist()]
@@ -214,8 +206,8 @@ class UniteModule(Configurable, SavedModule):
     @torch.no_grad()
     def generate_latents(
         self, modality: str, template: Template, indices: Tensor, how: SamplingOptions, batch_size: int, seed: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Indices (B,) and latents (B, K, C) of batches of samples; those of like size are together, to pad little.
+    ) -> Iterator[tuple[Tensor, Template, Tensor]]:
+        """Indices (B,), template and latents (B, K, C) of batches of samples, those of like size together.
 
         Args:
             modality: Name of the adapter.
@@ -236,14 +228,7 @@ class UniteModule(Configurable, SavedModule):
         with self.evaluation():
             for chosen in order.split(batch_size) if len(order) else ():
                 part = template[chosen].to(self.device)
-                yield chosen, self.sample_latents(adapter, part, SampleNoise(seed, chosen), how)
-
-    @torch.no_grad()
-    def decode(self, modality: str, latents: Tensor, template: Template) -> list[Any]:
-        """Finished objects from the latents (B, K, C) of a template's samples."""
-        adapter, template = self.adapter(modality), template.to(self.device)
-        with self.evaluation():
-            return adapter.finish(adapter.decode(latents.to(self.device), template), template)
+                yield chosen, part, self.sample_latents(adapter, part, SampleNoise(seed, chosen), how)
 
     @torch.no_grad()
     def sample_latents(
@@ -412,6 +397,3 @@ def _require_settings(module: UniteModule, adapters: Collection[str]) -> None:
     for name in ("noise_probability", "noise_min_time"):
         value = getattr(module, name)
         require(0 <= value <= 1, f"model.{name} is {value}; it must lie in [0, 1]")
-    require(module.flow_steps >= 1, f"model.flow_steps is {module.flow_steps}; it must be at least 1")
-    if module.flow_chunk is not None and module.flow_chunk < 1:
-        raise UserError(f"model.flow_chunk is {module.flow_chunk}; it must be at least 1, or null for all flow steps")

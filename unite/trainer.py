@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -291,15 +292,8 @@ class UniteTrainer(Trainer):
         name = folder_name("samples", modality, model.adapters)
         # Parts that are kept serve batches of any size: so a command that ran out of memory can be continued.
         decisive = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
-        path = Path(output or Path(self.default_root_dir) / name)
-        run_job(
-            self,
-            model,
-            path,
-            decisive,
-            overwrite,
-            lambda job: write_samples(model, datamodule, settings, job, guidance_sweep, film_strip),
-        )
+        work = partial(write_samples, model, datamodule, settings, guidance_sweep=guidance_sweep, film_strip=film_strip)
+        run_job(self, model, output, name, decisive, overwrite, work)
 
     def reconstruct(
         self,
@@ -334,18 +328,14 @@ class UniteTrainer(Trainer):
         modality = chosen_modality(model.adapters, modality)
         require(num_samples >= 1, f"num_samples is {num_samples}; it must be at least 1")
         load_weights(model, ckpt_path, weights_only, self.strategy.root_device)
-        settings = {"split": split, "num_samples": num_samples, "modality": modality, "seed": torch.initial_seed()}
+        seed = torch.initial_seed()
+        settings = {"split": split, "num_samples": num_samples, "modality": modality, "seed": seed}
         name = folder_name("reconstructions", modality, model.adapters)
         limit_batches(datamodule_of(datamodule, modality) or datamodule, num_samples)
-        path, seed = Path(output or Path(self.default_root_dir) / name), torch.initial_seed()
-        run_job(
-            self,
-            model,
-            path,
-            settings,
-            overwrite,
-            lambda job: write_reconstructions(model, datamodule, split, modality, num_samples, job, seed),
+        work = partial(
+            write_reconstructions, model, datamodule, split, modality, num_samples, seed=torch.initial_seed()
         )
+        run_job(self, model, output, name, settings, overwrite, work)
 
     def predict(  # type: ignore[override]  # Lightning's returns what a module's forward gives; a UniteModule has none
         self,
@@ -381,15 +371,8 @@ class UniteTrainer(Trainer):
         load_weights(model, ckpt_path, weights_only, self.strategy.root_device)
         settings = {"split": split, "modality": modality, "seed": torch.initial_seed()}
         name = folder_name("latents", modality, model.adapters)
-        path, seed = Path(output or Path(self.default_root_dir) / name), torch.initial_seed()
-        run_job(
-            self,
-            model,
-            path,
-            settings,
-            overwrite,
-            lambda job: write_latents(model, datamodule, split, job, seed, modality),
-        )
+        work = partial(write_latents, model, datamodule, split, seed=torch.initial_seed(), modality=modality)
+        run_job(self, model, output, name, settings, overwrite, work)
 
     def _as_unite(self, model: LightningModule) -> UniteModule:
         if not isinstance(model, UniteModule):

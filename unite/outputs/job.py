@@ -63,7 +63,8 @@ class Job:
 def run_job(
     trainer: Trainer,
     model: UniteModule,
-    path: Path,
+    output: str | Path | None,
+    name: str,
     settings: Mapping[str, Any],
     overwrite: bool,
     work: Callable[[Job], None],
@@ -73,7 +74,8 @@ def run_job(
     Args:
         trainer: Says how many processes, which precision, and whether there is a progress bar.
         model: The model, on its device.
-        path: The folder.
+        output: The folder; None for one in the run folder.
+        name: What that one is called.
         settings: What determines the results beside weights and precision, see :class:`OutputFolder`.
         overwrite: Whether files that are there may be replaced.
         work: Makes the results.
@@ -81,6 +83,7 @@ def run_job(
     Raises:
         UserError: The folder cannot be used, or the trainer has processes that cannot share the work.
     """
+    path = Path(output or Path(trainer.default_root_dir) / name)
 
     def in_each(processes: Processes) -> None:
         def folder() -> OutputFolder:

@@ -160,7 +160,7 @@ class _Making:
 
             def take_kept() -> Tensor:
                 for indices, latents in kept:
-                    add(indices, self._finished(indices, latents, template))
+                    add(indices, self._finished(latents, template[indices]))
                 return torch.tensor([index for index in range(settings.num_samples) if index not in made])
 
             missing = processes.from_first(take_kept)
@@ -180,13 +180,15 @@ class _Making:
                 found = next(batches, None)
             if found is None:
                 return
-            indices, latents = found
-            yield _Batch(indices, latents.cpu(), self._finished(indices, latents, template))
+            indices, part, latents = found
+            yield _Batch(indices, latents.cpu(), self._finished(latents, part))
 
-    def _finished(self, indices: Tensor, latents: Tensor, template: Template) -> list[Any]:
+    @torch.no_grad()
+    def _finished(self, latents: Tensor, template: Template) -> list[Any]:
         """Finished objects from latents, counted in the metric."""
-        with self.job.autocast():
-            objects = self.model.decode(self.settings.modality, latents, template[indices])
+        adapter, template = self.model.adapter(self.settings.modality), template.to(self.model.device)
+        with self.job.autocast(), self.model.evaluation():
+            objects = adapter.finish(adapter.decode(latents.to(self.model.device), template), template)
         if self.metric is not None:
             self.metric.update(objects)
         return objects

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from unite.adaptive import dopri5
 from unite.flow import guided_prediction, integrate
+from unite.solvers import dopri5
 
 # Rates of decay of five samples: the last one needs many more steps than the first.
 RATES = torch.tensor([0.1, 1.0, 4.0, 15.0, 30.0])

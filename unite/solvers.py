@@ -1,13 +1,59 @@
-"""The adaptive solver ``dopri5``, with steps of its own for each sample.
+"""Steps of solvers: fixed ones, a stochastic one, and the adaptive solver ``dopri5``.
 
-Libraries choose one step for a whole batch, by the error over all of its samples: there, a sample depends on those that
-happen to be beside it. Letters: B samples, K latents, C latent channels.
+Libraries choose one adaptive step for a whole batch, by the error over all of its samples: there, a sample depends on
+those that happen to be beside it. Here each sample has steps of its own. Letters: B samples, K latents, C channels.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+Velocity = Callable[[Tensor, float], Tensor]
+
+
+def stochastic_step(
+    velocity: Velocity, x: Tensor, start: float, end: float, stochasticity: float, fresh: Tensor
+) -> Tensor:
+    """Euler's step in which fresh noise n takes the place of a part of the old noise e.
+
+    With x_t = t x_1 + (1 - t) e, a step to s > t is x_s = s x_1 + sqrt((1 - s)^2 - v) e + sqrt(v) n, where
+    v = eta^2 (1 - s)^2 (1 - (t (1 - s) / (s (1 - t)))^2): the family of Song et al. 2021 (DDIM, arXiv:2010.02502,
+    equation 16) for this path. eta = 0 is Euler's step; with eta = 1, v is the variance of x_s given x_t and x_1. The
+    data and noise that x_t is split into are those of the velocity v_t, x_1 = x_t + (1 - t) v_t and e = x_t - t v_t.
+    """
+    towards = velocity(x, start)
+    data, noise = x + (1 - start) * towards, x - start * towards
+    kept = start * (1 - end) / (end * (1 - start))
+    variance = (stochasticity * (1 - end)) ** 2 * (1 - kept**2)
+    return end * data + math.sqrt((1 - end) ** 2 - variance) * noise + math.sqrt(variance) * fresh
+
+
+def _euler(velocity: Velocity, x: Tensor, t: float, h: float) -> Tensor:
+    return x + h * velocity(x, t)
+
+
+def _midpoint(velocity: Velocity, x: Tensor, t: float, h: float) -> Tensor:
+    return x + h * velocity(x + 0.5 * h * velocity(x, t), t + 0.5 * h)
+
+
+def _heun(velocity: Velocity, x: Tensor, t: float, h: float) -> Tensor:
+    k1 = velocity(x, t)
+    k2 = velocity(x + h * k1, t + h)
+    return x + 0.5 * h * (k1 + k2)
+
+
+def _rk4(velocity: Velocity, x: Tensor, t: float, h: float) -> Tensor:
+    k1 = velocity(x, t)
+    k2 = velocity(x + h * k1 / 3, t + h / 3)
+    k3 = velocity(x + h * (k2 - k1 / 3), t + 2 * h / 3)
+    k4 = velocity(x + h * (k1 - k2 + k3), t + h)
+    return x + h * (k1 + 3 * (k2 + k3) + k4) / 8
+
+
+FIXED_STEPS = {"euler": _euler, "midpoint": _midpoint, "heun": _heun, "rk4": _rk4}
+"""A step of size h from the state x at time t, by solver."""
 
 # Dormand and Prince, J. Comput. Appl. Math. 6 (1980) 19, RK5(4)7M: times, weights of earlier slopes, and the difference
 # to a solution of order 4, which is Shampine's (Math. Comp. 46 (1986) 135), as in torchdiffeq, which the paper's
