@@ -129,7 +129,7 @@ def test_a_page_of_a_run(run_cli: RunCli, tmp_path: Path) -> None:
     samples, made = page.galleries
     assert len(samples["items"]) == len(made["items"]) == 10
     assert all(item["verdict"] == "match" and item["original"] for item in made["items"])
-    assert "validity 62.5 % 75.0 %" in " ".join(page.text.split("–"))  # noqa: RUF001  (validation, test: a dash, samples)
+    assert "validity 62.5 % – 75.0 %" in page.text  # noqa: RUF001  (validation, test, samples)
     assert "flow_steps: 2" in page.text
     assert HOSTILE in page.text
     assert [image["src"][:22] for image in page.attributes("img")] == ["data:image/png;base64,"]
@@ -200,6 +200,18 @@ def test_runs_and_files_make_no_page_together(run_cli: RunCli, tmp_path: Path) -
     result = run_cli("report", run_folder(tmp_path / "run"), SAMPLES)
     assert result.code == 2
     assert "make no page together" in result.err
+
+
+def test_a_folder_of_results_alone(run_cli: RunCli, tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    Image.new("RGB", (40, 30), "white").save(folder / "samples" / "grid.png")
+    assert run_cli("report", folder / "samples").code == 0
+    page = read_page(folder / "samples" / "report.html")
+    assert page.headings == ["Metrics", "Samples"]
+    assert "validity 75.0 %" in page.text
+    assert run_cli("report", folder / "reconstructions").code == 0
+    (made,) = read_page(folder / "reconstructions" / "report.html").galleries
+    assert all(item["original"] for item in made["items"])
 
 
 def test_a_folder_of_samples_is_read_once(run_cli: RunCli, tmp_path: Path) -> None:

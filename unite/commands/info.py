@@ -47,7 +47,7 @@ def info(model: str | None = None) -> None:
     if is_exported(path):
         print(f"  unite sample {model} -n 100")
     else:
-        for command in ("sample", "test", "reconstruct"):
+        for command in ("sample", "test", "reconstruct", "report"):
             print(f"  unite {command} {model}")
         print(
             f"  unite fit {model} --max_steps N   (goes on training)\n  unite export {model} FOLDER       (to share it)"

@@ -245,7 +245,8 @@ def _say_what_was_written(trainer: Trainer) -> None:
         )
     files = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     print(f"wrote {shown(folder)}: {', '.join(files)}")
-    info(f"next: unite sample {shown(folder)} -n 100; unite test {shown(folder)}; tensorboard --logdir {shown(folder)}")
+    run = shown(folder)
+    info(f"next: unite sample {run} -n 100; unite test {run}; unite report {run}; tensorboard --logdir {run}")
 
 
 def _results(command: str, settings: Any) -> Path | None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from unite.report.runs import Results, Run
 
 RESULTS = ("samples", "reconstructions")
+#: What a folder of samples, or of reconstructions, has itself.
+MARKS_OF_RESULTS = ("grid.png", "originals")
 MOLECULE_SUFFIXES = (".sdf", ".sd", ".mol", ".xyz", ".extxyz")
 
 
@@ -31,11 +33,11 @@ def report(
 ) -> None:
     """One HTML file that shows runs or molecules.
 
-    It needs no network: settings, curves and metrics with their meaning; samples and reconstructions to be sorted and
-    filtered, molecules to be turned; several runs side by side.
+    The page needs no network: settings, curves and metrics with their meaning; samples and reconstructions to be sorted
+    and filtered, molecules to be turned; several runs side by side.
 
     Args:
-        paths: Run folders, or SDF or XYZ files.
+        paths: Run folders, folders of samples, or SDF or XYZ files.
         output: The HTML file; default: report.html in the run folder, NAME_report.html beside a file.
         most: Samples to show of each folder or file, from the first.
         num_workers: Processes that judge molecules; default: one per CPU, at most 8.
@@ -62,7 +64,7 @@ def _holds_molecules(path: Path) -> bool:
     """Whether it is a file of molecules, or a folder with nothing but such files at its top."""
     if path.is_file():
         return path.suffix != ".ckpt"
-    is_run = any((path / name).exists() for name in ("last.ckpt", "config.yaml", *RESULTS))
+    is_run = any((path / name).exists() for name in ("last.ckpt", "config.yaml", *RESULTS, *MARKS_OF_RESULTS))
     return not is_run and any(file.suffix.lower() in MOLECULE_SUFFIXES for file in path.iterdir())
 
 
@@ -132,7 +134,7 @@ def _page_of_runs(paths: list[Path], most: int) -> "Page":
 
 
 def _read(folder: Path, name: str, most: int) -> "Run":
-    """A run, or what lies in a folder of samples of a model whose checkpoint is elsewhere.
+    """A run, or a folder of samples, or what lies beside one of a model whose checkpoint is elsewhere.
 
     Raises:
         UserError: There is neither.
@@ -140,17 +142,24 @@ def _read(folder: Path, name: str, most: int) -> "Run":
     from unite.analysis.comparison import comparison
     from unite.commands.compare import read_metrics, read_run, without_weights
     from unite.outputs.folder import folder_name
+    from unite.report.metrics import parts_of
     from unite.report.runs import Run
     from unite.runs.checkpoint_io import LAST_CHECKPOINT
     from unite.runs.folder import read_checkpoint
 
+    if any((folder / mark).exists() for mark in MARKS_OF_RESULTS):
+        run = Run(name, folder)
+        found = run.reconstructions if (folder / "originals").is_dir() else run.samples
+        found[""] = _results(folder, _any_gallery, most)
+        return run
     run = Run(name, folder, metrics=read_metrics(folder))
     adapters: Mapping[str, ModalityAdapter] = {}
     if (folder / LAST_CHECKPOINT).is_file():
         run.facts = dict(comparison([read_run(folder, name)])["## Training"][1:])
         adapters = without_weights(read_checkpoint(folder / LAST_CHECKPOINT)["hyper_parameters"]).adapters
     readers: dict[str, Callable[..., Gallery | None]] = {key: value.gallery for key, value in adapters.items()}
-    readers = readers or {"": _any_gallery}
+    modalities = {parts_of(metric).modality for metric in run.metrics}
+    readers = readers or {modalities.pop() if len(modalities) == 1 else "": _any_gallery}
     for modality, read in readers.items():
         for kind, found in zip(RESULTS, (run.samples, run.reconstructions), strict=True):
             place = folder / folder_name(kind, modality, adapters)

@@ -100,6 +100,7 @@ def write_reconstructions(
     job.folder.finish()
     for path in written:
         print(f"wrote {shown(path)}")
+    info(f"to look at them: unite report {shown(job.folder.path)}")
 
 
 class _Decoded(NamedTuple):

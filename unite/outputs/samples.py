@@ -122,6 +122,7 @@ def write_samples(
     folder.finish()
     for path in written:
         print(f"wrote {shown(path)}")
+    info(f"to look at them: unite report {shown(folder.path)}")
 
 
 @dataclass(frozen=True)
