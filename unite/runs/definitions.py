@@ -92,7 +92,7 @@ def definition(metric: str) -> Definition:
     Args:
         metric: Its name, with ``stage/modality/`` before it or not.
     """
-    own = re.sub(r"^(train|val|test|samples|reconstructions|any)/[^/]+/", "", metric)
+    own = re.sub(r"^(train|val|test|samples|reconstructions|any)/[^/]*/", "", metric)
     found = (known for pattern, known in _DEFINITIONS.items() if re.fullmatch(pattern, own))
     return next(found, Definition("", _NUMBER))
 
