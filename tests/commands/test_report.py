@@ -72,6 +72,7 @@ def test_files_side_by_side(run_cli: RunCli, tmp_path: Path) -> None:
     ("args", "words"),
     [
         (("nowhere",), "nowhere: no such run folder or file"),
+        (("qm9",), "qm9 has no samples in runs/qm9 yet; make some: unite sample qm9 -n 100"),
         (("{file}", "--most", "0"), "--most is 0"),
         (("{file}", "--num_workers", "0"), "--num_workers is 0"),
         (("{file}", "--output", "{folder}/page.txt"), "must be an .html file"),
@@ -82,7 +83,10 @@ def test_files_side_by_side(run_cli: RunCli, tmp_path: Path) -> None:
         (("{file}", "--mots", "3"), "did you mean --most?"),
     ],
 )
-def test_wrong_input_is_refused(run_cli: RunCli, tmp_path: Path, args: tuple[str, ...], words: str) -> None:
+def test_wrong_input_is_refused(
+    run_cli: RunCli, tmp_path: Path, args: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "m.sdf").write_bytes(SAMPLES.read_bytes())
     (tmp_path / "other.html").write_text("<p>mine</p>")
     (tmp_path / "empty.sdf").write_text("")

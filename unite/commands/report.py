@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from unite.console import is_quiet, shown, silence_noise
 from unite.errors import UserError, require
 from unite.files import require_writable, write_whole
+from unite.shipped import shipped_model
 
 if TYPE_CHECKING:
     from unite.modalities.base import ModalityAdapter
@@ -37,7 +38,7 @@ def report(
     and filtered, molecules to be turned; several runs side by side.
 
     Args:
-        paths: Run folders, folders of samples, or SDF or XYZ files.
+        paths: Run folders, folders of samples, or SDF or XYZ files; or a model of the package that was sampled.
         output: The HTML file; default: report.html in the run folder, NAME_report.html beside a file.
         most: Samples to show of each folder or file, from the first.
         num_workers: Processes that judge molecules; default: one per CPU, at most 8.
@@ -48,8 +49,7 @@ def report(
     """
     require(most >= 1, f"--most is {most}; it must be at least 1")
     require(num_workers is None or num_workers >= 1, f"--num_workers is {num_workers}; it must be at least 1")
-    for path in paths:
-        require(path.exists(), f"{path}: no such run folder or file")
+    paths = [_existing(path) for path in paths]
     are_files = [_holds_molecules(path) for path in paths]
     require(len(set(are_files)) == 1, "runs and files of molecules make no page together; name the one or the others")
     file = output or _default_output(paths)
@@ -58,6 +58,21 @@ def report(
     text = page.text()
     write_whole(file, text.encode())
     print(f"wrote {shown(file)} ({file.stat().st_size / 1e6:.1f} MB); open it in a browser")
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the folder where samples go of a model that comes with the package.
+
+    Raises:
+        UserError: There is neither.
+    """
+    if not path.exists() and shipped_model(path) is not None:
+        samples_folder = Path("runs") / path
+        hint = f"unite sample {path} -n 100"
+        require(samples_folder.is_dir(), f"{path} has no samples in {samples_folder} yet; make some: {hint}")
+        return samples_folder
+    require(path.exists(), f"{path}: no such run folder or file")
+    return path
 
 
 def _holds_molecules(path: Path) -> bool:

@@ -55,7 +55,7 @@ class Viewer {
       this.canvas.addLine({ start: point(start), end: point(end), color: "#888888" });
     }
     for (const atom of scene.marked) {
-      this.canvas.addSphere({ center: point(scene.positions[atom]), radius: 0.55, color: MARK, opacity: 0.45 });
+      this.canvas.addSphere({ center: point(scene.positions[atom]), radius: 0.55, color: MARK, opacity: 0.6 });
     }
     this.canvas.spin(this.spins ? "y" : false);
     this.canvas.render();

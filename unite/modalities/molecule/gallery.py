@@ -3,6 +3,7 @@
 Several processes share the molecules, as they do when files are scored.
 """
 
+import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from itertools import chain, islice, zip_longest
@@ -273,6 +274,7 @@ def _in_plain(reason: str | None) -> str:
 def _titles(record: Record) -> list[str]:
     """Where the record stands, and how its file calls it."""
     title = record.lines[0].strip() if record.format == "sdf" and record.lines else ""
+    title = "" if re.fullmatch(r"molecule \d+", title) else title  # our own files have nothing else to say
     return [f"record {record.number:,} of {Path(record.file).name}", *([title[:80]] if title else [])]
 
 
