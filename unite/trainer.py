@@ -42,7 +42,7 @@ from unite.outputs.samples import SampleSettings, write_samples
 from unite.runs.checkpoint_io import AtomicCheckpointIO
 from unite.runs.folder import write_metrics
 from unite.runs.headlines import as_short_table
-from unite.runs.logs import ContinuedLogs, LoggerName, loggers_of
+from unite.runs.logs import LoggerName, log_callbacks, loggers_of
 
 
 class UniteTrainer(Trainer):
@@ -94,15 +94,8 @@ class UniteTrainer(Trainer):
             callbacks.append(OptimizerSummary())
         if kwargs.get("enable_progress_bar") is not False and not any(isinstance(x, ProgressBar) for x in callbacks):
             callbacks.append(LossProgressBar())
-        callbacks += [
-            StepMemory(),
-            Forecast(),
-            SlowSteps(),
-            ValidationLine(),
-            ContinuedCheckpoints(),
-            TrainingMonitor(),
-            ContinuedLogs(),
-        ]
+        callbacks += [StepMemory(), Forecast(), SlowSteps(), ValidationLine(), ContinuedCheckpoints()]
+        callbacks += [TrainingMonitor(), *log_callbacks()]
         if enable_checkpointing is not False and not any(isinstance(item, LastCheckpoint) for item in callbacks):
             callbacks.append(LastCheckpoint())
         if logger is True or isinstance(logger, str):

@@ -10,6 +10,7 @@ import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.support.commands import RunCli
 from tests.support.paths import TESTS
@@ -32,6 +33,24 @@ def fit_toy(folder: Path, ckpt_path: Path | None = None, **settings: Any) -> Non
     data = CurveDataModule(num_curves=48, batch_size=16)  # three batches
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     UniteTrainer(default_root_dir=folder, **{**quiet, **settings}).fit(module, datamodule=data, ckpt_path=ckpt_path)
+
+
+def settings_of(events: EventAccumulator) -> tuple[dict[str, Any], set[str]]:
+    """Settings in TensorBoard's tab HPARAMS, and the metrics beside them."""
+    content = {
+        name.rpartition("/")[2]: HParamsPluginData.FromString(events.SummaryMetadata(name).plugin_data.content)
+        for name in ("_hparams_/experiment", "_hparams_/session_start_info")
+    }
+    values = content["session_start_info"].session_start_info.hparams.items()
+    columns = {info.name.tag for info in content["experiment"].experiment.metric_infos}
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in values}, columns
+
+
+def test_a_run_without_validation_has_settings(tmp_path: Path) -> None:
+    settings, columns = settings_of(fit(tmp_path, max_steps=1, limit_val_batches=0))
+    assert settings["trainer.max_steps"] == 1
+    assert settings["encoder.init_args.width"] == 16
+    assert columns == set()
 
 
 def test_learning_rates_are_those_of_the_step(tmp_path: Path) -> None:
@@ -96,12 +115,23 @@ def test_tensorboard_shows_what_is_promised(run_cli: RunCli, tmp_path: Path, tin
     events.Reload()
     tags = events.Tags()
     losses = [f"{stage}/molecule/{term}" for stage in ("train", "val") for term in ("types", "positions", "flow")]
-    metrics = [f"val/molecule/{name}" for name in ("match_rate", "rmsd", "validity", "uniqueness", "novelty")]
+    places = {"validity": 1, "uniqueness": 2, "novelty": 3, "match_rate": 8, "rmsd": 10}
+    metrics = [f"1 quality/{place:02d} {name} (val molecule)" for name, place in places.items()]
     others = ["train/loss", "lr/muon", "lr/adamw", "train/steps_per_second", "train/samples_per_second"]
     for name in [*losses, *metrics, *others]:
         values = [event.value for event in events.Scalars(name)]
         assert len(values) in (2, 4), name
-        assert all(map(math.isfinite, values)) or name.endswith("rmsd"), name  # no molecule has all types right yet
+        assert all(map(math.isfinite, values)) or "rmsd" in name, name  # no molecule has all types right yet
+    assert min(tags["scalars"]) == metrics[0]  # TensorBoard sorts by the alphabet
+    groups = {name.split("/")[0] for name in tags["scalars"] if "reject" in name}
+    assert groups == {"rejects"}
+    assert "rejects/val molecule/no_bond_orders" in tags["scalars"]
+    settings, columns = settings_of(events)
+    assert settings["encoder.init_args.depth"] == 1
+    assert settings["data.batch_size"] == 8
+    assert settings["trainer.max_steps"] == 4
+    assert set(metrics) <= columns <= set(tags["scalars"])
+    assert len(events.Scalars(metrics[0])) == 2  # the tab for settings adds no values
     assert set(tags["images"]) == {"val/molecule/samples", "val/molecule/reconstructions"}
     for name in tags["images"]:
         (first, *_) = events.Images(name)

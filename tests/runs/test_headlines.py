@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import RunCli
-from unite.runs.headlines import as_short_table, headlines, in_a_line
+from unite.runs.headlines import as_short_table, headlines, in_a_line, tensorboard_tag
 
 MOLECULE = {
     "val/molecule/types": 0.1,
@@ -38,6 +38,19 @@ def test_a_table_has_what_matters_and_one_line_of_rejects() -> None:
     assert own.splitlines()[-1] == lines[-1]
     # A modality that has none of them shows all it has.
     assert as_short_table({"mean_radius": 1.0}) == "mean_radius  1"
+
+
+def test_tensorboard_has_samples_first_and_rejects_apart() -> None:
+    names = ["val/molecule/rmsd", "test/image/fid_digits", "val/molecule/novelty_bonds", "val/molecule/validity"]
+    assert sorted(map(tensorboard_tag, names)) == [
+        "1 quality/01 validity (val molecule)",
+        "1 quality/03 novelty_bonds (val molecule)",
+        "1 quality/05 fid_digits (test image)",
+        "1 quality/10 rmsd (val molecule)",
+    ]
+    assert tensorboard_tag("val/molecule/reject/clash") == "rejects/val molecule/clash"
+    for name in ("train/loss", "lr/muon", "val/molecule/positions", "step"):
+        assert tensorboard_tag(name) == name
 
 
 @pytest.mark.usefixtures("in_toy_folder")

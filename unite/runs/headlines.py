@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from unite.console import as_table
 
+FIRST_OF_SAMPLES = r"validity(_bonds)?"
 HEADLINES = (
     r"match_rate(_strict|_random)?",
     r"exact_graph",
@@ -13,7 +14,7 @@ HEADLINES = (
     r"psnr",
     r"lpips",
     r"rfid.*",
-    r"validity(_bonds)?",
+    FIRST_OF_SAMPLES,
     r"structure_validity(_random)?",
     r"composition_validity",
     r"sites_right",
@@ -59,6 +60,23 @@ def headlines(metrics: Sequence[str]) -> list[str]:
 def rank_of(metric: str) -> int | None:
     """Place of a metric among the headlines; None if it is none."""
     return next((rank for rank, pattern in enumerate(HEADLINES) if re.fullmatch(pattern, metric)), None)
+
+
+def tensorboard_tag(name: str) -> str:
+    """The name of a metric in TensorBoard, which sorts groups and names by the alphabet and folds a group for itself.
+
+    Headlines come first, as ``1 quality/01 validity (val molecule)``: those of samples, then those of reconstructions.
+    Shares of rejected samples are a group of their own, ``rejects/val molecule/REASON``. All else keeps its name.
+    """
+    stage, _, rest = name.partition("/")
+    modality, _, metric = rest.partition("/")
+    if metric.startswith("reject/"):
+        return f"rejects/{stage} {modality}/{metric.removeprefix('reject/')}"
+    rank = rank_of(metric)
+    if rank is None:
+        return name
+    place = (rank - HEADLINES.index(FIRST_OF_SAMPLES)) % len(HEADLINES) + 1
+    return f"1 quality/{place:02d} {metric} ({stage} {modality})"
 
 
 def as_short_table(values: Mapping[str, float]) -> str:

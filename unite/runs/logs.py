@@ -4,8 +4,9 @@ import csv
 import os
 import time
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,6 +17,7 @@ from unite.console import is_first_process
 from unite.errors import UserError
 from unite.files import replacing
 from unite.files import require_writable as require_writable
+from unite.runs.headlines import tensorboard_tag
 
 LoggerName = Literal["tensorboard", "csv", "wandb"]
 
@@ -24,7 +26,27 @@ class RunTensorBoardLogger(TensorBoardLogger):
     """TensorBoard events in the run folder, and no hparams.yaml: config.yaml has all settings."""
 
     def __init__(self, run_folder: str | Path) -> None:
-        super().__init__(run_folder, name="", version="")
+        super().__init__(run_folder, name="", version="", default_hp_metric=False)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log under the names that TensorBoard shows what matters first by."""
+        super().log_metrics({tensorboard_tag(name): value for name, value in metrics.items()}, step)
+
+    def log_settings(self, settings: Mapping[str, Any], metrics: Iterable[str]) -> None:
+        """Show settings in the tab HPARAMS, beside the latest values of metrics.
+
+        Args:
+            settings: Settings by name; dictionaries are flattened.
+            metrics: Names of metrics as they are logged. They are logged elsewhere: Lightning's ``log_hyperparams``
+                would log a value of each at step 0.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        if not is_first_process():
+            return
+        writer = self.experiment._get_file_writer()
+        for summary in hparams(_flat(settings), dict.fromkeys(map(tensorboard_tag, metrics), 0.0)):
+            writer.add_summary(summary)
 
     def forget(self, step: int) -> None:
         """Have TensorBoard leave out what was written of this step and later ones."""
@@ -82,6 +104,48 @@ class RunCSVLogger(CSVLogger):
                     table.writerow(row)
 
 
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Settings without levels, as ``encoder.init_args.size``; what is neither a number nor a text as a text."""
+    flat: dict[str, bool | int | float | str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        elif not name.startswith("_"):
+            flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
+class LoggedSettings(Callback):
+    """Shows the settings of a run in TensorBoard's tab HPARAMS, with the headlines of its validations."""
+
+    def __init__(self) -> None:
+        self._is_logged = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """With the first validation it is known which metrics there are."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run without validations has settings, too."""
+        self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_logged:
+            return
+        self._is_logged = True
+        data = getattr(trainer, "datamodule", None)
+        settings = {
+            **pl_module.hparams,
+            "data": {"class_path": type(data).__name__, "batch_size": getattr(data, "batch_size", None)},
+            "trainer": {"max_steps": trainer.max_steps, "precision": trainer.precision},
+        }
+        metrics = [name for name in trainer.callback_metrics if name.startswith("val/")]
+        for logger in trainer.loggers:
+            if isinstance(logger, RunTensorBoardLogger):
+                logger.log_settings(settings, [name for name in metrics if tensorboard_tag(name)[0] == "1"])
+
+
 class ContinuedLogs(Callback):
     """Lets the logs of a continued run go on from its checkpoint: what was logged behind it is logged again."""
 
@@ -90,6 +154,11 @@ class ContinuedLogs(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunTensorBoardLogger | RunCSVLogger) and trainer.is_global_zero:
                 logger.forget(trainer.global_step)
+
+
+def log_callbacks() -> list[Callback]:
+    """What every run does with its logs."""
+    return [ContinuedLogs(), LoggedSettings()]
 
 
 def loggers_of(name: "Literal[True] | LoggerName", run_folder: str) -> list[Logger]:

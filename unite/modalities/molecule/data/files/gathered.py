@@ -9,8 +9,8 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Batch
 
 from unite.engine.seeding import mixed_generator
-from unite.modalities.flat import Segments
 from unite.modalities.batches import SizedBatchSampler
+from unite.modalities.flat import Segments
 from unite.modalities.molecule.batches import finished_batch, long_unless_float
 from unite.modalities.molecule.data.files.table import FileTable
 
