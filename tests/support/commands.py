@@ -47,6 +47,12 @@ TINY_DATA: dict[str, dict[str, Any]] = {
         "num_val": 4,
         "num_test": 4,
     },
+    "unite.modalities.molecule.MoleculeFilesDataModule": {
+        "path": str(TESTS / "data" / "qm9_tiny.csv"),  # its column of SMILES
+        "num_conformers": 1,
+        "batch_size": 4,
+        "eval_batch_size": 4,
+    },
     "unite.modalities.image.DigitsDataModule": {"batch_size": 8, "num_train": 64, "num_val": 16},
     "unite.modalities.image.ImageFolderDataModule": {"batch_size": 2, "small_images": "enlarge"},
     "unite.modalities.image.WebDatasetDataModule": {
@@ -66,7 +72,8 @@ def tiny(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         parts = {name: tiny(part, folder) for name, part in data["init_args"]["parts"].items()}
         return {"class_path": COMBINED, "init_args": {"parts": parts}}
     assert data["class_path"] in TINY_DATA, f"name tiny data for {data['class_path']} in TINY_DATA"
-    return {"class_path": data["class_path"], "init_args": {**TINY_DATA[data["class_path"]], "root": str(folder)}}
+    place = "cache" if data["class_path"].endswith("MoleculeFilesDataModule") else "root"
+    return {"class_path": data["class_path"], "init_args": {**TINY_DATA[data["class_path"]], place: str(folder)}}
 
 
 def shell(*args: str | Path) -> subprocess.Popen[str]:

@@ -44,6 +44,7 @@ from unite.modalities.molecule.preparation import (
     MoleculePrediction,
     Preparation,
     PreparedMolecules,
+    row_names,
     type_table,
     vocabulary,
 )
@@ -198,23 +199,8 @@ class MoleculeAdapter(MoleculePictures):
 
     def row_names(self) -> dict[str, list[Hashable]]:
         """Types of atoms, charges and places, so that models of other elements and sizes can start from one another."""
-        symbols = {number: symbol for symbol, number in ATOMIC_NUMBERS.items()}
-        types: list[Hashable] = [
-            symbols[number] + (f"H{count}" if self.hydrogens == "counted" else "") for number, count in self.vocabulary
-        ]
-        charges: list[Hashable] = [f"{charge:+d}" for charge in range(-self.max_charge, self.max_charge + 1)]
-        places: list[Hashable] = [f"place {number}" for number in range(self.max_atoms)]
-        registers: list[Hashable] = [f"place {n}" for n in range(self.registers_per_molecule or self.max_atoms)]
-        return super().row_names() | {
-            "type_embedding.weight": types,
-            "type_head.weight": types,
-            "type_head.bias": types,
-            "charge_embedding.weight": charges,
-            "charge_head.weight": charges,
-            "charge_head.bias": charges,
-            "place_embedding.weight": places,
-            "register_embedding": registers,
-        }
+        num_registers = self.registers_per_molecule or self.max_atoms
+        return super().row_names() | row_names(self.vocabulary, self.max_charge, self.max_atoms, num_registers)
 
     # ------------------------------------------------------------------ data in
 

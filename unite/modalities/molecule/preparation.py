@@ -3,7 +3,7 @@
 Letters: B molecules, A atoms of the largest one, T atom types.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,6 +85,28 @@ def vocabulary(elements: Sequence[str], hydrogens: str) -> list[tuple[int, int]]
         return [(ATOMIC_NUMBERS[symbol], 0) for symbol in elements]
     heavy = [ATOMIC_NUMBERS[symbol] for symbol in elements if symbol != "H"]
     return [(number, count) for number in heavy for count in range(max_hydrogens(number) + 1)]
+
+
+def row_names(
+    vocabulary: Sequence[tuple[int, int]], max_charge: int, num_atoms: int, num_registers: int
+) -> dict[str, list[Hashable]]:
+    """What the rows of an adapter's parameters stand for, by name of the parameter.
+
+    Args:
+        vocabulary: Atomic number and hydrogen count of each type.
+        max_charge: Largest charge of an atom.
+        num_atoms: Most atoms of a molecule.
+        num_registers: Most registers of a molecule.
+    """
+    symbols = {number: symbol for symbol, number in ATOMIC_NUMBERS.items()}
+    types: list[Hashable] = [f"{symbols[number]}H{count}" for number, count in vocabulary]
+    charges: list[Hashable] = [f"{charge:+d}" for charge in range(-max_charge, max_charge + 1)]
+    return {
+        **dict.fromkeys(("type_embedding.weight", "type_head.weight", "type_head.bias"), types),
+        **dict.fromkeys(("charge_embedding.weight", "charge_head.weight", "charge_head.bias"), charges),
+        "place_embedding.weight": [f"place {number}" for number in range(num_atoms)],
+        "register_embedding": [f"place {number}" for number in range(num_registers)],
+    }
 
 
 def type_table(vocabulary: Sequence[tuple[int, int]]) -> Tensor:
