@@ -24,13 +24,12 @@ from unite.modalities.molecule.metrics.scores import (
     MoleculeScores,
     file_reason,
     judge_parsed,
-    num_cpus,
     refused,
 )
 from unite.modalities.molecule.perception.elements import FloatArray
 from unite.modalities.molecule.perception.molecule import Molecule, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive
-from unite.workers import Divisible, Failure, in_order, work_apart
+from unite.workers import Divisible, Failure, in_order, num_cpus, work_apart
 
 RECORDS_AT_ONCE: Final = 100
 MAX_DRAWN_BONDS: Final = 600

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from unite.console import info, shown
 from unite.errors import UserError
 from unite.files import open_text, require_writable
-from unite.files.checked import DamagedFileError, load_checked, save_checked
+from unite.files.checked import load_checked, save_checked
+from unite.files.checked_json import DamagedFileError
 from unite.files.locks import one_after_another
 from unite.modalities.crystal.crystal import Crystal, UnusableCrystalError, require_pymatgen
 from unite.modalities.crystal.data.table import SPLITS, CrystalTable, Split, table_of

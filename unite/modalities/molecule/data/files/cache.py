@@ -34,8 +34,7 @@ from unite.modalities.molecule.data.files.records import (
     read,
 )
 from unite.modalities.molecule.data.files.sources import File, Record, count_records, read_records
-from unite.modalities.molecule.metrics.scores import num_cpus
-from unite.workers import Divisible, Failure, work_apart
+from unite.workers import Divisible, Failure, num_cpus, work_apart
 
 TABLE_FILE: Final = "molecules.safetensors"
 REPORT_FILE: Final = "report.json"
