@@ -168,7 +168,8 @@ def _class(item: type) -> str:
 
 def _docstring(item: type) -> str:
     """The docstring that tells the arguments: of a dataclass they are attributes."""
-    return (inspect.getdoc(item) or "").replace("Attributes:\n", "Args:\n")
+    text = inspect.getdoc(item) or ""
+    return text if "\nArgs:\n" in text else text.replace("Attributes:\n", "Args:\n")
 
 
 def _arguments(owner: Any, docstring: str | None) -> list[tuple[str, str, str, str]]:
