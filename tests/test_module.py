@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
-from tests.support.modules import curves, make_module, make_trainer
+from tests.support.modules import FAST, curves, make_module, make_trainer
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite.engine.optimizer import OptimizerSettings
 from unite.errors import UserError
@@ -17,6 +18,7 @@ from unite.flow import TimeDistribution
 from unite.modalities.base import Template
 from unite.module import UniteModule
 from unite.nn.generative_encoder import GenerativeEncoder, Tokens
+from unite.trainer import UniteTrainer
 
 
 def flow_inputs(module: UniteModule) -> tuple[CurveAdapter, Tensor, Template, Tokens]:
@@ -210,6 +212,22 @@ def test_an_adapter_serves_one_module() -> None:
 def test_weights_in_half_precision_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bf16-mixed or 32-true"):
         make_trainer(tmp_path, max_steps=1, precision="bf16-true").fit(make_module(), datamodule=CurveDataModule())
+    with pytest.raises(UserError, match="16-true is not supported; use bf16-mixed or 32-true"):
+        UniteTrainer(default_root_dir=tmp_path, precision="16-true", accelerator="cpu")
+
+
+@pytest.mark.parametrize("flow_chunk", [None, 1])
+def test_16_mixed_trains_as_float32_does(tmp_path: Path, flow_chunk: int | None) -> None:
+    # Lightning takes bfloat16 on a CPU; its scaler of gradients, which a GPU has, works there all the same.
+    losses = []
+    for plugins in ([MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=8.0))], []):
+        torch.manual_seed(0)
+        module = make_module(optimizer=FAST, flow_chunk=flow_chunk)
+        trainer = make_trainer(tmp_path, max_steps=4, num_sanity_val_steps=0, limit_val_batches=0, plugins=plugins)
+        trainer.fit(module, datamodule=CurveDataModule(num_curves=64, batch_size=16))
+        losses.append(float(trainer.callback_metrics["train/loss"]))
+        assert all(weight.isfinite().all() for weight in module.parameters())
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 @pytest.mark.parametrize(

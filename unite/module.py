@@ -22,6 +22,7 @@ from unite.engine.noise import SampleNoise
 from unite.engine.optimizer import OptimizerSettings, parameter_groups
 from unite.engine.sharding import require_supported, whole_weights
 from unite.engine.step_terms import StepTerms
+from unite.engine.training import require_precision
 from unite.errors import UserError, require
 from unite.flow import SamplingOptions, TimeDistribution, guided_prediction, reconstruction_noise, sample_path
 from unite.flow_pass import FlowPass, FlowSettings
@@ -370,8 +371,7 @@ class UniteModule(Configurable, SavedModule):
                 needs them whole.
         """
         super().setup(stage)
-        if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
-            raise UserError(f"--trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
+        require_precision(self.trainer.precision)
         require_supported(self, self.flow_chunk, self.trainer)
         if self.is_compiled and self.trainer.is_global_zero:
             info("compiling encoder and decoder: the first steps take minutes")

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 
 from unite.callbacks.checks.memory import StepMemory
+from unite.callbacks.checks.monitors import MonitorsExist
 from unite.callbacks.continued_checkpoints import ContinuedCheckpoints
 from unite.callbacks.forecast import Forecast
 from unite.callbacks.generation_metrics import GenerationMetrics
@@ -27,6 +28,7 @@ from unite.callbacks.slow_steps import SlowSteps
 from unite.callbacks.summary import OptimizerSummary
 from unite.callbacks.validation_line import ValidationLine
 from unite.console import shown
+from unite.engine.training import require_precision
 from unite.errors import require
 from unite.files import require_writable
 from unite.files.locks import RUN_HINT, only_one
@@ -64,6 +66,9 @@ class UniteTrainer(Trainer):
         kwargs: Everything else that Lightning's trainer takes. Without a ``CheckpointIO`` among the ``plugins``,
             checkpoints are written atomically.
 
+    Raises:
+        UserError: The precision is not supported.
+
     Attributes:
         command: The command line that trains, for messages that say how to start it again; empty in Python.
     """
@@ -94,8 +99,8 @@ class UniteTrainer(Trainer):
             callbacks.append(OptimizerSummary())
         if kwargs.get("enable_progress_bar") is not False and not any(isinstance(x, ProgressBar) for x in callbacks):
             callbacks.append(LossProgressBar())
-        callbacks += [StepMemory(), Forecast(), SlowSteps(), ValidationLine(), ContinuedCheckpoints()]
-        callbacks += [TrainingMonitor(), *log_callbacks()]
+        callbacks += [MonitorsExist(), StepMemory(), Forecast(), SlowSteps(), ValidationLine()]
+        callbacks += [ContinuedCheckpoints(), TrainingMonitor(), *log_callbacks()]
         if enable_checkpointing is not False and not any(isinstance(item, LastCheckpoint) for item in callbacks):
             callbacks.append(LastCheckpoint())
         if logger is True or isinstance(logger, str):
@@ -115,6 +120,7 @@ class UniteTrainer(Trainer):
             plugins=plugins,
             **kwargs,
         )
+        require_precision(str(self.precision))  # before data are made
         if num_sanity_val_steps is None and isinstance(self.accelerator, CPUAccelerator):
             self.num_sanity_val_steps = 0
 

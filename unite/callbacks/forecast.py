@@ -100,4 +100,6 @@ def _end_in_words(seconds: float) -> str:
         end = now + datetime.timedelta(seconds=seconds)
     except OverflowError:
         return "beyond the year 9999"
-    return f"until {end:%H:%M}" if end.date() == now.date() else f"until {end:%Y-%m-%d %H:%M}"
+    if end.date() == now.date():
+        return f"until {end:%H:%M}"
+    return f"until {end:%Y-%m-%d %H:%M}" if seconds < 7 * _DAY else f"until {end:%Y-%m-%d}"

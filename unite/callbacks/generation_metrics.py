@@ -114,6 +114,12 @@ class GenerationMetrics(Callback):
             self._generation[name] = adapter.generation_metric(datamodule)
             self._reconstruction[name] = adapter.reconstruction_metric(datamodule)
 
+    @property
+    def metrics(self) -> list[tuple[str, Metric]]:
+        """Metrics of reconstructions and samples, each with the name of its modality."""
+        found = [*self._reconstruction.items(), *self._generation.items()]
+        return [(modality, metric) for modality, metric in found if metric is not None]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checkpoints of this run say how its samples are drawn: behind the one that it continues from was read."""
         self.tell(_as_unite(pl_module))

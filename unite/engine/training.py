@@ -21,6 +21,18 @@ from unite.nn.decoder import DecoderBlock
 from unite.nn.generative_encoder import mark_step_of_cuda_graphs
 
 
+def require_precision(precision: str) -> None:
+    """Refuse to round the weights themselves: updates are smaller than what two bytes can tell apart.
+
+    ``16-mixed`` goes on a GPU, with Lightning's scaler of gradients; on a CPU Lightning takes ``bf16-mixed`` instead.
+
+    Raises:
+        UserError: The precision is one of those.
+    """
+    if precision in ("16-true", "bf16-true", "64-true"):
+        raise UserError(f"--trainer.precision {precision} is not supported; use bf16-mixed or 32-true")
+
+
 class TrainingEngine(ReproducibleModule):
     """A module whose training steps leave their loss terms in ``step_terms``, and whose matrices Muon trains.
 

@@ -55,6 +55,7 @@ class GraphGenerationMetrics(GenerationCounter):
     reasons = GRAPH_REJECT_REASONS
     suffix = "_bonds"
     counters = ("num_with_positions", "num_agreeing")
+    conditional_names = ("bonds_agree",)  # what `compute` leaves out before it has seen the molecules for it
 
     num_with_positions: Tensor
     num_agreeing: Tensor
