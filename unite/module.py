@@ -21,7 +21,7 @@ from unite.console import info
 from unite.engine.noise import SampleNoise
 from unite.engine.optimizer import OptimizerSettings, parameter_groups
 from unite.engine.sharding import require_supported, whole_weights
-from unite.engine.step_terms import StepTerms
+from unite.engine.step_terms import StepTerms, latent_spread
 from unite.engine.training import require_precision
 from unite.errors import UserError, require
 from unite.flow import SamplingOptions, TimeDistribution, guided_prediction, reconstruction_noise, sample_path
@@ -141,7 +141,9 @@ class UniteModule(Configurable, SavedModule):
 
             weights = self._term_weights(modality, terms)
             loss = loss + sum(weights[name] * term for name, term in terms.items())
-            self.step_terms[modality] = StepTerms({k: v.detach() for k, v in terms.items()}, weights, len(template))
+            spread = latent_spread(latents, registers.mask)
+            detached = {name: term.detach() for name, term in terms.items()}
+            self.step_terms[modality] = StepTerms(detached, weights, len(template), spread)
         if self.flow_chunk is None:
             self.log_step()  # else the flow loss is known only after the backward pass
         return loss

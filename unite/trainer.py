@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressB
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 
+from unite.callbacks.bursts import BurstGuard
 from unite.callbacks.checks.memory import StepMemory
 from unite.callbacks.checks.monitors import MonitorsExist
 from unite.callbacks.continued_checkpoints import ContinuedCheckpoints
@@ -62,6 +63,8 @@ class UniteTrainer(Trainer):
             and for none on a CPU, where those of a large model take minutes.
         non_finite: What to do about a loss or a gradient that is infinite or not a number: ``stop``, ``skip`` the step,
             or ``ignore`` it; see :class:`unite.callbacks.non_finite.NonFiniteGuard`.
+        bursts: What to do about losses that burst and latents that collapse while all stays finite: ``warn``, ``stop``
+            or ``ignore``; a :class:`unite.callbacks.BurstGuard` among the callbacks takes its place.
         enable_autolog_hparams: Also log the settings to the loggers; config.yaml has them all.
         kwargs: Everything else that Lightning's trainer takes. Without a ``CheckpointIO`` among the ``plugins``,
             checkpoints are written atomically.
@@ -85,6 +88,7 @@ class UniteTrainer(Trainer):
         enable_model_summary: bool | None = None,
         num_sanity_val_steps: int | None = None,
         non_finite: Literal["stop", "skip", "ignore"] = "stop",
+        bursts: Literal["warn", "stop", "ignore"] = "warn",
         enable_autolog_hparams: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -95,6 +99,8 @@ class UniteTrainer(Trainer):
                 callback.dirpath = run_folder
         if non_finite != "ignore":
             callbacks.append(NonFiniteGuard(non_finite))
+        if bursts != "ignore" and not any(isinstance(item, BurstGuard) for item in callbacks):
+            callbacks.append(BurstGuard(bursts))
         if enable_model_summary is not False and not any(isinstance(item, ModelSummary) for item in callbacks):
             callbacks.append(OptimizerSummary())
         if kwargs.get("enable_progress_bar") is not False and not any(isinstance(x, ProgressBar) for x in callbacks):

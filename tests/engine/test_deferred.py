@@ -73,8 +73,8 @@ def test_chunks_change_no_gradient_no_term_and_no_random_number(settings: dict[s
     chunked = two_modalities(flow_steps=3, flow_weight=0.7, flow_chunk=chunk, **settings)
     assert_close(gradients_of_a_step(chunked, batch, scale=1024.0), expected, tolerance=1e-4)
     assert torch.equal(torch.rand(()), random_number)
-    for modality, (terms, _, _) in whole.step_terms.items():
-        for name, term in terms.items():
+    for modality, step in whole.step_terms.items():
+        for name, term in step.terms.items():
             torch.testing.assert_close(chunked.step_terms[modality].terms[name], term, atol=0, rtol=1e-5)
 
 

@@ -18,6 +18,9 @@ from unite.errors import TrainingError, UserError
 from unite.module import UniteModule
 from unite.runs.folder import read_checkpoint
 
+UNHEALTHY = "unhealthy"
+"""Entry of a checkpoint that was written while :class:`unite.callbacks.BurstGuard` saw a burst or a collapse."""
+
 
 class NonFiniteGuard(Callback):
     """Stops, or skips the step, when a loss or a gradient is infinite or not a number.
@@ -107,18 +110,10 @@ class NonFiniteGuard(Callback):
         self.look_at_pending(trainer)
 
 
-def step_terms(module: LightningModule) -> tuple[list[str], Tensor]:
-    """Names and values of the terms of the last step's loss, on the module's device."""
-    steps = module.step_terms.items() if isinstance(module, UniteModule) else ()
-    named = {f"{modality}/{name}": term for modality, step in steps for name, term in step.terms.items()}
-    values = [term.detach().float().to(module.device) for term in named.values()]
-    return list(named), torch.stack(values) if values else torch.empty(0)
-
-
 def _step_numbers(trainer: Trainer, module: LightningModule) -> tuple[list[str], Tensor]:
     """Names and values of the terms of the loss and of the norm of the gradients, on the module's device."""
-    names, terms = step_terms(module)
-    named: dict[str, Tensor] = dict(zip(names, terms.unbind(), strict=True))
+    steps = module.step_terms.items() if isinstance(module, UniteModule) else ()
+    named = {f"{modality}/{name}": term.float() for modality, step in steps for name, term in step.terms.items()}
     if getattr(trainer.precision_plugin, "scaler", None) is None:
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).float()
@@ -165,22 +160,35 @@ def _message(trainer: Trainer, step: int, culprit: str, num_skipped: int) -> str
     return f"step {step}: {culprit}{skipped}; {advice(trainer)}{other}"
 
 
-def advice(trainer: Trainer) -> str:
-    """From which checkpoint to go on, and with which settings."""
+def advice(trainer: Trainer, last_step: int | None = None) -> str:
+    """From which checkpoint to go on, and with which settings.
+
+    Args:
+        trainer: Knows the run folder.
+        last_step: The last step whose losses were known to be sound; None if that is not asked.
+    """
     knobs = "a smaller --model.optimizer.lr or --trainer.gradient_clip_val"
     folder = Path(trainer.default_root_dir)
-    good = last_good_checkpoint(folder)
+    good = last_good_checkpoint(folder, last_step)
     if good is not None:
         return f"the last good checkpoint is {shown(good)}; continue it with --ckpt_path {shown(good)} and {knobs}"
     written = any(folder.glob("*.ckpt"))
-    state = "no checkpoint here is whole and finite" if written else "no checkpoint was written yet"
+    before = "" if last_step is None else " and from before that"
+    state = f"no checkpoint here is whole and finite{before}" if written else "no checkpoint was written yet"
     return f"{state}; try again with {knobs}"
 
 
-def last_good_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in a folder that is whole and whose weights are all finite; None if there is none."""
+def last_good_checkpoint(folder: Path, last_step: int | None = None) -> Path | None:
+    """The newest checkpoint in a folder that is whole, has finite weights, and was written by a healthy run.
+
+    Args:
+        folder: The run folder.
+        last_step: Leave out checkpoints of later steps.
+    """
     for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
         with suppress(UserError):
-            read_checkpoint(path)
-            return path
+            checkpoint = read_checkpoint(path)
+            is_late = last_step is not None and checkpoint.get("global_step", 0) > last_step
+            if not is_late and not checkpoint.get(UNHEALTHY):
+                return path
     return None

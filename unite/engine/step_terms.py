@@ -14,17 +14,41 @@ class StepTerms(NamedTuple):
         terms: Terms of the loss by name, detached, before weighting.
         weights: Weight of each term.
         batch_size: Number of samples B.
+        spread: How far apart the latents of different samples are, see :func:`latent_spread`.
     """
 
     terms: dict[str, Tensor]
     weights: dict[str, float]
     batch_size: int
+    spread: Tensor
 
     @property
     def loss(self) -> Tensor:
         """Weighted sum of the terms."""
         weighted = [self.weights[name] * term for name, term in self.terms.items()]
         return torch.stack(weighted).sum()
+
+
+@torch.no_grad()
+def latent_spread(latents: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Standard deviation over samples of each channel of each latent, root mean square over channels and latents.
+
+    What differs between the latents of one sample, but not between samples, does not count: it is not of the data.
+
+    Args:
+        latents: Latents, shape (B, K, C).
+        mask: True where a latent is real, shape (B, K); None if all are.
+
+    Returns:
+        A scalar; not a number if no latent is real in two samples.
+    """
+    values = latents.detach().float()
+    real = values.new_ones(values.shape[:2]) if mask is None else mask.to(values)  # (B, K)
+    num = real.sum(dim=0)  # (K,)
+    mean = (values * real[..., None]).sum(dim=0) / num.clamp(min=1)[:, None]  # (K, C)
+    squares = ((values - mean) * real[..., None]).square().sum(dim=(0, 2))  # (K,)
+    freedom = (num - 1).clamp(min=0).sum() * values.shape[2]
+    return (squares.sum() / freedom).sqrt()
 
 
 class SampleMean(Metric):

@@ -57,9 +57,9 @@ class TrainingEngine(ReproducibleModule):
         Not with ``prog_bar=True``: Lightning would read the value in each step, and so wait for the accelerator.
         :class:`unite.callbacks.monitor.LossProgressBar` shows it.
         """
-        for modality, (terms, _, batch_size) in self.step_terms.items():
-            self.num_trained += batch_size
-            self.log_terms("train", modality, terms, batch_size)
+        for modality, step in self.step_terms.items():
+            self.num_trained += step.batch_size
+            self.log_terms("train", modality, step.terms, step.batch_size)
         loss = sum(terms.loss for terms in self.step_terms.values())
         self.log("train/loss", loss)
 
