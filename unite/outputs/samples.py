@@ -76,6 +76,7 @@ def write_samples(
     written: list[Path] = []
     folder = job.folder
     with job.kept_on_interrupt():
+        settings = job.processes.from_first(lambda: settings)  # a seed may be drawn by each process
         with job.processes.agreed():
             require(
                 not film_strip or settings.solver != "dopri5",
