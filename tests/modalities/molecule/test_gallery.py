@@ -151,7 +151,7 @@ def test_all_are_judged_though_some_are_shown(tmp_path: Path) -> None:
 def test_elements_that_are_not_known_keep_the_bonds_of_their_file(tmp_path: Path) -> None:
     mol = Chem.MolFromMolBlock(
         "\n  x  3D\n\n  2  1  0  0  0  0  0  0  0  0999 V2000\n"
-        "    0.0000    0.0000    0.0000 C   0  0\n    1.8000    0.0000    0.0000 Cl  0  0\n  1  2  1  0\nM  END\n"
+        "    0.0000    0.0000    0.0000 C   0  0\n    2.0000    0.0000    0.0000 Li  0  0\n  1  2  1  0\nM  END\n"
     )
     complete = Chem.AddHs(mol, addCoords=True)
     complete.GetConformer().Set3D(True)
