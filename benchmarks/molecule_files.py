@@ -1,4 +1,4 @@
-"""MoleculeFilesDataModule: molecules a second out of the table, the memory that it takes, and how fast files are read.
+"""MoleculeFilesDataModule: molecules a second out of the memory-mapped table, and the memory that it takes.
 
 Run `python benchmarks/molecule_files.py` on an idle machine; one thread reads the table. A million conformers of 50
 atoms are made up, so that nothing is downloaded: `--conformers` says how many. `--root` names a folder for them.

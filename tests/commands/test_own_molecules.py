@@ -75,7 +75,7 @@ def test_the_data_of_another_config_can_be_replaced(run_cli: RunCli, own_sdf: Pa
 def test_what_the_model_says_is_left_out_of_the_data(run_cli: RunCli, own_sdf: Path, tmp_path: Path) -> None:
     given: list[str | Path] = ["--model.adapters.molecule.init_args.elements", "[C,N,O]", "--data.path", own_sdf]
     out = fit(run_cli, tmp_path, *given, "--model.adapters.molecule.init_args.max_atoms", "6")
-    assert "2 of more atoms than the model has places for (too_large)" in out
+    assert "4 of more atoms than the model has places for (too_large)" in out
     assert "1 with P, which the model does not know (element_P)" in out
     assert adapter_settings(tmp_path / "run")["elements"] == ["C", "N", "O"]
 

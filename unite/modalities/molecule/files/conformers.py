@@ -37,13 +37,15 @@ def make_conformers(mol: Chem.Mol, num_conformers: int, seed: int = 0) -> Confor
     """
     mol = Chem.Mol(mol)
     settings: Any = rdDistGeom.ETKDGv3()  # RDKit's stubs give its attributes other types
-    settings.randomSeed = seed
+    settings.randomSeed = seed + 1  # RDKit multiplies it by the number of the conformer: with 0 all would be one
     settings.pruneRmsThresh = 0.1 if num_conformers > 1 else -1.0
     with rdBase.BlockLogs():
         numbers = list(rdDistGeom.EmbedMultipleConfs(mol, num_conformers, settings))
         if not numbers:
             settings.useRandomCoords = True  # what RDKit advises where distances alone lead nowhere
             numbers = list(rdDistGeom.EmbedMultipleConfs(mol, num_conformers, settings))
+        if not numbers:
+            return Conformers(np.zeros((0, mol.GetNumAtoms(), 3), dtype=np.float32), False)
         results = [(0, 0.0)] * len(numbers)
         is_relaxed = True
         if rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
