@@ -34,6 +34,9 @@ _DEFINITIONS: dict[str, Definition] = {
     r"validity_adit": Definition("Valid as ADiT counts it, with OpenBabel's bonds."),
     r"uniqueness(_\w+)?": Definition("Distinct molecules among the valid ones; falls with the number of samples."),
     r"valid_unique(_\w+)?": Definition("Distinct valid molecules, of all samples asked for."),
+    r"validity_icsd24": Definition(
+        "Crystals whose structure and composition are valid, with the oxidation states that are smact 4's default."
+    ),
     r"novelty(_\w+)?": Definition("Distinct valid molecules that the training data lacks. Not a measure of quality."),
     r"charged_carbon(_bonds)?": Definition(
         "Valid only with a charge on a carbon, which real molecules hardly have; part of the validity."
@@ -46,7 +49,8 @@ _DEFINITIONS: dict[str, Definition] = {
     ),
     r"bonds_agree": Definition("Valid by predicted bonds and by positions, with the same bonds."),
     r"match_rate": Definition(
-        "Reconstructions with all atom types right and an RMSD below 0.1 Å after the best rotation."
+        "Molecules: reconstructions with all atom types right and an RMSD below 0.1 Å after the best rotation. "
+        "Crystals: those that StructureMatcher matches with the tolerances of the literature."
     ),
     r"match_rate_005": Definition("As match rate, with 0.05 Å."),
     r"match_rate_03": Definition("As match rate, with 0.3 Å."),
@@ -65,6 +69,29 @@ _DEFINITIONS: dict[str, Definition] = {
     r"atoms/.*": Definition("Atoms of the molecules.", _NUMBER),
     r"element/.*": Definition("Of all atoms."),
     r"num_molecules": Definition("Molecules that were judged.", _NUMBER),
+    # crystals
+    r"structure_validity": Definition("Crystals whose atoms are at least 0.5 Å apart, in a cell of at least 0.1 Å³."),
+    r"structure_validity_random": Definition("The control: the same cells and elements with random coordinates."),
+    r"composition_validity(_icsd24)?": Definition(
+        "Crystals whose charges balance, anions the more electronegative, by smact's rules."
+    ),
+    r"sites_right": Definition("Crystals whose atoms are near the sites that the data has, in any order."),
+    r"copies_cut": Definition("Valid crystals not compared with all, for want of time; they count as copies."),
+    r"density_w1(_real)?": Definition(
+        "Wasserstein-1 distance of densities to the training crystals; real: of its halves.", _NUMBER, "g/cm³"
+    ),
+    r"num_elements_w1(_real)?": Definition(
+        "Wasserstein-1 distance of numbers of elements to the training crystals; real: of its halves.", _NUMBER
+    ),
+    r"match_rate_strict": Definition("Reconstructions that StructureMatcher matches with pymatgen's tolerances."),
+    r"match_rate(_strict)?_random": Definition("The control: what random coordinates in the true cells reach."),
+    r"rms(_strict)?": Definition(
+        "Displacement of matched crystals in units of the cube root of the volume of an atom.", _NUMBER
+    ),
+    r"types_right": Definition("Reconstructions with all elements right."),
+    r"atom_types_right": Definition("Atoms of the right element, of those reconstructed."),
+    r"match_cut": Definition("Reconstructions not compared to the end, for want of time; they count as no match."),
+    r"num_crystals": Definition("Crystals that were judged.", _NUMBER),
     # images
     r"fid": Definition("Fréchet distance to reference images in Inception's features; lower is better.", _NUMBER),
     r"fid_\w+": Definition(

@@ -23,6 +23,7 @@ from unite.modalities.crystal.crystal import Crystal
 from unite.modalities.crystal.data.table import CrystalBatch
 from unite.modalities.crystal.elements import MAX_ELEMENT, SYMBOLS, group, period
 from unite.modalities.crystal.files.drawing import draw_cells
+from unite.modalities.crystal.files.gallery import gallery_of
 from unite.modalities.crystal.files.writing import write_crystals
 from unite.modalities.crystal.metrics.generation import CrystalGenerationMetrics
 from unite.modalities.crystal.metrics.reconstruction import CrystalReconstructionMetrics
@@ -38,6 +39,7 @@ from unite.modalities.crystal.preparation import (
     shuffled,
     waves,
 )
+from unite.modalities.gallery import Gallery
 from unite.nn.blocks import sinusoidal_embedding
 from unite.nn.decoder import LatentDecoder
 from unite.nn.generative_encoder import Tokens
@@ -290,6 +292,10 @@ class CrystalAdapter(ModalityAdapter):
     def save(self, objects: Sequence[Crystal], folder: Path) -> list[Path]:
         """Write ``samples.cif`` and ``samples.extxyz``."""
         return write_crystals(objects, folder)
+
+    def gallery(self, folder: Path, originals: Path | None = None, most: int = 1000) -> Gallery | None:
+        """What :meth:`save` wrote, for ``unite report``: cells in space with bonds and edges; needs pymatgen."""
+        return gallery_of(folder, originals, most)
 
     def generation_metric(self, datamodule: LightningDataModule | None) -> Metric:
         """Validity, uniqueness and the like; novelty and distances if the datamodule knows its training crystals."""

@@ -22,8 +22,8 @@ BOND_FACTOR: Final = 1.15
 
 _FAMILIAR: Final = {"H": "#eeeeee", "C": "#707070", "N": "#4060f0", "O": "#f03020", "F": "#60c850", "S": "#e8d030"}
 _AXES: Final = (("a", "#c02020"), ("b", "#208020"), ("c", "#2040c0"))
-_EDGES: Final = [(i, j) for i in range(8) for j in range(i + 1, 8) if bin(i ^ j).count("1") == 1]
-_CORNERS: Final = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], dtype=float)
+EDGES: Final = [(i, j) for i in range(8) for j in range(i + 1, 8) if bin(i ^ j).count("1") == 1]
+CORNERS: Final = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], dtype=float)
 
 
 def draw_cells(crystals: Sequence[Crystal]) -> Image.Image:
@@ -57,10 +57,10 @@ def draw_cell(crystal: Crystal) -> Image.Image:
 
 
 def _draw_inside(canvas: ImageDraw.ImageDraw, crystal: Crystal, size: int) -> None:
-    numbers, fractional = _with_faces(crystal)
+    numbers, fractional = with_faces(crystal)
     turn = _view()
     centre = crystal.matrix.sum(axis=0) / 2
-    corners = (_CORNERS @ crystal.matrix - centre) @ turn.T
+    corners = (CORNERS @ crystal.matrix - centre) @ turn.T
     places = (fractional @ crystal.matrix - centre) @ turn.T
     # All atoms within the picture, above the words and beside the axes.
     shown = np.concatenate([corners, places])[:, :2]
@@ -75,8 +75,8 @@ def _draw_inside(canvas: ImageDraw.ImageDraw, crystal: Crystal, size: int) -> No
         return float(x), float(y)
 
     parts: list[tuple[float, int, tuple[int, ...]]] = []  # depth, kind, what
-    parts += [(float(corners[list(edge), 2].mean()), 0, edge) for edge in _EDGES]
-    parts += [(float(places[list(pair), 2].mean()), 1, pair) for pair in _bonds(numbers, places)]
+    parts += [(float(corners[list(edge), 2].mean()), 0, edge) for edge in EDGES]
+    parts += [(float(places[list(pair), 2].mean()), 1, pair) for pair in bonds(numbers, places)]
     parts += [(float(place[2]), 2, (index,)) for index, place in enumerate(places)]
     for _, kind, what in sorted(parts):
         if kind == 0:
@@ -114,7 +114,7 @@ def _view() -> NDArray[np.float64]:
     return turn
 
 
-def _with_faces(crystal: Crystal) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def with_faces(crystal: Crystal) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Atoms of the cell, those on its faces, edges and corners also on the opposite ones."""
     fractional = crystal.fractional % 1.0
     fractional = np.where(fractional > 0.98, fractional - 1, fractional)
@@ -127,7 +127,8 @@ def _with_faces(crystal: Crystal) -> tuple[NDArray[np.int64], NDArray[np.float64
     return numbers, fractional
 
 
-def _bonds(numbers: NDArray[np.int64], places: NDArray[np.float64]) -> list[tuple[int, int]]:
+def bonds(numbers: NDArray[np.int64], places: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Pairs of atoms (A,) at places (A, 3) in Å that are near enough for a bond; for pictures only."""
     radii = np.array([_radius(int(number)) for number in numbers])
     distances = np.linalg.norm(places[:, None] - places, axis=-1)
     is_bond = (distances < BOND_FACTOR * (radii[:, None] + radii)) & (distances > 0.5)
