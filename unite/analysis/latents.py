@@ -41,6 +41,7 @@ def pooled_latents(
     generator = torch.Generator(device=module.device).manual_seed(seed)
     found: dict[str, list[Tensor]] = {}
     all_latents, masks = [], []
+    properties: dict[str, list[Tensor]] = {}
     baseline_name = ""
     for samples in batches:
         latents = module.tokenize(modality, samples, generator)
@@ -55,7 +56,10 @@ def pooled_latents(
             found.setdefault("labels", []).append(labels.cpu())
         if hasattr(samples, "molecule_id"):
             found.setdefault("molecule_id", []).append(samples.molecule_id.cpu())
-        name, baseline = _baseline(samples)
+        name, baseline = adapter.baseline(samples) or _baseline(samples)
+        for column, values in adapter.annotations(samples).items():
+            if values.ndim == 1 and values.is_floating_point():
+                properties.setdefault(column, []).append(values.double().cpu())
         if baseline is not None:
             baseline_name = name
             found.setdefault("baseline", []).append(baseline.cpu())
@@ -74,6 +78,7 @@ def pooled_latents(
         baseline=known.get("baseline"),
         baseline_name=baseline_name,
         molecule_id=known.get("molecule_id"),
+        properties={name: torch.cat(parts)[:num_samples] for name, parts in properties.items()},
     )
 
 

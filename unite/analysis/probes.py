@@ -4,7 +4,7 @@ import csv
 import importlib.util
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ PROPERTIES = {
 }
 """Columns of qm9pack's CSV files: name, unit, and factor from the column's unit (1 hartree = 27.211386 eV)."""
 
+MIN_KNOWN = 10
+"""Samples, in training and in test, of which a property must be known to be probed."""
+
 RIDGE_PENALTIES = tuple(float(penalty) for penalty in np.logspace(-4, 4, 17))
 LOGISTIC_STRENGTHS = tuple(float(strength) for strength in np.logspace(-2, 2, 5))
 
@@ -48,6 +51,7 @@ class PooledLatents:
             the pixels (images, made small).
         baseline_name: What that is.
         molecule_id: Number of each molecule in the data set, shape (N,), or None.
+        properties: Properties that the samples carry along, each (N,), NaN where unknown.
     """
 
     pooled: Tensor
@@ -58,6 +62,7 @@ class PooledLatents:
     baseline: Tensor | None
     baseline_name: str
     molecule_id: Tensor | None
+    properties: dict[str, Tensor] = field(default_factory=dict)
 
 
 def read_properties(datamodule: Any, molecule_id: Tensor) -> dict[str, Tensor]:
@@ -165,7 +170,8 @@ def probe_latents(
     Args:
         train: Samples that the probes are fitted to.
         test: Samples that they are judged by.
-        train_properties: Properties of the former by column, from :func:`read_properties`.
+        train_properties: Properties of the former by column, from :func:`read_properties` or carried along; NaN where
+            unknown.
         test_properties: Properties of the latter.
 
     Returns:
@@ -182,15 +188,19 @@ def probe_latents(
             result["classes"][kind] = classification_probe(Probed(x, train.labels, test_x, test.labels))
     probes: dict[str, Any] = {}
     for column in train_properties.keys() & test_properties.keys():
-        name, unit, _ = PROPERTIES[column]
-        y, test_y = train_properties[column], test_properties[column]
+        name, unit, _ = PROPERTIES.get(column, (column, "", 1.0))
+        known, test_known = train_properties[column].isfinite(), test_properties[column].isfinite()
+        y, test_y = train_properties[column][known], test_properties[column][test_known]
+        if len(y) < MIN_KNOWN or len(test_y) < MIN_KNOWN:
+            continue
         constant = np.full(len(test_y), float(y.mean()))
         scores: dict[str, Any] = {"mean of training samples": _regression_scores(constant, test_y.numpy())}
         for kind, (x, test_x) in features.items():
-            scores[kind] = regression_probe(Probed(x, y, test_x, test_y))
+            scores[kind] = regression_probe(Probed(x[known], y, test_x[test_known], test_y))
         probes[name] = {"unit": unit, "std": float(test_y.std()), "scores": scores}
     if probes:
-        result["properties"] = {name: probes[name] for name, *_ in PROPERTIES.values() if name in probes}
+        ordered = [name for name, *_ in PROPERTIES.values() if name in probes]
+        result["properties"] = {name: probes[name] for name in [*ordered, *sorted(set(probes) - set(ordered))]}
     return result
 
 

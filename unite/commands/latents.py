@@ -111,10 +111,14 @@ def _measure(
             found = batches = list(found)
         pooled[use] = looking.pooled_latents(run.module, run.modality, found, number, seed)
         ids = pooled[use].molecule_id
-        properties[use] = {} if ids is None else probes.read_properties(data, ids)
+        properties[use] = pooled[use].properties | ({} if ids is None else probes.read_properties(data, ids))
     test = pooled["test"]
     neighbours = looking.nearest_neighbours(test, NUM_NEIGHBOURS)
-    named = {probes.PROPERTIES[column][0]: values for column, values in properties["test"].items()}
+    named = {
+        probes.PROPERTIES.get(column, (column,))[0]: values
+        for column, values in properties["test"].items()
+        if values.isfinite().all()
+    }
     originals = [item for samples in batches for item in adapter.originals(adapter.prepare(samples))]
     rows, weights = looking.decoded_interpolations(run.module, run.modality, batches[0], NUM_SHOWN, NUM_COLUMNS, seed)
     trajectory = looking.denoising_trajectory(

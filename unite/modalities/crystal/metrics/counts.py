@@ -6,7 +6,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import wasserstein_distance
 
 from unite.modalities.crystal.crystal import Crystal
 from unite.modalities.crystal.metrics.matching import find_distinct
@@ -85,6 +84,8 @@ def distance_metrics(valid: Sequence[Crystal], reference: Sequence[Crystal]) -> 
     """
     if not valid or len(reference) < 2:
         return {}
+    from scipy.stats import wasserstein_distance  # comes with pymatgen
+
     values = {}
     for name, measure in (("density_w1", _density), ("num_elements_w1", _num_elements)):
         real = [measure(crystal) for crystal in reference[:MAX_DISTANCE_SAMPLES]]
