@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.commands import write_overlay
+from tests.support.commands import PATIENCE, until, write_overlay
 from tests.support.paths import REPOSITORY, TINY_CSV, TOY
 from tests.support.processes import run_forked
 from unite import UniteModule, UserError
@@ -246,14 +245,10 @@ def test_processes_that_lightning_starts_leave_no_orphan(toy_run: Path, tmp_path
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    deadline = time.monotonic() + 120
-    while len(list((tmp_path / "out").glob("parts/guidance_1/*.safetensors"))) < 3:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: len(list((tmp_path / "out").glob("parts/guidance_1/*.safetensors"))) >= 3, process)
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(child), signal.SIGKILL)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, err
     (line,) = (out + err).strip().splitlines()
     assert line.startswith("unite: failed: one of the 2 processes of this command was killed or lost")

@@ -132,13 +132,13 @@ class LatentFiles:
                 f"{self._state_file} is damaged ({error}); remove {shown(self.folder.parts)}, and the same command "
                 "starts over"
             ) from error
-        if total != state["total"]:
-            info(f"the split is now of {total} batches, and was of {state['total']}: starting over")
+        if total != state.get("total"):
+            info(f"the split is now of {total} batches, and was of {state.get('total')}: starting over")
             for path in self.folder.parts.glob("*.safetensors"):
                 path.unlink()
             self._state_file.unlink()
             return {}
-        for name, checksum in state["checksums"].items():
+        for name, checksum in state.get("checksums", {}).items():  # older ones have none
             path = self.folder.parts / name
             if not path.is_file() or file_checksum(path) != checksum:
                 raise UserError(
