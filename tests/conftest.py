@@ -14,7 +14,7 @@ from tests.support.paths import TESTS, TINY_CSV, TOY
 from unite.cli import main
 
 # On a shared machine two threads can be a hundred times slower than one on small tensors.
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("UNITE_TEST_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)
