@@ -290,7 +290,9 @@ def test_two_processes_sample_and_evaluate_molecules_as_one(
             codes = run_forked(name, *args, world_size=world_size, output=tmp_path / "said")
             assert codes == [0] * world_size, (tmp_path / "said" / "out0").read_text()
             metrics = json.loads((folder / "metrics.json").read_text())
-            found.append({key: value for key, value in metrics.items() if value is not None})
+            # Losses are means over the atoms of a batch, and so depend on which molecules are in one.
+            losses = ("types", "positions", "distances", "flow")
+            found.append({key: x for key, x in metrics.items() if x is not None and not key.endswith(losses)})
         assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-6), name
     of_one, of_two = (positions(tmp_path / f"sample{n}" / "samples.xyz") for n in (1, 2))
     assert of_two[0] == of_one[0]
