@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from tests.support.commands import RunCli
 from tests.support.pages import read_page
-from tests.support.paths import REPOSITORY
+from tests.support.paths import REPOSITORY, TESTS
 from tests.support.qm9_rows import tiny_molecules
 from unite.files import write_json
 from unite.modalities.image.grid import save_images
@@ -178,6 +179,23 @@ def test_images_by_class_with_their_guidance_sweep(run_cli: RunCli, tmp_path: Pa
         content = base64.b64decode(item["picture"].partition(",")[2])
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), image[:, :, 0])
     assert "2 (shown) 4.25" in page.text
+
+
+def test_the_adapters_of_a_run_show_its_samples(run_cli: RunCli, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(TESTS / "data" / "before_the_move" / "run", folder)
+    save_images(list(np.zeros((2, 8, 8, 1), dtype=np.uint8)), folder / "samples" / "images")
+    save_images(list(np.full((2, 8, 8, 1), 255, dtype=np.uint8)), folder / "reconstructions/reconstructions/images")
+    save_images(list(np.zeros((2, 8, 8, 1), dtype=np.uint8)), folder / "reconstructions/originals/images")
+    result = run_cli("report", folder)
+    assert result.code == 0, result.err
+    page = read_page(folder / "report.html")
+    assert page.headings == ["Run", "Samples", "Reconstructions", "Settings"]
+    assert "modalities image" in page.text
+    samples, made = page.galleries
+    assert len(samples["items"]) == 2
+    assert [item["numbers"] for item in made["items"]] == [{"PSNR / dB": 0.0}] * 2  # white for black
+    assert all(item["original_picture"] != item["picture"] for item in made["items"])
 
 
 def test_a_modality_without_a_gallery_has_settings_curves_and_pictures(run_cli: RunCli, tmp_path: Path) -> None:
