@@ -23,7 +23,7 @@ def line(numbers: list[int], hydrogens: list[int], gaps: dict[int, float] | None
     ("molecule", "reason", "atoms", "words"),
     [
         # CH3-C-CH3: the middle lacks two, and nobody else has any left.
-        (line([6, 6, 6], [3, 0, 3]), "radical", (1,), "C with 2 free valences"),
+        (line([6, 6, 6], [3, 0, 3]), "radical", (1,), "C lacks 2 bonds"),
         (line([6, 6, 8], [3, 2, 0]), "no_bond_orders", (2,), "O lacks a bond"),
         (line([6, 6, 6], [3, 4, 3]), "overvalent_atom", (1,), "C with 6 neighbours"),
         (line([6, 8, 6], [3, 0, 3], gaps={0: 0.3}), "clash", (0, 1), "C and O 0.30 Å apart"),

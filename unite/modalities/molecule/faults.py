@@ -67,7 +67,7 @@ def structure_of_rejected(molecule: Molecule) -> tuple[Chem.Mol, Fault]:
         lacking = {atom: number for atom, number in free.items() if number > 0}
         exceeding = {atom: -number for atom, number in free.items() if number < 0}
         atoms = sorted(lacking | exceeding)
-        told = [_lacking(mol, lacking, "free valence" if reason == "radical" else "bond")] if lacking else []
+        told = [_lacking(mol, lacking)] if lacking else []
         if exceeding:
             told.append(f"{_symbols(mol, sorted(exceeding))} with a bond too many")
         return mol.GetMol(), Fault(tuple(atoms), ", ".join(told) or "no charges and bond orders fit these neighbours")
@@ -126,7 +126,7 @@ def fault_of_graph(graph: MolecularGraph) -> Fault:
     if reason == "radical":
         radicals = {atom.GetIdx(): atom.GetNumRadicalElectrons() for atom in mol.GetAtoms()}
         lacking = {atom: number for atom, number in radicals.items() if number}
-        return Fault(tuple(sorted(lacking)), _lacking(mol, lacking, "bond"))
+        return Fault(tuple(sorted(lacking)), _lacking(mol, lacking))
     counts = [0] * mol.GetNumAtoms() if graph.num_hydrogens is None else graph.num_hydrogens.tolist()
     atoms = [atom.GetIdx() for atom in mol.GetAtoms() if atom.GetTotalNumHs() != counts[atom.GetIdx()]]
     return Fault(tuple(atoms), f"{_symbols(mol, atoms)} with wrong hydrogens")
@@ -170,12 +170,11 @@ def _raise_bond_orders(mol: Chem.RWMol) -> dict[int, int]:
     return {atom.GetIdx(): free for atom in mol.GetAtoms() if (free := free_valence(atom))}
 
 
-def _lacking(mol: Chem.Mol, lacking: dict[int, int], what: str) -> str:
+def _lacking(mol: Chem.Mol, lacking: dict[int, int]) -> str:
     """For instance ``C lacks a bond``, ``C and N lack 3 bonds``."""
     number = sum(lacking.values())
-    count = f"a {what}" if number == 1 else f"{number} {what}s"
-    verb = "with" if what != "bond" else "lacks" if len(lacking) == 1 else "lack"
-    return f"{_symbols(mol, sorted(lacking))} {verb} {count}"
+    count = "a bond" if number == 1 else f"{number} bonds"
+    return f"{_symbols(mol, sorted(lacking))} {'lacks' if len(lacking) == 1 else 'lack'} {count}"
 
 
 def _symbols(mol: Chem.Mol, atoms: Sequence[int]) -> str:
