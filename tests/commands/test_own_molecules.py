@@ -126,7 +126,7 @@ def test_prepare_tells_what_is_in_a_file(run_cli: RunCli, own_sdf: Path, tmp_pat
         ("a.smi", ["CCO"], [], "has 1 molecule to learn from"),
         ("a.csv", ["name,logS", "x,1"], [], "has no column called smiles"),
         ("a.csv", ["smiles", "CC"], ["--data.smiles_column", "SMILE"], "smiles_column is 'SMILE', but"),
-        ("a.smi", ["C" * 500] * 4, [], "too_large"),
+        ("a.smi", ["C" * 500] * 4, [], "(too_large_to_read)"),
     ],
 )
 def test_bad_files_are_one_line_and_leave_no_run(

@@ -5,7 +5,16 @@ import pytest
 from rdkit import Chem
 
 from tests.support.molecule_files import DRUG_LIKE, with_shape
-from unite.modalities.molecule.data.files.records import Found, ReadSettings, RefusedError, are_conformers, read
+from unite.modalities.molecule.data.files.records import (
+    GRAPH_FAULTS,
+    REFUSALS,
+    Found,
+    ReadSettings,
+    RefusedError,
+    are_conformers,
+    read,
+)
+from unite.modalities.molecule.data.files.selection import REASONS
 from unite.modalities.molecule.data.files.sources import Record
 from unite.modalities.molecule.graph import BOND_TYPES
 from unite.modalities.molecule.perception.molecule import hash_key, molecule_key
@@ -115,7 +124,7 @@ def test_faults_of_graphs() -> None:
         ("", "unreadable"),
         ("C[*]", "unknown_element"),
         ("C(C)(C)(C)(C)C", "sanitization"),
-        ("C" * 400, "too_large"),
+        ("C" * 400, "too_large_to_read"),
         ("C" * 100, "too_large_for_conformers"),
     ],
 )
@@ -144,3 +153,8 @@ def test_which_records_are_conformers() -> None:
     turned = Chem.RenumberAtoms(with_shape("CCO", 1), [2, 1, 0, 3, 4, 5, 6, 7, 8])
     assert not are_conformers(first, found_in(turned))
     assert not are_conformers(found_from("CCO"), found_from("CCO"))  # made alike, they would be one shape
+
+
+def test_no_two_reasons_have_one_name() -> None:
+    assert not set(REFUSALS) & set(REASONS)
+    assert set(GRAPH_FAULTS[1:]) <= set(REASONS)

@@ -38,7 +38,7 @@ from unite.workers import Divisible, Failure, num_cpus, work_apart
 
 TABLE_FILE: Final = "molecules.safetensors"
 REPORT_FILE: Final = "report.json"
-CACHE_VERSION: Final = 2
+CACHE_VERSION: Final = 3
 MAX_LISTED: Final = 10_000
 """Refused records that the report lists; all are counted."""
 

@@ -32,7 +32,7 @@ REFUSALS: Final = {
     "sanitization": "with valences or rings that RDKit refuses",
     "mixture": "of several pieces: salts, solvents, mixtures",
     "nonfinite": "with a position that is no number",
-    "too_large": f"of more than {MAX_READ_ATOMS} atoms",
+    "too_large_to_read": f"of more than {MAX_READ_ATOMS} atoms",
     "too_large_for_conformers": f"of more than {MAX_ATOMS} atoms and without a shape",
     "no_conformer": "for which ETKDG finds no shape",
     "too_slow": "that took too long",
@@ -168,7 +168,7 @@ def _with_shapes(mol: Chem.Mol, settings: ReadSettings) -> Found:
         raise RefusedError("mixture", f"{num_pieces} pieces: {Chem.MolToSmiles(mol)[:80]}")
     has_shape = _has_shape(mol)
     complete = Chem.AddHs(mol, addCoords=has_shape)
-    _require_size(complete.GetNumAtoms(), MAX_READ_ATOMS, "too_large")
+    _require_size(complete.GetNumAtoms(), MAX_READ_ATOMS, "too_large_to_read")
     notes = ["hydrogens_added"] if has_shape and complete.GetNumAtoms() > mol.GetNumAtoms() else []
     if settings.num_conformers == 0:
         positions = np.zeros((0, complete.GetNumAtoms(), 3), dtype=np.float32)
@@ -189,7 +189,7 @@ def _with_shapes(mol: Chem.Mol, settings: ReadSettings) -> Found:
 def _require_readable(mol: Chem.Mol) -> None:
     if mol.GetNumAtoms() == 0:
         raise RefusedError("empty")
-    _require_size(mol.GetNumAtoms(), MAX_READ_ATOMS, "too_large")
+    _require_size(mol.GetNumAtoms(), MAX_READ_ATOMS, "too_large_to_read")
     if unknown := [atom for atom in mol.GetAtoms() if atom.GetAtomicNum() == 0 or atom.HasQuery()]:
         raise RefusedError("unknown_element", unknown[0].GetSymbol())
 
@@ -246,7 +246,7 @@ def _from_positions(record: reading.Record, settings: ReadSettings) -> Found:
         raise RefusedError("unreadable", "its hydrogens are counted, not placed")
     if len(molecule.atomic_numbers) == 0:
         raise RefusedError("empty")
-    _require_size(len(molecule.atomic_numbers), MAX_READ_ATOMS, "too_large")
+    _require_size(len(molecule.atomic_numbers), MAX_READ_ATOMS, "too_large_to_read")
     if (unknown := np.flatnonzero(molecule.atomic_numbers == 0)).size:
         raise RefusedError("unknown_element", entry.symbols[unknown[0]])
     if not np.isfinite(molecule.positions).all():
