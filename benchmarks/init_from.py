@@ -1,8 +1,8 @@
 """Molecules of a kind that the shipped QM9 model rarely makes, to be tuned to with `unite fit --init_from qm9`.
 
-`python benchmarks/init_from.py write fluorine.xyz` writes 400 molecules of QM9 with fluorine, drawn by a fixed seed (1.5 %
-of QM9 have some); `python benchmarks/init_from.py count SAMPLES.xyz` counts them among samples. What came of it, and the
-commands in between: docs/results/init_from.md.
+`python benchmarks/init_from.py write fluorine.xyz` writes 400 molecules of QM9 with fluorine, drawn by a fixed seed
+(1.5 % of QM9 have some); `python benchmarks/init_from.py count SAMPLES.xyz` counts them among samples. What came of it,
+and the commands in between: docs/results/init_from.md.
 """
 
 import argparse

@@ -159,8 +159,8 @@ def test_damaged_parts_of_an_interrupted_predict_are_refused_by_name(tmp_path: P
     (tmp_path / "away").rename(parts / "curve-test-00000.safetensors")
     state = read_checked_json(parts / "state.json")
     del state["checksums"]
-    for content in ((parts / "state.json").read_text(), json.dumps(state)):  # the latter from before there were any
-        (parts / "state.json").write_text(content)
+    for text in ((parts / "state.json").read_text(), json.dumps(state)):  # the latter from before there were any
+        (parts / "state.json").write_text(text)
         continued = begun()
         assert (continued.num_batches, continued.num_samples) == (1, {"curve": 2})
 
