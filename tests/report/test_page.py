@@ -11,6 +11,7 @@ from unite.modalities.gallery import Gallery, Item, Scene
 from unite.report.elements import Html, element, joined, section, table
 from unite.report.metrics import metrics_tables
 from unite.report.page import Page
+from unite.report.settings import settings_parts
 from unite.vendor import VIEWER, VIEWER_SHA256
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -98,6 +99,15 @@ def test_elements_escape_what_is_no_html() -> None:
 def test_numbers_are_written_as_what_they_are(name: str, value: float, expected: str) -> None:
     text = "".join(metrics_tables({"run": {name: value}}))
     assert f">{expected}</td>" in text
+
+
+def test_runs_of_other_settings_tell_them() -> None:
+    few = {"a": "x: 1\ny: {z: [1, 2]}\n", "b": "x: 1\ny: {z: [1, 3]}\n"}
+    assert "The runs differ in these settings:" in "".join(settings_parts(few))
+    assert ">y.z</th><td>[1, 2]</td><td>[1, 3]</td>" in "".join(settings_parts(few))
+    assert "The runs have the same settings." in "".join(settings_parts({"a": "x: 1", "b": "x: 1"}))
+    many = {name: "\n".join(f"{name}{number}: 1" for number in range(20)) for name in "ab"}
+    assert "<summary>The runs differ in 40 settings</summary>" in "".join(settings_parts(many))
 
 
 def test_a_run_without_a_metric_has_a_dash() -> None:

@@ -8,6 +8,9 @@ import yaml
 from unite.report.elements import Html, element, table
 from unite.runs.definitions import MISSING
 
+MAX_ROWS = 25
+"""More settings that differ are to be unfolded: runs of different configs differ in most."""
+
 
 def settings_parts(configs: Mapping[str, str]) -> list[Html]:
     """Where the settings of several runs differ, and each config.yaml to be unfolded.
@@ -18,10 +21,13 @@ def settings_parts(configs: Mapping[str, str]) -> list[Html]:
     parts = []
     if len(configs) > 1:
         rows = differences({name: _flat(yaml.safe_load(text)) for name, text in configs.items()})
-        words = "The runs differ in these settings:" if rows else "The runs have the same settings."
-        parts.append(element("p", words))
-        if rows:
-            parts.append(table(["", *configs], rows))
+        if len(rows) > MAX_ROWS:
+            summary = element("summary", f"The runs differ in {len(rows)} settings")
+            parts.append(element("details", summary, table(["", *configs], rows)))
+        elif rows:
+            parts += [element("p", "The runs differ in these settings:"), table(["", *configs], rows)]
+        else:
+            parts.append(element("p", "The runs have the same settings."))
     for name, text in configs.items():
         label = "config.yaml" if len(configs) == 1 else f"config.yaml of {name}"
         parts.append(element("details", element("summary", label), element("pre", text)))
