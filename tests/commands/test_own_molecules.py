@@ -145,3 +145,9 @@ def test_a_drawing_in_an_sdf_is_given_a_shape(run_cli: RunCli, tmp_path: Path) -
     result = run_cli("prepare", "molecules", path, "--cache", tmp_path / "cache", "--num_conformers", "1")
     assert result.code == 0, result.err
     assert "8 shapes made by ETKDG and MMFF94" in result.out
+
+
+def test_a_config_that_leaves_sizes_to_the_data_takes_those_of_a_trained_model(run_cli: RunCli, tmp_path: Path) -> None:
+    options = ["-n", "2", "--num_steps", "2", "--device", "cpu", "--output", tmp_path / "samples"]
+    result = run_cli("sample", "qm9", "--config", "qm9_small", "--data", "null", *options)
+    assert result.code == 0, result.err

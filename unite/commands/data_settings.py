@@ -12,12 +12,13 @@ from typing import Any
 from unite.modalities.base import ModalityAdapter
 
 
-def fill_from_data(settings: Any, has_weights: bool) -> None:
+def fill_from_data(settings: Any, trained: Mapping[str, Any] | None) -> None:
     """Fill in arguments of adapters and datamodules that are None, each from the other side.
 
     Args:
         settings: Parsed settings of a command, with ``model`` and perhaps ``data``; changed in place.
-        has_weights: Whether the model is that of a checkpoint, whose sizes no data can change.
+        trained: Hyper-parameters of the checkpoint whose weights the model is to have, since no data can change its
+            sizes; None for a new model.
 
     Raises:
         UserError: The data cannot be read, or has too little to learn from.
@@ -26,7 +27,9 @@ def fill_from_data(settings: Any, has_weights: bool) -> None:
         adapter_class = _class_of(adapter)
         if not issubclass(adapter_class, ModalityAdapter) or not adapter_class.from_data:
             continue
-        if has_weights:
+        if trained is not None:
+            own = (trained.get("adapters") or {}).get(name) or {}
+            _fill(adapter, own.get("init_args") or {}, only=tuple(adapter_class.from_data))
             _fill(adapter, adapter_class.from_data)
         data = _part(settings.get("data"), name)
         if data is None or not hasattr(_class_of(data), "adapter_settings"):

@@ -147,7 +147,8 @@ class UniteCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Fill in what is found in the data; in fit, make the run folder; no two runs share one."""
-        fill_from_data(self.config[self.subcommand], has_weights=bool(self.asked.checkpoint))
+        trained = self.asked.checkpoint.get("hyper_parameters", {}) if self.asked.checkpoint else None
+        fill_from_data(self.config[self.subcommand], trained)
         if self.subcommand == "fit" and not self.config.fit.trainer.fast_dev_run:
             folder = Path(self.config.fit.trainer.default_root_dir)
             home = home_of(self.asked.run_config, folder)
