@@ -28,7 +28,7 @@ def test_findings_of_a_file(tmp_path: Path) -> None:
     assert found["notes"] == {"hydrogens_added": 1, "conformers_made": 2}
     assert found["properties"] == {"logS": {"known": 2, "smallest": -0.5, "mean": 0.5, "largest": 1.5}}
     assert found["perception"]["looked_at"] == 5
-    assert found["perception"]["valid"] >= 0.8  # the cation may be judged as a neutral molecule
+    assert found["perception"] == {"looked_at": 5, "valid": 1.0, "same_bonds": 1.0, "reasons": {}}  # the cation, too
     text = as_screen(found)
     assert "a.sdf: 6 records, 5 molecules, 5 shapes" in text
     assert "1 of several pieces: salts, solvents, mixtures (mixture)" in text

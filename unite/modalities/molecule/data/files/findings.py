@@ -109,12 +109,14 @@ def _known(values: Tensor) -> dict[str, float]:
 def _perceived(table: FileTable, most: int) -> Perceived:
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))[:most]
     rows = rows[table.num_conformers[rows] > 0].sort().values
+    charges = table.per_molecule(table.charge)
     molecules = []
     for row in rows.tolist():
         atoms = slice(*table.ptr[[row, row + 1]].tolist())
         start = int(table.position_ptr[row])
         positions = table.pos[start : start + int(table.num_atoms[row])]
-        molecules.append(Molecule(table.z[atoms].long().numpy(), positions.numpy()))
+        numbers = table.z[atoms].long().numpy()
+        molecules.append(Molecule(numbers, positions.numpy(), charge=int(charges[row])))
     reasons: dict[str, int] = {}
     num_same = num_valid = 0
     given = table.key[rows].tolist()
