@@ -71,12 +71,10 @@ class UniteTrainer(Trainer):
 
     Raises:
         UserError: The precision is not supported.
-
-    Attributes:
-        command: The command line that trains, for messages that say how to start it again; empty in Python.
     """
 
     command: str = ""
+    """The command line that trains, for messages that say how to start it again; empty in Python."""
 
     def __init__(
         self,
