@@ -1,6 +1,8 @@
 """Fixtures that all tests share."""
 
+import importlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,7 +68,15 @@ def in_toy_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of the toy modality: one python file and one yaml, trained as a user would."""
+    """Run folder of the toy modality: one python file and one yaml, trained as a user would.
+
+    The file is imported, so that commands in this process may use what the run names without ``--trust``.
+    """
+    sys.path.append(str(TOY))
+    try:
+        importlib.import_module("curves")
+    finally:
+        sys.path.remove(str(TOY))
     folder = tmp_path_factory.mktemp("toy") / "run"
     process = shell("fit", "--config", "curves.yaml", "--trainer.default_root_dir", folder)
     out, err = process.communicate(timeout=PATIENCE)

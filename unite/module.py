@@ -192,8 +192,8 @@ class UniteModule(Configurable, SavedModule):
         require(num_samples >= 1, f"num_samples is {num_samples}; it must be at least 1")
         adapter = self.adapter(modality)
         how = adapter.sampling.but(**sampling)
-        if seed is None:
-            seed = int(torch.randint(2**62, ()))  # from the global generator, which seed_everything sets
+        adapter.require_guidable(how.guidance_scale)
+        seed = int(torch.randint(2**62, ())) if seed is None else seed  # of the generator that seed_everything sets
         generator = torch.Generator().manual_seed(seed)
         template = adapter.draw_template(num_samples, labels, generator)
         wanted = torch.arange(num_samples)[slice(None) if indices is None else list(indices)]
@@ -225,8 +225,7 @@ class UniteModule(Configurable, SavedModule):
         """
         require(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1")
         adapter = self.adapter(modality)
-        without = f"guidance_scale is {how.guidance_scale}, but this model was trained without classes: leave it at 1"
-        require(how.guidance_scale == 1 or adapter.num_classes > 0, without)
+        adapter.require_guidable(how.guidance_scale)
         order = indices[torch.argsort(template.sizes[indices], stable=True)]
         with self.evaluation():
             for chosen in order.split(batch_size) if len(order) else ():

@@ -20,6 +20,8 @@ from tests.support.paths import REPOSITORY, TOY
 from unite import UniteModule, UserError
 from unite.commands.lightning_cli import UniteCLI
 from unite.console import one_line
+from unite.flow import SamplingOptions
+from unite.modalities.base import Template
 from unite.modalities.image.shards.writing import ShardSettings, write_shards
 from unite.runs.folder import read_checkpoint, write_metrics
 
@@ -315,11 +317,23 @@ def test_sample_options_reach_the_model(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def generate(self: UniteModule, modality: str, num_samples: int, **options: Any) -> list[torch.Tensor]:
-        seen.update(options, modality=modality, num_samples=num_samples)
-        return [torch.zeros(8, 2)]
+    original = UniteModule.generate_latents
 
-    monkeypatch.setattr(UniteModule, "generate", generate)
+    def generate_latents(
+        self: UniteModule,
+        modality: str,
+        template: Template,
+        indices: torch.Tensor,
+        how: SamplingOptions,
+        batch_size: int,
+        seed: int,
+    ) -> Any:
+        assert template.condition is not None
+        seen.update(vars(how), modality=modality, batch_size=batch_size, seed=seed, num_samples=len(template))
+        seen["labels"] = template.condition[:2].tolist()
+        return original(self, modality, template, indices, how, batch_size, seed)
+
+    monkeypatch.setattr(UniteModule, "generate_latents", generate_latents)
     options = {"num_samples": 7, "num_steps": 3, "solver": "heun", "guidance_scale": 2.0, "noise_scale": 0.9}
     options |= {"restarts": 2, "restart_time": 0.4, "restart_steps": 5}
     args = [f"--{name}={value}" for name, value in options.items()]

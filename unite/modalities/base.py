@@ -318,6 +318,11 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         """What is known of samples without a network, to compare latents with: its name and features (B, F)."""
         return None
 
+    def require_guidable(self, scale: float) -> None:
+        """Refuse guidance by a scale other than 1 with a :class:`UserError` where there are no classes."""
+        without = f"guidance_scale is {scale}, but this model was trained without classes: leave it at 1"
+        require(scale == 1 or self.num_classes > 0, without)
+
     def null_condition(self) -> Tensor:
         """Embedding of "no condition", shape (1, D)."""
         return self.condition_embedding.weight[-1:]
