@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from unite.modalities.base import ModalityAdapter
     from unite.modalities.image.features import FeatureNetwork
     from unite.modalities.image.scores import ImageFiles
+    from unite.modalities.molecule.files.any import AnyFiles
     from unite.modalities.molecule.metrics.scores import MoleculeScores
 
 
@@ -36,18 +37,25 @@ def score_molecules(
     qm9_root: Path = Path("data/qm9"),
     no_novelty: bool = False,
     routes: list[Literal["adit", "posebusters"]] = [],  # noqa: B006 (shown in --help, never written to)
+    reference: Path | None = None,
+    benchmark: Literal["moses"] | None = None,
+    train: Path | None = None,
+    num_reference: int = 30_000,
+    smiles_column: str | None = None,
     num_workers: int | None = None,
     output: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Validity and the like of SDF or XYZ files.
+    """Validity and the like of SDF, XYZ or SMILES files.
 
     Judge molecules by elements, coordinates and total charge alone, as unite's own samples are judged. Bonds in a file
-    and where it puts the charges do not count, unless --bonds as_written asks for them. Every record of the files
-    counts, the broken ones as rejected. Writes metrics.json and rejects.json.
+    and where it puts the charges do not count, unless --bonds as_written asks for them. SMILES are judged by their
+    bonds, and such metrics are named ..._bonds. Every record of the files counts, the broken ones as rejected. Writes
+    metrics.json and rejects.json.
 
     Args:
-        path: SDF, MOL or XYZ file, or a folder with such files.
+        path: SDF, MOL or XYZ file, or a folder with such files; or a file of SMILES (.smi, .csv, .parquet, each also
+            with .gz).
         format: Files to take from a folder that has both, and what .txt files are.
         bonds: as_written: SDF bonds, charges and hydrogens are judged too, as metrics of their own that are named
             ..._as_written.
@@ -56,6 +64,13 @@ def score_molecules(
             first time that a molecule is valid; the result is kept in the folder of --qm9_root.
         routes: Also judge by other definitions, under their names: validity_adit, posebusters/...; slow, and each
             needs packages of its own: pip install "unite-lightning[scores]".
+        reference: File of molecules to compare with: adds FCD, which needs a package: pip install
+            "unite-lightning[fcd]".
+        benchmark: moses: adds the table of MOSES against --reference, its test or scaffold test split, under names
+            moses/...
+        train: File of the training molecules, for the novelty of --benchmark.
+        num_reference: Molecules of --reference to compare with, a fixed random choice; 0 for all.
+        smiles_column: Column of the SMILES in tables; default: the one called so.
         num_workers: Processes that judge; default: one per CPU, at most 8.
         output: Folder for the files; default: beside what is scored, samples_sdf_scores for samples.sdf.
         overwrite: Replace files that the folder has already.
@@ -63,20 +78,25 @@ def score_molecules(
     Raises:
         UserError: There is nothing to score, or an option is wrong.
     """
-    from unite.modalities.molecule.files.reading import SUFFIXES, find_files
+    from unite.commands.score_comparison import Comparison
+    from unite.modalities.molecule.files.any import AnyFiles
     from unite.modalities.molecule.metrics.routes import require_route
 
     require(num_workers is None or num_workers >= 1, f"--num_workers is {num_workers}; it must be at least 1")
-    files = find_files(path, format)
+    files = AnyFiles.find(path, format, smiles_column)
     is_as_written = bonds == "as_written"
-    other = next((file for file in files if SUFFIXES.get(file.suffix.lower(), format) != "sdf"), None)
+    other = next((file for file, kind in files.formats.items() if kind != "sdf"), None)
     if is_as_written and other:
-        raise UserError(f"--bonds as_written: {other} has no bonds; leave the option out, or give SDF files")
+        hint = "SMILES are judged by their bonds anyway" if files.are_smiles else "give SDF files"
+        raise UserError(f"--bonds as_written: {other} is no SDF; leave the option out: {hint}")
+    if routes and files.are_smiles:
+        raise UserError(f"--routes needs positions, and {path} has SMILES; leave the option out")
+    comparison = Comparison.find(reference, benchmark, train, num_reference, smiles_column, num_workers)
     for route in routes:
         require_route(route)
     with new_results(output or _default_output(path), overwrite) as folder:
         scores, train_keys, novelty = _judge(
-            files, format, is_as_written, num_workers, None if no_novelty else qm9_root
+            files, is_as_written, num_workers, None if no_novelty else qm9_root, comparison is not None
         )
         if scores.num_readable == 0:
             raise UserError(
@@ -85,7 +105,9 @@ def score_molecules(
                 else f"none of the {scores.num_records:,} records of {path} can be read as a molecule; the first: "
                 f"{scores.rejects[0]['detail']}"
             )
-        values = scores.metrics(train_keys) | _metrics_of_routes(routes, files, format, scores, num_workers)
+        values = scores.metrics(train_keys) | _metrics_of_routes(routes, files, scores, num_workers)
+        if comparison is not None:
+            values |= comparison.metrics(scores.smiles or [])
         rejects = {
             "num_rejected": len(scores.rejects),
             "unknown_elements": dict(scores.unknown_elements.most_common()),
@@ -93,7 +115,9 @@ def score_molecules(
         }
         # Before anything is printed: whoever reads the output may stop reading.
         written = [write_json(folder / "metrics.json", values), write_json(folder / "rejects.json", rejects)]
-    _say_scores(scores, values, files, is_as_written)
+    _say_scores(scores, values, list(files.formats), is_as_written)
+    for line in comparison.remarks if comparison else []:
+        print(line)
     if train_keys is None:
         print(f"novelty: {novelty}")
     _report(written)
@@ -106,19 +130,18 @@ def _default_output(path: Path) -> Path:
 
 
 def _judge(
-    files: list[Path], format: FileFormat | None, is_as_written: bool, num_workers: int | None, qm9_root: Path | None
+    files: "AnyFiles", is_as_written: bool, num_workers: int | None, qm9_root: Path | None, keep_smiles: bool
 ) -> "tuple[MoleculeScores, Callable[[bool], Collection[int]] | None, str]":
     """All records judged, with the keys of the training molecules, or why there are none."""
     from tqdm import tqdm
 
-    from unite.modalities.molecule.files.reading import read_records
     from unite.modalities.molecule.metrics.scores import MoleculeScores, judge_all
     from unite.workers import num_cpus
 
-    scores = MoleculeScores()
+    scores = MoleculeScores(are_graphs=files.are_smiles, smiles=[] if keep_smiles else None)
     novelty = "left out: no molecule is valid" if qm9_root else "left out as asked"
     train_keys = loading = None
-    judging = judge_all(read_records(files, format), is_as_written, num_workers or num_cpus())
+    judging = judge_all(files.records(), is_as_written, num_workers or num_cpus())
     with closing(judging) as judged, ThreadPoolExecutor(1) as thread:
         for found in tqdm(judged, desc="score", unit="mol", leave=False, disable=is_quiet() or None):
             scores.add(found)
@@ -134,13 +157,9 @@ def _judge(
 
 
 def _metrics_of_routes(
-    routes: Iterable[str],
-    files: list[Path],
-    format: FileFormat | None,
-    scores: "MoleculeScores",
-    num_workers: int | None,
+    routes: Iterable[str], files: "AnyFiles", scores: "MoleculeScores", num_workers: int | None
 ) -> dict[str, float]:
-    from unite.modalities.molecule.files.reading import parse, read_records
+    from unite.modalities.molecule.files.reading import parse
     from unite.modalities.molecule.metrics.routes import route_metrics
     from unite.modalities.molecule.metrics.scores import file_reason
     from unite.workers import num_cpus
@@ -148,19 +167,20 @@ def _metrics_of_routes(
     if not routes:
         return {}
     deadly = {(reject["file"], reject["record"]) for reject in scores.rejects if reject["reason"] == "crashed"}
-    records = read_records(files, format)
-    entries = [None if (record.file, record.number) in deadly else parse(record) for record in records]
+    entries = [None if (record.file, record.number) in deadly else parse(record) for record in files.records()]
     molecules = [None if entry is None or file_reason(entry) else entry.molecule for entry in entries]
     return route_metrics(list(routes), molecules, num_workers or num_cpus())
 
 
 def _say_scores(scores: "MoleculeScores", values: dict[str, Any], files: list[Path], is_as_written: bool) -> None:
     print(f"{scores.num_records:,} molecules in {', '.join(map(shown, files[:3]))}{', ...' if files[3:] else ''}")
-    if not is_as_written:
+    if scores.are_graphs:
+        print("bonds as their SMILES say; denominators count every record")
+    elif not is_as_written:
         print("bonds perceived from elements and coordinates; denominators count every record")
-    rare = ("reject/", "reject_as_written/")
+    rare = ("reject/", "reject_as_written/", "reject_bonds/")
     print(as_table({name: value for name, value in list(values.items())[1:] if value or not name.startswith(rare)}))
-    if num_flat := round(values["reject/flat"] * scores.num_records):
+    if num_flat := round(values.get("reject/flat", 0) * scores.num_records):
         print(f"{num_flat:,} are drawings in the plane (2D), all rejected; --bonds as_written judges their bonds")
     for reject in [reject for reject in scores.rejects if reject["reason"] in ("crashed", "too_slow")][:5]:
         place = f"record {reject['record']} of {shown(reject['file'])}"
@@ -168,9 +188,9 @@ def _say_scores(scores: "MoleculeScores", values: dict[str, Any], files: list[Pa
         print(f"{reject['reason'].replace('_', ' ')}: {place}, {words}")
     if scores.num_ions:
         print(f"{scores.num_ions:,} molecules are ions by the charges of their files, and are judged as such")
-    if scores.num_outside_edm:
+    if scores.num_outside_edm and not scores.are_graphs:
         print("EDM's stabilities are left out: its table knows no elements but H, C, N, O and F")
-    if not scores.num_with_hydrogens:
+    if not scores.num_with_hydrogens and not scores.are_graphs:
         print("no molecule has a hydrogen, which perception needs; add them, or count them in a column num_hydrogens")
     for symbol, number in scores.unknown_elements.most_common(MAX_ELEMENTS_TOLD):
         print(f"unknown element {printable(symbol)}: in {number:,} molecules, all rejected")

@@ -14,6 +14,7 @@ from torch import Tensor
 from unite.errors import UserError
 from unite.files import replacing
 from unite.files.checked import tensor_checksum
+from unite.modalities.frechet import distance_of_normals
 
 #: Neighbours that span the manifolds of precision and recall (Kynkäänniemi et al. 2019).
 NUM_NEIGHBOURS = 3
@@ -123,24 +124,8 @@ def _require_small(archive: zipfile.ZipFile, path: Path) -> None:
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> Tensor:
-    r"""Squared Fréchet distance of two normal distributions.
-
-    :math:`|m_1 - m_2|^2 + \mathrm{tr}(S_1 + S_2 - 2 (S_1 S_2)^{1/2})` (Heusel et al. 2017). With factors
-    :math:`S_i = A_i A_i^T`, the trace of the root is the sum of the singular values of :math:`A_1^T A_2`; unlike the
-    root of a product this loses no digits where covariances are singular.
-    """
-    difference = (first.mean - second.mean).square().sum()
-    shared = torch.linalg.svdvals(_factor(first.covariance).T @ _factor(second.covariance)).sum()
-    distance: Tensor = difference + first.covariance.trace() + second.covariance.trace() - 2 * shared
-    return distance.clamp(min=0)
-
-
-def _factor(covariance: Tensor) -> Tensor:
-    """A with A A^T = covariance, shape (D, rank)."""
-    values, vectors = torch.linalg.eigh(covariance)
-    is_real = values > values.max() * len(values) * torch.finfo(values.dtype).eps  # the rest is noise around zero
-    factor: Tensor = vectors[:, is_real] * values[is_real].sqrt()
-    return factor
+    """Squared Fréchet distance of two normal distributions."""
+    return distance_of_normals(first.mean, first.covariance, second.mean, second.covariance)
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> Tensor:

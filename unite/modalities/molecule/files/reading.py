@@ -37,13 +37,13 @@ class Record(NamedTuple):
     Attributes:
         file: Name of the file.
         number: Place of the record in the file, from 1.
-        format: How to read it.
+        format: How to read it. A SMILES has one line.
         lines: Its lines, without the ``$$$$`` that ends a record of an SDF.
     """
 
     file: str
     number: int
-    format: Format
+    format: Literal["sdf", "xyz", "smiles"]
     lines: list[str]
 
 

@@ -12,10 +12,11 @@ from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from rdkit import Chem, rdBase
+from rdkit import Chem
 
-from unite.modalities.molecule.files.reading import Entry, Record, counted_hydrogens, parse
+from unite.modalities.molecule.files.reading import Entry, Record, parse
 from unite.modalities.molecule.metrics.shares import Counts, share
+from unite.modalities.molecule.metrics.written import WRITTEN_REASONS, Written, judge_as_written, judge_smiles
 from unite.modalities.molecule.perception.elements import ELEMENTS
 from unite.modalities.molecule.perception.molecule import (
     REJECT_REASONS,
@@ -25,7 +26,6 @@ from unite.modalities.molecule.perception.molecule import (
     molecule_key,
 )
 from unite.modalities.molecule.perception.perceive import perceive_all
-from unite.modalities.molecule.perception.sanitizing import TooManyRingsError, sanitize
 from unite.modalities.molecule.perception.stability import edm_stability, is_outside_edm
 from unite.workers import Divisible, Failure, in_order, work_apart
 
@@ -39,29 +39,11 @@ FILE_REASONS: Final = ("unreadable", "too_large", "flat", "crashed")
 ``crashed`` that judging it ended the process that did so, twice.
 """
 
-WRITTEN_REASONS: Final = (
-    "unreadable",
-    "too_slow",
-    "crashed",
-    "sanitization",
-    "disconnected",
-    "radical",
-    "implicit_hydrogen",
-)
-"""Reasons to reject a molecule by the bonds of its SDF, in the order of the checks."""
-
 RECORDS_AT_ONCE = 200
 
 ELEMENT_SYMBOLS: Final = frozenset(map(Chem.GetPeriodicTable().GetElementSymbol, ELEMENTS))
 
 _EMPTY = Molecule(np.zeros(0, dtype=np.int64), np.zeros((0, 3)))
-
-
-class Written(NamedTuple):
-    """What the bonds in an SDF make of a molecule: the key of a valid one, or one of :data:`WRITTEN_REASONS`."""
-
-    key: int | None
-    reason: str | None
 
 
 class Judged(NamedTuple):
@@ -81,6 +63,7 @@ class Judged(NamedTuple):
         is_valid_edm: Whether it is valid by EDM's table.
         is_outside_edm: Whether it has elements that EDM's table does not know.
         charge: Total charge that its file gives it.
+        smiles: Its SMILES without stereochemistry; of a SMILES also if it is rejected, but can be read.
         symbols: How many atoms have each symbol.
         written: What its bonds as written make of it, if that was asked.
     """
@@ -98,6 +81,7 @@ class Judged(NamedTuple):
     is_valid_edm: bool
     is_outside_edm: bool
     charge: int
+    smiles: str | None
     symbols: Counter[str]
     written: Written | None
 
@@ -105,10 +89,14 @@ class Judged(NamedTuple):
 def judge(records: list[Record], as_written: bool = False) -> list[Judged]:
     """Judge records, each as :class:`~unite.modalities.molecule.metrics.generation.MoleculeGenerationMetrics` would.
 
+    SMILES, which have no positions, are judged by their bonds.
+
     Args:
         records: Records of files.
         as_written: Judge the bonds of SDF records as well.
     """
+    if records and records[0].format == "smiles":  # of all or of none
+        return [_judge_smiles(record) for record in records]
     return judge_parsed(records, [parse(record) for record in records], as_written)
 
 
@@ -119,13 +107,14 @@ def judge_parsed(records: Sequence[Record], entries: Sequence[Entry], as_written
     judged = []
     for index, (record, entry, found) in enumerate(zip(records, entries, perceive_all(molecules), strict=True)):
         reason = file_reason(entry) or found.reason
+        smiles = None if found.mol is None else molecule_key(found.mol)
         judged.append(
             Judged(
                 file=record.file,
                 number=record.number,
                 reason=reason,
                 detail=_detail(entry, reason),
-                key=None if found.mol is None else hash_key(molecule_key(found.mol)),
+                key=None if smiles is None else hash_key(smiles),
                 is_united=molecules[index].num_hydrogens is not None,
                 is_connected=found.is_connected,
                 has_charged_carbon=found.mol is not None and has_charged_carbon(found.mol),
@@ -134,11 +123,34 @@ def judge_parsed(records: Sequence[Record], entries: Sequence[Entry], as_written
                 is_valid_edm=bool(edm.is_valid[index]),
                 is_outside_edm=is_outside_edm(molecules[index]),
                 charge=molecules[index].charge,
+                smiles=smiles,
                 symbols=_symbols(entry),
                 written=judge_as_written(record) if as_written else None,
             )
         )
     return judged
+
+
+def _judge_smiles(record: Record) -> Judged:
+    found = judge_smiles(record.lines[0])
+    return Judged(
+        file=record.file,
+        number=record.number,
+        reason=found.reason,
+        detail=found.detail,
+        key=hash_key(found.smiles) if found.smiles is not None and found.reason is None else None,
+        is_united=False,
+        is_connected=found.is_connected,
+        has_charged_carbon=found.reason is None and found.has_charged_carbon,
+        num_atoms=len(found.symbols),
+        num_stable_atoms=0,
+        is_valid_edm=False,
+        is_outside_edm=False,
+        charge=0,
+        smiles=found.smiles,
+        symbols=Counter(found.symbols),
+        written=None,
+    )
 
 
 def file_reason(entry: Entry) -> str | None:
@@ -163,40 +175,6 @@ def _symbols(entry: Entry) -> Counter[str]:
     if entry.molecule is not None and entry.molecule.num_hydrogens is not None:
         symbols["H"] += int(entry.molecule.num_hydrogens.sum())
     return symbols
-
-
-def judge_as_written(record: Record) -> Written:
-    """Whether a molecule is valid with the bonds, charges and hydrogens that its SDF gives it.
-
-    In our own files of united atoms the hydrogens are those counted: the valences must imply just as many.
-    """
-    with rdBase.BlockLogs():
-        mol: Chem.Mol | None = Chem.MolFromMolBlock(
-            "\n".join(record.lines), sanitize=False, removeHs=False, strictParsing=False
-        )
-        if mol is None or mol.GetNumAtoms() == 0:
-            return Written(None, "unreadable")
-        try:
-            sanitize(mol)
-        except TooManyRingsError:
-            return Written(None, "too_slow")
-        except (ValueError, RuntimeError):
-            return Written(None, "sanitization")
-        atoms = list(mol.GetAtoms())
-        reason = None
-        if len(Chem.GetMolFrags(mol)) > 1:
-            reason = "disconnected"
-        elif any(atom.GetNumRadicalElectrons() for atom in atoms):
-            reason = "radical"
-        elif [str(atom.GetTotalNumHs()) for atom in atoms] != _implied_hydrogens(record, len(atoms)):
-            reason = "implicit_hydrogen"
-        return Written(hash_key(molecule_key(mol)) if reason is None else None, reason)
-
-
-def _implied_hydrogens(record: Record, num_atoms: int) -> list[str]:
-    """How many hydrogens each atom may have that are no atoms: those counted, unless they were added as atoms."""
-    counts = counted_hydrogens(record.lines)
-    return counts if counts is not None and len(counts) == num_atoms else ["0"] * num_atoms
 
 
 def judge_all(
@@ -244,6 +222,7 @@ def refused(record: Record, failure: Failure, as_written: bool = False) -> Judge
         is_valid_edm=False,
         is_outside_edm=False,
         charge=0,
+        smiles=None,
         symbols=_symbols(entry),
         written=Written(None, failure.reason) if as_written else None,
     )
@@ -254,11 +233,15 @@ class MoleculeScores:
     """Metrics of records, added up one by one.
 
     Attributes:
+        are_graphs: Whether the records are SMILES, which have bonds and no positions.
+        smiles: SMILES of the records that have one, if they are to be kept.
         rejects: The rejected records: file, record, reason, detail.
         unknown_elements: Molecules rejected for an element, by its symbol.
         num_with_hydrogens: Records that have hydrogens, as atoms or counted.
     """
 
+    are_graphs: bool = False
+    smiles: list[str | None] | None = None
     num_records: int = 0
     num_with_hydrogens: int = 0
     rejects: list[dict[str, Any]] = field(default_factory=list)
@@ -274,6 +257,8 @@ class MoleculeScores:
     def add(self, judged: Judged) -> None:
         """Add one record."""
         self.num_records += 1
+        if self.smiles is not None:
+            self.smiles.append(judged.smiles)
         if judged.num_atoms or judged.reason not in ("unreadable", "crashed"):
             self._sizes.append(judged.num_atoms)
         self._symbols.update(judged.symbols)
@@ -330,20 +315,23 @@ class MoleculeScores:
         :data:`FILE_REASONS`. ``atoms/...`` are numbers of atoms over all molecules that can be read, ``element/X`` is
         the share of X of their atoms. ``..._as_written`` judges bonds, charges and hydrogens as the SDF gives them: a
         molecule is valid if RDKit sanitizes it and it is one piece without radicals and without implied hydrogens.
+        Of SMILES, names end in ``_bonds``, as those of
+        :class:`~unite.modalities.molecule.metrics.graphs.GraphGenerationMetrics`.
 
         Args:
             train_keys: Gives the keys of the training molecules, for counted hydrogens (True) or not; None leaves
                 novelty out.
         """
         total, counts = self.num_records, self._counts
+        suffix = "_bonds" if self.are_graphs else ""
         num_distinct = sum(map(len, self._keys.values()))
         values = {
             "num_molecules": float(total),
             **Counts(
                 total, counts["valid"], num_distinct, counts["charged_carbon"], counts["connected"], counts["atoms"]
-            ).shares(),
+            ).shares(suffix),
         }
-        if not self.num_outside_edm:
+        if not self.num_outside_edm and not self.are_graphs:
             values |= {
                 "atom_stability": share(counts["stable_atoms"], counts["atoms"]),
                 "molecule_stability": share(counts["stable"], total),
@@ -351,7 +339,7 @@ class MoleculeScores:
             }
         if train_keys is not None:
             num_novel = sum(len(keys.difference(train_keys(united))) for united, keys in self._keys.items() if keys)
-            values["novelty"] = share(num_novel, num_distinct)
+            values[f"novelty{suffix}"] = share(num_novel, num_distinct)
         if self._written_reasons:
             num_valid, distinct = self._written_reasons["valid"], self._written_keys
             values["validity_as_written"] = share(num_valid, total)
@@ -362,8 +350,8 @@ class MoleculeScores:
                 values["novelty_as_written"] = share(num_novel, len(distinct))
             for reason in WRITTEN_REASONS:
                 values[f"reject_as_written/{reason}"] = share(self._written_reasons[reason], total)
-        for reason in (*FILE_REASONS, *REJECT_REASONS):
-            values[f"reject/{reason}"] = share(self._reasons[reason], total)
+        for reason in WRITTEN_REASONS if self.are_graphs else (*FILE_REASONS, *REJECT_REASONS):
+            values[f"reject{suffix}/{reason}"] = share(self._reasons[reason], total)
         sizes = np.array(self._sizes)
         values |= {f"atoms/{name}": float(getattr(np, name)(sizes)) for name in ("min", "median", "max", "std")}
         num_atoms = self._symbols.total()

@@ -80,7 +80,7 @@ def test_folders_and_patterns_are_taken_by_name_each_file_once(tmp_path: Path) -
     [
         ("nothing.sdf", None, "no such file, folder or pattern"),
         ("a.doc", "x", "no molecule file by its name; known are .sdf"),
-        ("a.csv", "name,logS\nx,1\n", "no column called smiles; name one in data.smiles_column: name, logS"),
+        ("a.csv", "name,logS\nx,1\n", "no column called smiles; name one in smiles_column: name, logS"),
         ("a.zip", "not packed", "cannot be unpacked"),
         ("a.sdf.gz", "not packed", "cannot read"),
     ],

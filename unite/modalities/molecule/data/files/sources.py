@@ -217,11 +217,11 @@ def _smiles_place(header: Sequence[str], asked: str | None, file: File) -> int:
     columns = ", ".join(header[:20]) or "no columns"
     if asked is not None:
         if asked not in header:
-            raise UserError(f"data.smiles_column is {asked!r}, but {file} has {columns}")
+            raise UserError(f"smiles_column is {asked!r}, but {file} has {columns}")
         return header.index(asked)
     called = [place for place, name in enumerate(header) if re.fullmatch(r"(canonical_?|rdkit_?)?smiles", name.lower())]
     if not called:
-        raise UserError(f"{file} has no column called smiles; name one in data.smiles_column: {columns}")
+        raise UserError(f"{file} has no column called smiles; name one in smiles_column: {columns}")
     return called[0]
 
 
