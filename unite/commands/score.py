@@ -87,8 +87,11 @@ def score_molecules(
     is_as_written = bonds == "as_written"
     other = next((file for file, kind in files.formats.items() if kind != "sdf"), None)
     if is_as_written and other:
-        hint = "SMILES are judged by their bonds anyway" if files.are_smiles else "give SDF files"
-        raise UserError(f"--bonds as_written: {other} is no SDF; leave the option out: {hint}")
+        if files.are_smiles:
+            raise UserError(
+                f"--bonds as_written: {other} has SMILES, whose bonds are judged anyway; leave the option out"
+            )
+        raise UserError(f"--bonds as_written: {other} has no bonds; leave the option out, or give SDF files")
     if routes and files.are_smiles:
         raise UserError(f"--routes needs positions, and {path} has SMILES; leave the option out")
     comparison = Comparison.find(reference, benchmark, train, num_reference, smiles_column, num_workers)
