@@ -77,7 +77,7 @@ def test_table_of_moses_and_fcd_beside_a_reference(run_cli: RunCli, tmp_path: Pa
         (("--reference", "{tmp}/a.csv"), "has no column called smiles; name one in smiles_column: x, y"),
         (("--reference", "{tmp}/bad.smi"), "has no molecules that can be read"),
         (("--num_reference", "-1"), "--num_reference is -1; it must be 0 (all) or more"),
-        (("--bonds", "as_written"), "has SMILES, whose bonds are judged anyway; leave it out"),
+        (("--bonds", "as_written"), "has SMILES, whose bonds are judged anyway; leave the option out"),
         (("--routes", "posebusters"), "--routes needs positions"),
     ],
 )
