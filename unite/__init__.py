@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from unite.engine.optimizer import OptimizerSettings
     from unite.errors import UserError
     from unite.flow import TimeDistribution
-    from unite.modalities.base import ModalityAdapter, Template
+    from unite.modalities.base import FileScores, ModalityAdapter, Template
     from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
     from unite.modalities.molecule.graph import data_from_mol, mol_from_data
     from unite.modalities.molecule.metrics.generation import score_molecules
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Configurable",
+    "FileScores",
     "GenerativeEncoder",
     "ModalityAdapter",
     "Molecule",
@@ -44,6 +45,7 @@ __all__ = [
 _HOMES = {
     "Configurable": "unite.configurable",
     "GenerativeEncoder": "unite.nn.generative_encoder",
+    "FileScores": "unite.modalities.base",
     "ModalityAdapter": "unite.modalities.base",
     "Molecule": "unite.modalities.molecule.perception.molecule",
     "OptimizerSettings": "unite.engine.optimizer",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric
 
-from unite import ModalityAdapter, Template, Tokens, UserError
+from unite import FileScores, ModalityAdapter, Template, Tokens, UserError
 
 CLASSES = ("circle", "ellipse")
 
@@ -87,6 +87,20 @@ class CurveAdapter(ModalityAdapter):
         file = folder / "curves.json"
         file.write_text(json.dumps([points.tolist() for points in objects]))
         return [file]
+
+    @classmethod
+    def score_files(cls, path: Path, num_workers: int | None = None) -> FileScores:
+        """Mean radius of the curves that :meth:`save` wrote; those that are no lists of points are rejected."""
+        metric, rejects = MeanRadius(), []
+        curves = json.loads(path.read_text())
+        for number, curve in enumerate(curves, 1):
+            points = torch.tensor(curve, dtype=torch.float)
+            if points.ndim == 2 and points.shape[1] == 2:
+                metric.update([points])
+            else:
+                rejects.append({"file": path.name, "record": number, "reason": "no_curve"})
+        values = {name: float(value) for name, value in metric.compute().items()}
+        return FileScores(len(curves), {**values, "reject/no_curve": len(rejects) / len(curves)}, rejects)
 
     def generation_metric(self, datamodule: LightningDataModule | None) -> Metric | None:
         """Mean radius."""
