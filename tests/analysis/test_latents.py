@@ -248,3 +248,19 @@ def test_trajectory_refuses_what_it_cannot_show(tmp_path: Path) -> None:
         denoising_trajectory(module, "curve", 2, solver="dopri5")
     with pytest.raises(UserError, match="num_steps is 0"):
         denoising_trajectory(module, "curve", 2, num_steps=0)
+
+
+def test_properties_that_samples_carry_are_probed_where_they_are_known(tmp_path: Path) -> None:
+    case = CASES["crystals"]
+    data = case.make_data(tmp_path)
+    data.setup("fit")
+    batches = [batch["crystal"] for batch in data.train_dataloader()]
+    found = pooled_latents(build_module(case), "crystal", batches, 60)
+    assert found.baseline_name == "composition"
+    assert set(found.properties) == set(data.table().property_names)  # type: ignore[attr-defined]
+    energies = torch.full((60,), torch.nan, dtype=torch.float64)
+    energies[:30] = torch.arange(30.0)
+    targets = {"formation_energy_per_atom": energies, "never_known": torch.full((60,), torch.nan)}
+    scores = probe_latents(found, found, targets, targets)["properties"]
+    assert set(scores) == {"formation_energy_per_atom"}
+    assert all(math.isfinite(score["r2"]) for score in scores["formation_energy_per_atom"]["scores"].values())
