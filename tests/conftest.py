@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from unite.cli import main
 
 # On a shared machine two threads can be a hundred times slower than one on small tensors.
 torch.set_num_threads(int(os.environ.get("UNITE_TEST_THREADS", "1")))
+
+# A shell ignores Ctrl-C in what it runs in the background, and so would all commands that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
