@@ -59,7 +59,7 @@ def test_guesses_are_understood(typed: str, meant: str, tmp_path: Path) -> None:
     ("typed", "words"),
     [
         ("fit qm9_smal", "--config qm9_smal does not exist; did you mean qm9_small?"),
-        ("fit nonsense", "those of the package are cifar10, digits, "),
+        ("fit nonsense", "those of the package are cifar10, crystals_small, digits, "),
         ("fit --config configs/qm9_smal.yaml", "did you mean configs/qm9_small.yaml?"),
         ("fit qm9_small --trainer.max_step 3", "unknown option: --trainer.max_step; did you mean --trainer.max_steps?"),
         ("fit qm9_small --max_stps 3", "unknown option: --max_stps; did you mean --trainer.max_steps?"),

@@ -15,15 +15,15 @@ HEADLINES = (
     r"lpips",
     r"rfid.*",
     FIRST_OF_SAMPLES,
-    r"structure_validity(_random)?",
-    r"composition_validity",
-    r"sites_right",
     r"uniqueness(_bonds)?",
     r"novelty(_bonds)?",
     r"charged_carbon(_bonds)?",
     r"fid.*",
     r"precision.*",
     r"recall.*",
+    r"structure_validity(_random)?",
+    r"composition_validity",
+    r"sites_right",
 )
 """Metrics of tables and figures, in order. A modality with none of them shows all it has; metrics.json has all."""
 
