@@ -15,16 +15,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressB
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 
-from unite.callbacks.bursts import BurstGuard
+from unite.callbacks import BurstGuard, GenerationMetrics, LastCheckpoint, NonFiniteGuard
 from unite.callbacks.checks.memory import StepMemory
 from unite.callbacks.checks.monitors import MonitorsExist
 from unite.callbacks.continued_checkpoints import ContinuedCheckpoints
 from unite.callbacks.forecast import Forecast
-from unite.callbacks.generation_metrics import GenerationMetrics
 from unite.callbacks.interrupts import checkpoint_on_interrupt
-from unite.callbacks.last_checkpoint import LastCheckpoint
 from unite.callbacks.monitor import LossProgressBar, TrainingMonitor
-from unite.callbacks.non_finite import NonFiniteGuard
 from unite.callbacks.slow_steps import SlowSteps
 from unite.callbacks.summary import OptimizerSummary
 from unite.callbacks.validation_line import ValidationLine
