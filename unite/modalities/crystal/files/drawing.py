@@ -44,7 +44,7 @@ def draw_cell(crystal: Crystal) -> Image.Image:
     picture = Image.new("RGB", (size, size), "white")
     canvas = ImageDraw.Draw(picture)
     reason = structure_reason(crystal)
-    words = crystal.formula if len(crystal.formula) < 24 else crystal.formula[:22] + "…"
+    words = crystal.formula if len(crystal.formula) < 20 else crystal.formula[:18] + "…"
     if np.isfinite(crystal.matrix).all() and 0 < crystal.num_atoms <= MAX_DRAWN_ATOMS:
         _draw_inside(canvas, crystal, size)
     elif crystal.num_atoms > MAX_DRAWN_ATOMS:
