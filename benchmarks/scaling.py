@@ -198,9 +198,10 @@ def memory(module: UniteModule, num_atoms: int = QM9_ATOMS) -> Bytes:
     decoder_width = decoder.norm.weight.numel()
     tokenizer = encoder_activations(encoder, 2 * num_registers + context)
     tokenizer += len(decoder.blocks) * DECODER_BLOCK_BYTES * num_registers * decoder_width
-    flow = (module.flow_chunk or module.flow_steps) * encoder_activations(encoder, num_registers + context)
+    chunk = module.flow_settings.flow_chunk
+    flow = (chunk or module.flow_steps) * encoder_activations(encoder, num_registers + context)
     # Chunks are computed after the reconstruction has been differentiated and freed.
-    activations = tokenizer + flow if module.flow_chunk is None else max(tokenizer, flow)
+    activations = tokenizer + flow if chunk is None else max(tokenizer, flow)
     return Bytes(
         states=12 * parameters + moments + 2 * parameters,  # weights, gradients, average; copies in bfloat16
         activations=activations,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from unite import workers
 from unite.workers import Divisible, in_order, work_apart
 
 JOBS = [[0, 1, 2], [3, 4], [5], [6, 7, 8]]
@@ -59,16 +58,14 @@ def test_a_process_that_is_killed_once_costs_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "killed").exists()
 
 
-def test_a_record_without_end_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "JOB_SECONDS", 0.3)
-    monkeypatch.setattr(workers, "RECORD_SECONDS", 0.3)
-
+def test_a_record_without_end_is_too_slow() -> None:
     def work(record: int) -> int:
         while record == 3:
             pass
         return record
 
-    assert done(work) == [[0, 1, 2], ["3 too_slow took more than 0.3 s", 4], [5], [6, 7, 8]]
+    found = in_order(work_apart(doing(work), JOBS, 2, job_seconds=0.3, record_seconds=0.3))
+    assert list(found) == [[0, 1, 2], ["3 too_slow took more than 0.3 s", 4], [5], [6, 7, 8]]
 
 
 def test_an_error_is_told_with_its_record() -> None:
@@ -76,12 +73,12 @@ def test_an_error_is_told_with_its_record() -> None:
 
 
 @pytest.mark.parametrize("is_working", [False, True])
-def test_processes_end_with_their_parent(is_working: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "JOB_SECONDS", 0.5)
+def test_processes_end_with_their_parent(is_working: bool) -> None:
     alive, ours = os.pipe()  # at its end when no process has it open any more
     parent = os.fork()
     if parent == 0:
-        started = work_apart(doing(lambda record: record if record < 6 or not is_working else _loop()), JOBS, 2)
+        work = doing(lambda record: record if record < 6 or not is_working else _loop())
+        started = work_apart(work, JOBS, 2, job_seconds=0.5)
         next(started)
         next(started)
         os.write(ours, b"started")

@@ -86,7 +86,6 @@ class UniteModule(Configurable, SavedModule):
         # The method.
         self.time = time
         self.flow_steps = flow_steps
-        self.flow_chunk = flow_chunk
         self.flow_settings = FlowSettings(flow_steps, flow_chunk, flow_loss, stop_gradient, time)
         self.flow_weight = flow_weight
         self.noise_probability = noise_probability
@@ -144,7 +143,7 @@ class UniteModule(Configurable, SavedModule):
             spread = latent_spread(latents, registers.mask)
             detached = {name: term.detach() for name, term in terms.items()}
             self.step_terms[modality] = StepTerms(detached, weights, len(template), spread)
-        if self.flow_chunk is None:
+        if self.flow_settings.flow_chunk is None:
             self.log_step()  # else the flow loss is known only after the backward pass
         return loss
 
@@ -359,7 +358,7 @@ class UniteModule(Configurable, SavedModule):
 
     def on_after_backward(self) -> None:
         """Log the step if it could not be logged before."""
-        if self.flow_chunk is not None:
+        if self.flow_settings.flow_chunk is not None:
             self.log_step()
 
     # ------------------------------------------------------------------ a run
@@ -373,7 +372,7 @@ class UniteModule(Configurable, SavedModule):
         """
         super().setup(stage)
         require_precision(self.trainer.precision)
-        require_supported(self, self.flow_chunk, self.trainer)
+        require_supported(self, self.flow_settings.flow_chunk, self.trainer)
         if self.is_compiled and self.trainer.is_global_zero:
             info("compiling encoder and decoder: the first steps take minutes")
         if stage == "fit":

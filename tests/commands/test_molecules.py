@@ -165,7 +165,7 @@ def test_reconstruct_writes_inputs_beside_reconstructions(run_cli: RunCli, run: 
         assert len(Chem.SDMolSupplier(str(tmp_path / name / "samples.sdf"), sanitize=False)) == 4
     originals = [mol.GetProp("valid") for mol in Chem.SDMolSupplier(str(tmp_path / "originals" / "samples.sdf"))]
     assert originals == ["True"] * 4
-    assert Image.open(tmp_path / "reconstructions.png").size == (4 * 2 * 264, 18 + 244)
+    assert Image.open(tmp_path / "reconstructions.png").size == (2 * 3 * 224, 18 + 2 * 206)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert {"match_rate", "rmsd", "type_accuracy"} <= metrics.keys()
 

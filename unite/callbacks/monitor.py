@@ -35,13 +35,13 @@ class TrainingMonitor(Callback):
 
     def __init__(self) -> None:
         self._logged_step = -1
-        self._start = (0.0, 0, 0)
+        self._start: tuple[float, int, int] | None = None  # set when the first batch begins: much is looked at before
         self._rates: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure from here."""
+        """Forget an earlier run."""
         self._logged_step = trainer.global_step
-        self._start = _now(trainer, pl_module)
+        self._start = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave out the time that a validation took."""
@@ -49,6 +49,7 @@ class TrainingMonitor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the rates that the coming step takes: at its end the schedule has moved on."""
+        self._start = self._start or _now(trainer, pl_module)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         self._rates = {f"lr/{group.get('algorithm', index)}": group["lr"] for index, group in enumerate(groups)}
 
@@ -60,8 +61,9 @@ class TrainingMonitor(Callback):
         if not trainer.loggers or step == self._logged_step or not interval or step % interval:
             return
         self._logged_step = step
-        before, self._start = self._start, _now(trainer, pl_module)
-        seconds, steps, samples = (now - then for now, then in zip(self._start, before, strict=True))
+        now = _now(trainer, pl_module)
+        before, self._start = self._start or now, now
+        seconds, steps, samples = (after - then for after, then in zip(now, before, strict=True))
         values = dict(self._rates)
         if seconds > 0 and steps > 0:
             values["train/steps_per_second"] = steps / seconds

@@ -163,7 +163,8 @@ class _Making:
             def take_kept() -> Tensor:
                 for indices, latents in kept:
                     add(indices, self._finished(latents, template[indices]))
-                return torch.tensor([index for index in range(settings.num_samples) if index not in made])
+                left = [index for index in range(settings.num_samples) if index not in made]
+                return torch.tensor(left, dtype=torch.long)
 
             missing = processes.from_first(take_kept)
             # Each process has samples of all sizes.

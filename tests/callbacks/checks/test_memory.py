@@ -121,7 +121,7 @@ def sizes(folder: Path) -> dict[str, float]:
 
     def note(trainer: Trainer, module: UniteModule, batch: Any) -> None:
         found["whole"] = estimate(trainer, module, batch).total()
-        module.flow_chunk = 1
+        module.flow_settings = replace(module.flow_settings, flow_chunk=1)
         found["chunks"] = estimate(trainer, module, batch).total()
         module.encoder.gradient_checkpointing = True
         recomputed = estimate(trainer, module, batch)
@@ -145,7 +145,7 @@ def test_a_step_that_fits_is_left_alone(
         have_free(monkeypatch, number)
         capsys.readouterr()
         module, _ = fit(tmp_path, StepMemory())
-        assert module.flow_chunk is None
+        assert module.flow_settings.flow_chunk is None
         assert not module.encoder.gradient_checkpointing
         assert not capsys.readouterr().out
 
@@ -163,7 +163,7 @@ def test_a_step_that_does_not_fit_is_computed_in_parts_with_the_same_result(
     (line,) = capsys.readouterr().out.splitlines()
     assert re.match(r"a step of 16 samples takes up to \d\.\d MiB, but \d\.\d MiB are free", line)
     assert ("gradient checkpointing" in line) == module.encoder.gradient_checkpointing == (fitting == "recomputed")
-    assert module.flow_chunk == 1
+    assert module.flow_settings.flow_chunk == 1
     for weight, expected in zip(module.state_dict().values(), plain, strict=False):
         torch.testing.assert_close(weight, expected, rtol=0.02, atol=2e-4)  # Muon amplifies rounding
     torch.testing.assert_close(trainer.callback_metrics["train/loss"], plain[-1])

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,12 +67,12 @@ class StepMemory(Callback):
         self._is_done = True
         if trainer.world_size > 1 or pl_module.is_compiled:
             return
-        before = pl_module.flow_chunk
+        before = pl_module.flow_settings
         try:
             refusal = self._fit_into_memory(trainer, pl_module, batch)
         except Exception:  # an estimate that fails is no reason for a run to fail
             logger.debug("the memory of a step could not be estimated", exc_info=True)
-            pl_module.flow_chunk = before
+            pl_module.flow_settings = before
             return
         if refusal:
             raise UserError(refusal)
@@ -88,7 +88,7 @@ class StepMemory(Callback):
             return ""
         needed, there_is = _in_words(whole.total()), _in_words(free)
         told = f"a step of {whole.described} takes up to {needed}, but {there_is} are free beside a reserve"
-        module.flow_chunk = 1
+        module.flow_settings = replace(module.flow_settings, flow_chunk=1)
         parts = estimate(trainer, module, batch)
         if parts.total() <= free:
             say(f"{told}: computed with {_IN_CHUNKS}, it takes {_in_words(parts.total())}")
