@@ -111,6 +111,7 @@ def test_a_training_that_ends_without_validation_is_validated(
     assert json.loads((tmp_path / "out" / "ablations.json").read_text())["one"]["0"]["val/curve/points"] > 0
 
 
+@pytest.mark.slow
 def test_alignment_follows_each_training_and_is_not_repeated(
     run_cli: RunCli, tmp_path: Path, overlays: dict[str, Path], calls: list[str]
 ) -> None:

@@ -73,6 +73,7 @@ def check_figure(path: Path) -> None:
     assert path.stat().st_size < 300_000
 
 
+@pytest.mark.slow
 def test_align_in_a_shell(toy_run: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [*UNITE, "align", "--ckpt_path", str(toy_run), *QUICK, "--output", str(tmp_path / "out")]

@@ -373,17 +373,26 @@ def test_guidance_sweep_takes_the_scale_of_the_lowest_fid(
 ) -> None:
     seen: list[float] = []
 
-    def generate(self: UniteModule, modality: str, num_samples: int, **options: Any) -> list[torch.Tensor]:
-        seen.append(options["guidance_scale"])
-        return [torch.full((8, 2), abs(options["guidance_scale"] - 2.0))]
+    original = UniteModule.generate_latents
 
-    monkeypatch.setattr(UniteModule, "generate", generate)
+    def generate_latents(
+        self: UniteModule, modality: str, template: Template, indices: torch.Tensor, how: SamplingOptions, *rest: Any
+    ) -> Any:
+        seen.append(how.guidance_scale)
+        return original(self, modality, template, indices, how, *rest)
+
+    def finish(self: Any, prediction: Any, template: Template) -> list[torch.Tensor]:
+        return [torch.full((8, 2), abs(seen[-1] - 2.0))] * len(template)
+
+    monkeypatch.setattr(UniteModule, "generate_latents", generate_latents)
+    monkeypatch.setattr("curves.CurveAdapter.finish", finish)
     options = ["--ckpt_path", toy_run, "--guidance_sweep", "[1.0, 2.5, 4.0]", "--output", tmp_path]
     refused = run_cli("sample", *options)
     assert refused.code == 2
     assert "this modality has none" in refused.err
     assert not [path for path in tmp_path.iterdir() if path.name != "parts"]
     monkeypatch.setattr("curves.MeanRadius.compute", lambda self: {"fid_toy": self.total / self.count})
+    shutil.rmtree(tmp_path / "parts")
     seen.clear()
     result = run_cli("sample", *options)
     assert result.code == 0, result.err

@@ -68,7 +68,7 @@ def test_the_same_atoms_give_the_same_drawing_with_hydrogens_counted_or_not(is_c
     assert count(picture, MARK) > 100
 
 
-@pytest.mark.parametrize("num_atoms", [9, 29, 200])
+@pytest.mark.parametrize("num_atoms", [9, 29, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_clump_is_drawn_whatever_rdkit_would_do(num_atoms: int) -> None:
     generator = np.random.default_rng(0)
     for spread in (0.3, 1.0):
