@@ -113,6 +113,7 @@ def test_wrong_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_rates(tmp_path: Path) -> None:
     assert gpu.main(["--dry", "--output", str(tmp_path), "--stages", "versions", "rates"]) == 0
     stages = json.loads((tmp_path / "gpu.json").read_text())["stages"]

@@ -149,6 +149,7 @@ def test_each_modality_is_aligned_where_compare_looks(tmp_path: Path, monkeypatc
     assert made == [("align", "--ckpt_path", str(trial.folder), "--modality", "molecule", "--output", folder)]
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_continues_where_it_stopped(
     run_cli: RunCli, tmp_path: Path, overlays: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -270,6 +270,7 @@ def positions(file: Path) -> tuple[list[str], np.ndarray]:
     return [row[0] for row in atoms], np.array([[float(x) for x in row[1:]] for row in atoms])
 
 
+@pytest.mark.slow
 def test_two_processes_sample_and_evaluate_molecules_as_one(
     molecule_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
