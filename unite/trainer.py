@@ -332,9 +332,7 @@ class UniteTrainer(Trainer):
         settings = {"split": split, "num_samples": num_samples, "modality": modality, "seed": seed}
         name = folder_name("reconstructions", modality, model.adapters)
         limit_batches(datamodule_of(datamodule, modality) or datamodule, num_samples)
-        work = partial(
-            write_reconstructions, model, datamodule, split, modality, num_samples, seed=torch.initial_seed()
-        )
+        work = partial(write_reconstructions, model, datamodule, split, modality, num_samples, seed=seed)
         run_job(self, model, output, name, settings, overwrite, work)
 
     def predict(  # type: ignore[override]  # Lightning's returns what a module's forward gives; a UniteModule has none

@@ -1,10 +1,11 @@
 """Which rows of a table go together in a batch, for any modality: disjoint between processes, and resumable."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
@@ -204,6 +205,53 @@ class ResumableDataLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Lets the epoch of the state go on behind its batches; other epochs begin at their beginning."""
         self.sampler.resume(state["epoch"], state["num_given"])
+
+
+def table_loader(
+    trainer: Trainer | None,
+    dataset: Dataset[Any],
+    items: Tensor,
+    batch_size: int,
+    sampler: Callable[..., BatchSampler],
+    *,
+    split: str,
+    samples: str,
+    num_workers: int,
+    pin_memory: bool,
+) -> DataLoader[Any]:
+    """A loader of a split of a table, whose dataset gives whole batches.
+
+    Args:
+        trainer: The trainer, if there is one: it says how many processes there are.
+        dataset: Gives a batch for a list of items.
+        items: What to ask for to get each sample of the split, shape (N,).
+        batch_size: Samples in a batch.
+        sampler: Makes the sampler from ``num_replicas`` and ``rank``, where there are several processes.
+        split: Name of the split.
+        samples: What the samples are, for messages.
+        num_workers: Processes that make batches ahead.
+        pin_memory: A GPU takes what lies in pinned memory without being waited for.
+
+    Raises:
+        UserError: There are fewer samples than processes.
+    """
+    distributed = (trainer.distributed_sampler_kwargs if trainer else None) or {}
+    if (num_processes := distributed.get("num_replicas", 1)) > len(items):
+        raise UserError(
+            f"{num_processes} processes cannot share {len(items)} {samples} of split {split}; "
+            f"raise data.num_{split} or lower trainer.devices"
+        )
+    options: dict[str, Any] = {
+        "batch_size": None,
+        "collate_fn": unchanged,
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "pin_memory": pin_memory,
+    }
+    if trainer and trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+        # Lightning then puts in a sampler of its own, which numbers the items of the dataset.
+        return DataLoader(FixedBatches(dataset, [part.tolist() for part in items.split(batch_size)]), **options)
+    return ResumableDataLoader(dataset, sampler=sampler(**distributed), **options)
 
 
 def one_line(error: UserError) -> UserError:

@@ -1,7 +1,7 @@
 """What the commands that make something with a model have in common: a folder, and processes that share the work."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,13 @@ class Job:
     def progress(self, **options: Any) -> "tqdm[Any]":
         """A progress bar, which one process shows for all."""
         return tqdm(**options, disable=not self.show_progress or not self.processes.is_first)
+
+    def finish(self, written: Sequence[Path]) -> None:
+        """End the work: say what was written, and how to look at it."""
+        self.folder.finish()
+        for path in written:
+            print(f"wrote {shown(path)}")
+        info(f"to look at them: unite report {shown(self.folder.path)}")
 
     @contextmanager
     def kept_on_interrupt(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
 
-from unite.console import info, shown
+from unite.console import info
 from unite.errors import UserError
 from unite.files import write_json
 from unite.modalities.base import ModalityAdapter
@@ -97,10 +97,7 @@ def write_reconstructions(
         if metric is not None:
             print(as_short_table(values))
             written.append(write_json(job.folder.path / "metrics.json", values))
-    job.folder.finish()
-    for path in written:
-        print(f"wrote {shown(path)}")
-    info(f"to look at them: unite report {shown(job.folder.path)}")
+    job.finish(written)
 
 
 class _Decoded(NamedTuple):

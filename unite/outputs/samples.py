@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 
-from unite.console import info, is_first_process, shown
+from unite.console import info, is_first_process
 from unite.engine.noise import SampleNoise
 from unite.errors import UserError, require
 from unite.files import write_json
@@ -120,10 +120,7 @@ def write_samples(
             if caution is not None:
                 warnings.warn(caution, stacklevel=1)
             written.append(write_json(folder.path / "metrics.json", values))
-    folder.finish()
-    for path in written:
-        print(f"wrote {shown(path)}")
-    info(f"to look at them: unite report {shown(folder.path)}")
+    job.finish(written)
 
 
 @dataclass(frozen=True)

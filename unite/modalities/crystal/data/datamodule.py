@@ -11,6 +11,7 @@ Sources and licences of the small sets:
   figures on it are not those of the literature's split.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from unite.errors import UserError, require
-from unite.modalities.batches import FixedBatches, ResumableDataLoader, SizedBatchSampler, unchanged
+from unite.modalities.batches import SizedBatchSampler, table_loader
 from unite.modalities.crystal.data.csv_files import load_or_read
 from unite.modalities.crystal.data.table import SPLITS, CrystalBatch, CrystalRows, CrystalTable, Split, packed_table
 
@@ -151,31 +152,23 @@ class CrystalDataModule(LightningDataModule):
 
     def _dataloader(self, split: Split, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
         rows = self.rows(split)
-        distributed = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
-        if (num_processes := distributed.get("num_replicas", 1)) > rows.numel():
-            raise UserError(
-                f"{num_processes} processes cannot share {rows.numel()} crystals of split {split}; "
-                f"raise data.num_{split} or lower trainer.devices"
-            )
-        num_workers = 0 if self.source == "csv" else self.num_workers
-        options: dict[str, Any] = {
-            "batch_size": None,  # the dataset gives whole batches
-            "collate_fn": unchanged,
-            "num_workers": num_workers,
-            "persistent_workers": num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
-        crystals = CrystalRows(self.table())
-        if self.trainer and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
-            # Lightning then puts in a sampler of its own, which numbers the items of the dataset.
-            return DataLoader(FixedBatches(crystals, [part.tolist() for part in rows.split(batch_size)]), **options)
-        sampler = SizedBatchSampler(
+        sampler = partial(
+            SizedBatchSampler,
             rows,
             self.table().num_atoms,
             batch_size,
             shuffle=shuffle,
             seed=self.seed,
             bucket_by_size=self.bucket_by_size,
-            **distributed,
         )
-        return ResumableDataLoader(crystals, sampler=sampler, **options)
+        return table_loader(
+            self.trainer,
+            CrystalRows(self.table()),
+            rows,
+            batch_size,
+            sampler,
+            split=split,
+            samples="crystals",
+            num_workers=0 if self.source == "csv" else self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )

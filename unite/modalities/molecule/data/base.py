@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,8 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import Batch
 
-from unite.errors import UserError
-from unite.modalities.batches import BatchSampler, FixedBatches, ResumableDataLoader, unchanged
+from unite.modalities.batches import BatchSampler, table_loader
 
 Hydrogens = Literal["explicit", "counted"]
 Split = Literal["train", "val", "test"]
@@ -102,23 +102,14 @@ class MoleculeDataModule(LightningDataModule, ABC):
 
     def _dataloader(self, split: Split, batch_size: int, shuffle: bool = False) -> DataLoader[dict[str, Batch]]:
         rows = self.rows(split)
-        distributed = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
-        if (num_processes := distributed.get("num_replicas", 1)) > rows.numel():
-            raise UserError(
-                f"{num_processes} processes cannot share {rows.numel()} molecules of split {split}; "
-                f"raise data.num_{split} or lower trainer.devices"
-            )
-        options: dict[str, Any] = {
-            "batch_size": None,  # the datasets below give whole batches
-            "collate_fn": unchanged,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            # A GPU takes what lies in pinned memory without being waited for.
-            "pin_memory": torch.cuda.is_available() and not self.on_device,
-        }
-        molecules = self.molecules(self.trainer.strategy.root_device if self.on_device and self.trainer else "cpu")
-        if self.trainer and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
-            # Lightning then puts in a sampler of its own, which numbers the items of the dataset.
-            batches = [batch.tolist() for batch in self.samples_of(rows).split(batch_size)]
-            return DataLoader(FixedBatches(molecules, batches), **options)
-        return ResumableDataLoader(molecules, sampler=self.sampler(rows, batch_size, shuffle, **distributed), **options)
+        return table_loader(
+            self.trainer,
+            self.molecules(self.trainer.strategy.root_device if self.on_device and self.trainer else "cpu"),
+            self.samples_of(rows),
+            batch_size,
+            partial(self.sampler, rows, batch_size, shuffle),
+            split=split,
+            samples="molecules",
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available() and not self.on_device,
+        )
