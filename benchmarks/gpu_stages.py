@@ -257,7 +257,7 @@ def measure(
     repeats = max(3, min(50, int((0.05 if options.dry else budget) / once)))
     taken = seconds(lambda: [step(batch) for _ in range(repeats)], device) / repeats
     num_atoms = batch["molecule"]._largest if "molecule" in batch else 0
-    flops = size * sample_flops(module, num_atoms).training(module.flow_steps)
+    flops = size * sample_flops(module, num_atoms).training(module.flow_settings.flow_steps)
     found = {
         "batch": size,
         "samples/s": size / taken,

@@ -199,7 +199,7 @@ def memory(module: UniteModule, num_atoms: int = QM9_ATOMS) -> Bytes:
     tokenizer = encoder_activations(encoder, 2 * num_registers + context)
     tokenizer += len(decoder.blocks) * DECODER_BLOCK_BYTES * num_registers * decoder_width
     chunk = module.flow_settings.flow_chunk
-    flow = (chunk or module.flow_steps) * encoder_activations(encoder, num_registers + context)
+    flow = (chunk or module.flow_settings.flow_steps) * encoder_activations(encoder, num_registers + context)
     # Chunks are computed after the reconstruction has been differentiated and freed.
     activations = tokenizer + flow if chunk is None else max(tokenizer, flow)
     return Bytes(
@@ -265,11 +265,12 @@ def step(model: str, num_gpus: int, hardware: Hardware) -> Step:
     samples = max(1024 if is_image else own_batch, SMALLEST_SHARE * num_gpus)
     share = samples // num_gpus
     batch = min(share, own_batch)
-    flops = sample_flops(module).training(module.flow_steps, module.encoder.gradient_checkpointing)
+    flops = sample_flops(module).training(module.flow_settings.flow_steps, module.encoder.gradient_checkpointing)
     held = memory(module)
     count = 256 if is_image else QM9_ATOMS
     context = 0 if module.encoder.context_start is None else len(module.encoder.context_embedding)
-    tokens = 2 * count + context + module.flow_steps * (count + context) + count  # tokenized, denoised, decoded
+    denoised = module.flow_settings.flow_steps * (count + context)
+    tokens = (2 * count + context) + denoised + count  # tokenized, denoised, decoded
     link = hardware.link_in_machine if num_gpus <= hardware.gpus_per_machine else hardware.link_between
     sent = 2 * (num_gpus - 1) / num_gpus * held.gradients
     rate = hardware.matrix_rate * hardware.efficiency
@@ -323,9 +324,9 @@ def model_table(hardware: Hardware) -> list[str]:
         parameters = sum(parameter.numel() for parameter in module.parameters())
         flops, held = sample_flops(module), memory(module)
         parts = f"{flops.tokenize / 1e9:.3g}, {flops.denoise / 1e9:.3g}, {flops.decode / 1e9:.3g}"
-        total = flops.training(module.flow_steps, module.encoder.gradient_checkpointing)
+        total = flops.training(module.flow_settings.flow_steps, module.encoder.gradient_checkpointing)
         lines.append(
-            f"| {name} | {parameters / 1e6:.1f} | {module.flow_steps} | {parts}, {flops.lpips / 1e9:.3g} "
+            f"| {name} | {parameters / 1e6:.1f} | {module.flow_settings.flow_steps} | {parts}, {flops.lpips / 1e9:.3g} "
             f"| {total / 1e9:,.0f} | {held.states / 2**30:.1f} | {held.activations / 2**20:.0f} "
             f"| {held.checkpoint / 1e9:.1f} |"
         )

@@ -84,8 +84,6 @@ class UniteModule(Configurable, SavedModule):
     ) -> None:
         super().__init__(optimizer)
         # The method.
-        self.time = time
-        self.flow_steps = flow_steps
         self.flow_settings = FlowSettings(flow_steps, flow_chunk, flow_loss, stop_gradient, time)
         self.flow_weight = flow_weight
         self.noise_probability = noise_probability
@@ -273,7 +271,7 @@ class UniteModule(Configurable, SavedModule):
         def draw_noise(step: int) -> Tensor:
             return how.noise_scale * noise(step, shape).to(self.device)
 
-        return sample_path(reported, draw_noise, self.time, how, on_step, registers.mask)
+        return sample_path(reported, draw_noise, self.flow_settings.time, how, on_step, registers.mask)
 
     # ------------------------------------------------------------------ use
 

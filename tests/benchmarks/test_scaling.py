@@ -86,7 +86,7 @@ def test_a_step_has_the_operations_of_the_formula(
 ) -> None:
     module, batch = make()
     found = counted(lambda: module.train().training_step(batch, 0).backward())
-    expected = scaling.sample_flops(module, ATOMS).training(module.flow_steps, checkpointing)
+    expected = scaling.sample_flops(module, ATOMS).training(module.flow_settings.flow_steps, checkpointing)
     assert abs(found / expected - 1) < 0.03  # data has no gradient
 
 

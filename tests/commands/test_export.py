@@ -244,7 +244,7 @@ def test_checkpoints_of_the_command_line_and_of_python_load_without_pickled_code
     module: UniteModule, toy_run: Path, tmp_path: Path
 ) -> None:
     from_cli = UniteModule.load_from_checkpoint(toy_run / "last.ckpt", weights_only=True, trust=True)
-    assert from_cli.flow_steps == 2
+    assert from_cli.flow_settings.flow_steps == 2
     trainer = UniteTrainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, callbacks=[WeightAveraging()])
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "python.ckpt")

@@ -415,8 +415,9 @@ def test_command_line_beats_run_config_beats_defaults(
     run_cli: RunCli, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(UniteCLI, "_run_subcommand", lambda cli, _: seen.append(cli.model.flow_steps))
-    assert UniteModule.load_from_checkpoint(toy_run / "last.ckpt", trust=True).flow_steps == 2  # the default is 3
+    monkeypatch.setattr(UniteCLI, "_run_subcommand", lambda cli, _: seen.append(cli.model.flow_settings.flow_steps))
+    loaded = UniteModule.load_from_checkpoint(toy_run / "last.ckpt", trust=True)
+    assert loaded.flow_settings.flow_steps == 2  # the default is 3
     run_cli("test", "--ckpt_path", toy_run)
     run_cli("test", "--ckpt_path", toy_run, "--model.flow_steps", "1")
     (tmp_path / "later.yaml").write_text("model: {flow_steps: 4}\n")

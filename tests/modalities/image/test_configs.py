@@ -39,8 +39,8 @@ def test_settings_are_those_of_the_paper(size: str) -> None:
     config = settings(size)
     with torch.device("meta"):
         module = model(size)
-    assert module.flow_steps == 14
-    assert module.time.shift == 0.5
+    assert module.flow_settings.flow_steps == 14
+    assert module.flow_settings.time.shift == 0.5
     assert (module.noise_probability, module.noise_min_time) == (0.5, 0.7)
     optimizer = module.optimizer_settings
     assert optimizer.muon
