@@ -43,7 +43,7 @@ class AnyFiles:
             files = find_files(path, only)
             return cls({file: SUFFIXES.get(file.suffix.lower(), only or "") for file in files}, False, only, [], None)
         packed = sources.find_sources([str(path)], option)
-        are_smiles = {file.format not in ("sdf", "xyz") for file in packed}
+        are_smiles = {file.format in sources.SMILES_FORMATS for file in packed}
         if len(are_smiles) > 1:
             raise UserError(f"{option} {path} has SMILES and files with positions; give them apart")
         formats = {Path(str(file)): file.format for file in packed}

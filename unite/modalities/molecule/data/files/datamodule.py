@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class MoleculeFilesDataModule(MoleculeDataModule):
-    """Molecules of files: SDF, MOL, XYZ, extended XYZ, SMILES (``.smi``, or a column of CSV or Parquet).
+    """Molecules of files: SDF, MOL, XYZ, extended XYZ, SMILES (``.smi``, or a column of CSV or Parquet), PyG, GEOM.
 
     Batches are as of :class:`QM9DataModule`; with properties they have also `y` (B, properties), NaN where one is
     missing. Files are read once, and kept in `cache` as a memory-mapped table. Unreadable records, mixtures and the

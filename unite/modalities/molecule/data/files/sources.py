@@ -9,16 +9,17 @@ import gzip
 import io
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TextIO
 
 from unite.errors import UserError
 from unite.files import open_text
+from unite.modalities.molecule.data.files.packed import read_geom_msgpack, read_geom_pickle, read_pyg
 from unite.modalities.molecule.files.reading import SUFFIXES, cut
 
-Format = Literal["sdf", "xyz", "smi", "csv", "parquet"]
+Format = Literal["sdf", "xyz", "smi", "csv", "parquet", "pyg", "msgpack", "pickle"]
 
 FORMATS: Final[dict[str, Format]] = {
     **SUFFIXES,
@@ -27,7 +28,16 @@ FORMATS: Final[dict[str, Format]] = {
     ".csv": "csv",
     ".tsv": "csv",
     ".parquet": "parquet",
+    ".pt": "pyg",
+    ".msgpack": "msgpack",
+    ".pickle": "pickle",
 }
+SMILES_FORMATS: Final = frozenset({"smi", "csv", "parquet"})
+_WHOLE_FORMATS: Final[dict[str, tuple[Literal["sdf", "xyz"], Callable[[Path], Iterator[list[str]]]]]] = {
+    "pyg": ("xyz", read_pyg),
+    "msgpack": ("xyz", read_geom_msgpack),
+    "pickle": ("sdf", read_geom_pickle),
+}  # files that are no text, by the form of the records that come of them
 PARQUET_HINT: Final = 'pip install "unite-lightning[parquet]" (or: pip install pyarrow)'
 _ROWS_AT_ONCE: Final = 10_000  # of a Parquet file in memory
 
@@ -97,7 +107,7 @@ def find_sources(paths: Sequence[str], option: str = "data.path") -> list[File]:
 
 
 def _known() -> str:
-    return f"{', '.join(FORMATS)}, each also with .gz or in a .zip"
+    return f"{', '.join(FORMATS)}; those that are text also with .gz or in a .zip"
 
 
 def _is_visible(path: Path) -> bool:
@@ -108,18 +118,25 @@ def _files_of(path: Path) -> list[File]:
     """The file if its name says what it holds, or the members of an archive of which this is so."""
     if path.suffix.lower() != ".zip":
         format_ = _format_of(path)
-        return [] if format_ is None else [File(path, format_)]
+        is_setting = format_ == "pyg" and path.stem in ("pre_filter", "pre_transform")  # beside PyG's data.pt
+        return [] if format_ is None or is_setting else [File(path, format_)]
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in sorted(archive.namelist()) if _is_visible(Path(name))]
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be unpacked ({error})") from error
-    return [File(path, format_, name) for name in names if (format_ := _format_of(Path(name))) not in (None, "parquet")]
+    formats = {name: format_ for name in names if (format_ := _format_of(Path(name))) is not None}
+    return [File(path, format_, name) for name, format_ in formats.items() if _is_text(format_)]
 
 
 def _format_of(path: Path) -> Format | None:
     name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
-    return FORMATS.get(name.suffix.lower())
+    format_ = FORMATS.get(name.suffix.lower())
+    return None if format_ is None or (name != path and not _is_text(format_)) else format_
+
+
+def _is_text(format_: Format) -> bool:
+    return format_ != "parquet" and format_ not in _WHOLE_FORMATS
 
 
 @contextmanager
@@ -151,12 +168,17 @@ def read_records(file: File, smiles_column: str | None) -> Iterator[Record]:
         if file.format == "parquet":
             yield from _rows_of_parquet(file, smiles_column)
             return
+        if file.format in _WHOLE_FORMATS:
+            form, read = _WHOLE_FORMATS[file.format]
+            for number, lines_ in enumerate(read(file.path), start=1):
+                yield Record(str(file), number, form, lines_, {})
+            return
         with _opened(file) as lines:
             if file.format == "csv":
                 yield from _rows_of_csv(file, lines, smiles_column)
             elif file.format == "smi":
                 yield from _lines_of_smiles(file, lines)
-            else:
+            elif file.format == "sdf" or file.format == "xyz":
                 for number, record in enumerate(cut(lines, file.format), start=1):
                     yield Record(str(file), number, file.format, record, {})
     except (OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
@@ -229,7 +251,7 @@ def count_records(files: Sequence[File]) -> int | None:
     """About how many records the files have, for a progress bar; None where counting would mean reading them."""
     total = 0
     for file in files:
-        if file.format in ("xyz", "parquet") or file.member or file.path.suffix.lower() == ".gz":
+        if file.format in ("xyz", "parquet", *_WHOLE_FORMATS) or file.member or file.path.suffix.lower() == ".gz":
             return None
         mark = b"$$$$" if file.format == "sdf" else b"\n"
         with file.path.open("rb") as content:
