@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from unite.modalities.image.files import list_images
 from unite.modalities.image.folders import ImageFolderDataModule
-from unite.modalities.image.inception import InceptionV3
+from unite.modalities.image.metrics.inception import InceptionV3
+from unite.modalities.image.metrics.statistics import FeatureStatistics, frechet_distance
 from unite.modalities.image.shards.datamodule import WebDatasetDataModule
 from unite.modalities.image.shards.writing import ShardSettings, write_shards
-from unite.modalities.image.statistics import FeatureStatistics, frechet_distance
 
 BATCH_SIZE = 128
 REPEATS = 3

@@ -20,7 +20,7 @@ from lightning.pytorch.cli import instantiate_module
 
 from unite.engine.optimizer import NEWTON_SCHULZ_STEPS
 from unite.modalities.image.adapter import ImageAdapter
-from unite.modalities.image.perceptual import BLOCK_CHANNELS
+from unite.modalities.image.metrics.perceptual import BLOCK_CHANNELS
 from unite.modalities.molecule.adapter import MoleculeAdapter
 from unite.module import UniteModule
 from unite.nn.decoder import LatentDecoder

@@ -25,6 +25,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 import unite
 from unite.cli import run_command
 from unite.commands import COMMANDS
+from unite.commands.line.typed import MODEL_COMMANDS
 from unite.engine.optimizer import OptimizerSettings, TwoStageDecay
 from unite.errors import UserError
 from unite.flow import TimeDistribution
@@ -97,7 +98,7 @@ def _commands(_: str) -> str:
 def _command(name: str) -> str:
     """Heading, one sentence with the example of ``unite --help``, and the options."""
     summary, _, example = COMMANDS[name].summary.partition(": unite ")
-    method = getattr(UniteTrainer, name, None) if COMMANDS[name].module == "unite.commands.lightning_cli" else None
+    method = getattr(UniteTrainer, name, None) if name in MODEL_COMMANDS else None
     parts = [f"## {name}", _paragraph(method) if method else f"{summary[0].upper()}{summary[1:]}."]
     if method and not example:
         example = f"{name} --ckpt_path runs/qm9_small"

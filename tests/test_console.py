@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from tests.support.commands import PATIENCE, RunCli
 from tests.support.paths import TESTS, TOY
 from unite.cli import main
-from unite.commands.options import OptionParser, torch_device, trainer_options
+from unite.commands.line.options import OptionParser, torch_device, trainer_options
 from unite.console import coloured, info, quiet, silence_noise
 from unite.errors import UserError
 from unite.files import leaving_no_empty_folders, require_writable

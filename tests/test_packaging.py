@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.paths import REPOSITORY, TINY_CSV
 from unite.cli import namesake
-from unite.shipped import shipped_configs, shipped_models
+from unite.files.shipped import shipped_configs, shipped_models
 
 
 @pytest.fixture(scope="module")

@@ -183,8 +183,8 @@ def run_command(args: list[str]) -> None:
     Raises:
         UserError: There is no such command, or its options are wrong.
     """
-    from unite.commands.options import run_as_command, run_one_of
-    from unite.commands.typed import MODEL_COMMANDS, OTHER_NAMES, short_help, understood
+    from unite.commands.line.options import run_as_command, run_one_of
+    from unite.commands.line.typed import MODEL_COMMANDS, OTHER_NAMES, short_help, understood
 
     if args[0] not in {**COMMANDS, **OTHER_NAMES}:
         close = difflib.get_close_matches(args[0], COMMANDS, n=1)

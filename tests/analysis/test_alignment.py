@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from tests.support.cases import CASES, Case, build_module
-from tests.support.tiny_images import tiny_images
+from tests.support.samples.tiny_images import tiny_images
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite.analysis import alignment
 from unite.analysis.activations import recorded

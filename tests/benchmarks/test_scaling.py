@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import scaling
 from unite.engine.optimizer import MuonAdamW
 from unite.modalities.image.adapter import ImageAdapter
-from unite.modalities.image.perceptual import BLOCK_CHANNELS
+from unite.modalities.image.metrics.perceptual import BLOCK_CHANNELS
 from unite.modalities.molecule.adapter import MoleculeAdapter
 from unite.module import UniteModule
 from unite.nn.blocks import Block, RotaryAngles

@@ -12,7 +12,7 @@ from tests.support.clocks import FakeClock
 from tests.support.modules import fit
 from unite.callbacks import forecast
 from unite.callbacks.forecast import Forecast
-from unite.shipped import shipped_configs, small_config
+from unite.files.shipped import shipped_configs, small_config
 
 
 class StopAt(Callback):

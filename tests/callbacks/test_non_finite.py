@@ -12,7 +12,7 @@ from tests.support.modules import make_module
 from tests.support.paths import TESTS
 from tests.toy_modality.curves import CurveDataModule
 from unite.callbacks.non_finite import NonFiniteGuard, advice, last_good_checkpoint, sent_to_cpu
-from unite.commands.memory_errors import explained_memory_errors, is_out_of_memory
+from unite.commands.model.memory_errors import explained_memory_errors, is_out_of_memory
 from unite.engine.optimizer import OptimizerSettings
 from unite.errors import TrainingError
 from unite.trainer import UniteTrainer

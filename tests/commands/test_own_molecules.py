@@ -8,8 +8,8 @@ import yaml
 from rdkit import Chem
 
 from tests.support.commands import RunCli
-from tests.support.molecule_files import DRUG_LIKE, with_shape, write_sdf, write_text
 from tests.support.paths import REPOSITORY
+from tests.support.samples.molecule_files import DRUG_LIKE, with_shape, write_sdf, write_text
 
 SMALLER = [
     *("--model.encoder.init_args.depth", "1", "--model.adapters.molecule.init_args.decoder_depth", "1"),

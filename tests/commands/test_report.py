@@ -12,7 +12,7 @@ from PIL import Image
 from tests.support.commands import RunCli
 from tests.support.pages import read_page
 from tests.support.paths import REPOSITORY, TESTS
-from tests.support.qm9_rows import tiny_molecules
+from tests.support.samples.qm9_rows import tiny_molecules
 from unite.files import write_json
 from unite.modalities.image.grid import save_images
 from unite.modalities.molecule.files.writing import write_sdf

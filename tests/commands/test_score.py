@@ -17,13 +17,13 @@ from rdkit import Chem
 from torch import Tensor
 
 from tests.support.commands import PATIENCE, RunCli, start_score, until
-from tests.support.conformers import MANY_ELEMENTS, embedded
-from tests.support.graphs import Hydrogens, graph_of
 from tests.support.paths import REPOSITORY
-from tests.support.qm9_rows import tiny_molecules
-from unite.modalities.image.features import FeatureNetwork
-from unite.modalities.image.metrics import measure_features
-from unite.modalities.image.scores import ImageFiles, score_images
+from tests.support.samples.conformers import MANY_ELEMENTS, embedded
+from tests.support.samples.graphs import Hydrogens, graph_of
+from tests.support.samples.qm9_rows import tiny_molecules
+from unite.modalities.image.metrics.features import FeatureNetwork
+from unite.modalities.image.metrics.generation import measure_features
+from unite.modalities.image.metrics.scores import ImageFiles, score_images
 from unite.modalities.molecule.data.qm9.table import load_or_build, read_csv_files
 from unite.modalities.molecule.files.reading import read_records
 from unite.modalities.molecule.files.writing import write_sdf, write_xyz

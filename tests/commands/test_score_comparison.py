@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import RunCli
-from tests.support.conformers import MANY_ELEMENTS, embedded
+from tests.support.samples.conformers import MANY_ELEMENTS, embedded
 from unite.modalities.molecule.files.writing import write_sdf
 
 SMILES = ["CCO", "OCC", "C/C=C/C", "c1ccccc1", "CC.O", "C[CH2]", "C1CC", "CN(C)(C)C", "CC(=O)[O-]"]

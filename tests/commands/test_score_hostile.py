@@ -10,8 +10,8 @@ import pytest
 from rdkit import Chem
 
 from tests.support.commands import PATIENCE, RunCli, start_score, until
-from tests.support.graphs import ladder
-from tests.support.qm9_rows import tiny_molecules
+from tests.support.samples.graphs import ladder
+from tests.support.samples.qm9_rows import tiny_molecules
 from unite.modalities.molecule.files.reading import Record
 from unite.modalities.molecule.files.writing import write_sdf, write_xyz
 from unite.modalities.molecule.metrics import routes, scores

@@ -12,8 +12,8 @@ from unite.commands.ablate import Trial
 from unite.errors import UserError
 from unite.files.checked import load_checked, save_checked
 from unite.files.checked_json import DamagedFileError, read_checked_json, write_checked_json
-from unite.modalities.image import digit_features
-from unite.modalities.image.statistics import FeatureStatistics
+from unite.modalities.image.metrics import digit_features
+from unite.modalities.image.metrics.statistics import FeatureStatistics
 from unite.outputs.folder import OutputFolder
 from unite.outputs.latents import LatentFiles
 from unite.runs.kept_latents import KeptLatents

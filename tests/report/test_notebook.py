@@ -4,9 +4,9 @@ import html
 import re
 from html.parser import HTMLParser
 
-from tests.support.graphs import REJECTED, graph_of
 from tests.support.pages import Page as ReadPage
-from tests.support.qm9_rows import tiny_molecules
+from tests.support.samples.graphs import REJECTED, graph_of
+from tests.support.samples.qm9_rows import tiny_molecules
 from unite.modalities.molecule.perception.distances import unite_hydrogens
 from unite.report.notebook import molecules_in_space
 

@@ -5,8 +5,8 @@ import re
 import pytest
 from torchmetrics import Metric
 
-from unite.modalities.image.metrics import ImageGenerationMetrics
-from unite.modalities.image.reconstruction import ImageReconstructionMetrics
+from unite.modalities.image.metrics.generation import ImageGenerationMetrics
+from unite.modalities.image.metrics.reconstruction import ImageReconstructionMetrics
 from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
 from unite.modalities.molecule.metrics.graphs import GraphGenerationMetrics, GraphReconstructionMetrics
 from unite.modalities.molecule.metrics.reconstruction import MoleculeReconstructionMetrics

@@ -14,9 +14,10 @@ from PIL import Image
 from tests.support.commands import RunCli
 from tests.support.paths import TESTS
 from unite import UniteModule, UserError
-from unite.modalities.image import files, statistics
+from unite.modalities.image import files
 from unite.modalities.image.files import open_image
-from unite.modalities.image.statistics import FeatureStatistics
+from unite.modalities.image.metrics import statistics
+from unite.modalities.image.metrics.statistics import FeatureStatistics
 from unite.runs.folder import read_checkpoint
 from unite.runs.known_classes import require_known_config
 

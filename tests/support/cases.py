@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from tests.support.paths import TINY_CSV
-from tests.support.tiny_images import TinyImages
+from tests.support.samples.tiny_images import TinyImages
 from tests.toy_modality.curves import CurveAdapter, CurveDataModule
 from unite.modalities.base import ModalityAdapter
 from unite.modalities.crystal.adapter import CrystalAdapter

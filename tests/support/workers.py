@@ -1,9 +1,9 @@
-"""What :func:`unite.workers.work_apart` does, in this process, where a test can count and interrupt it."""
+"""What :func:`unite.engine.workers.work_apart` does, in this process, where a test can count and interrupt it."""
 
 from collections.abc import Generator, Iterable
 from typing import Any
 
-from unite.workers import Divisible
+from unite.engine.workers import Divisible
 
 
 def in_this_process(

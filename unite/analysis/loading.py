@@ -19,9 +19,9 @@ from unite.console import one_line, shown, silence_noise
 from unite.errors import UserError, require
 from unite.files import leaving_no_empty_folders, require_writable
 from unite.files.locks import OUTPUT_HINT, only_one
+from unite.files.moved import moved
 from unite.modalities.base import chosen_modality
 from unite.module import UniteModule
-from unite.moved import moved
 from unite.runs.exported import is_exported
 from unite.runs.folder import find_checkpoint, find_run_config, read_checkpoint
 from unite.runs.known_classes import require_known_classes, require_known_config

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from unite.callbacks.monitor import in_seconds, say
-from unite.shipped import small_config
+from unite.files.shipped import small_config
 
 _MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86_400, 31_557_600
 

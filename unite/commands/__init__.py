@@ -20,17 +20,17 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "fit": Command("unite.commands.lightning_cli", "train: unite fit --config configs/qm9_small.yaml"),
-    "validate": Command("unite.commands.lightning_cli", "metrics of a checkpoint on the validation split"),
-    "test": Command("unite.commands.lightning_cli", "metrics of a checkpoint on the test split"),
+    "fit": Command("unite.commands.model.lightning_cli", "train: unite fit --config configs/qm9_small.yaml"),
+    "validate": Command("unite.commands.model.lightning_cli", "metrics of a checkpoint on the validation split"),
+    "test": Command("unite.commands.model.lightning_cli", "metrics of a checkpoint on the test split"),
     "sample": Command(
-        "unite.commands.lightning_cli", "generate: unite sample --ckpt_path runs/qm9_small --num_samples 100"
+        "unite.commands.model.lightning_cli", "generate: unite sample --ckpt_path runs/qm9_small --num_samples 100"
     ),
     "reconstruct": Command(
-        "unite.commands.lightning_cli", "inputs beside their reconstructions: pictures, files, metrics"
+        "unite.commands.model.lightning_cli", "inputs beside their reconstructions: pictures, files, metrics"
     ),
     "predict": Command(
-        "unite.commands.lightning_cli", "latents of a data split as safetensors: --split train|val|test"
+        "unite.commands.model.lightning_cli", "latents of a data split as safetensors: --split train|val|test"
     ),
     "score": Command(
         "unite.commands.score",
@@ -76,7 +76,7 @@ COMMANDS = {
     ),
     "info": Command("unite.commands.info", "what a model is, and what to type next: unite info RUN", {"": "info"}),
     "completion": Command(
-        "unite.commands.completion", 'for the shell: eval "$(unite completion bash)"', {"": "completion"}
+        "unite.commands.line.completion", 'for the shell: eval "$(unite completion bash)"', {"": "completion"}
     ),
     "export": Command("unite.commands.export", "a folder to share: unite export runs/qm9_small DIR", {"": "export"}),
 }

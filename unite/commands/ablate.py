@@ -203,7 +203,7 @@ def check_settings(trials: Sequence[Trial]) -> None:
     Raises:
         UserError: ``unite fit`` would refuse an option or a key of a config file.
     """
-    from unite.commands.lightning_cli import SettingsCheck
+    from unite.commands.model.lightning_cli import SettingsCheck
     from unite.console import silence_noise
 
     silence_noise()

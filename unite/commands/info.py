@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from unite.console import shown
+from unite.files.shipped import shipped_configs, shipped_models
 from unite.runs.headlines import headlines
-from unite.shipped import shipped_configs, shipped_models
 
 
 def info(model: str | None = None) -> None:

@@ -6,7 +6,7 @@ Imports come with the work, so that ``--help`` answers at once.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from unite.commands.options import torch_device
+from unite.commands.line.options import torch_device
 from unite.console import shown
 from unite.errors import require
 from unite.files import write_json

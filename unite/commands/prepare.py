@@ -6,7 +6,7 @@ Imports come with the work, so that ``unite prepare --help`` answers at once.
 from pathlib import Path
 from typing import Any, Literal
 
-from unite.commands.options import torch_device
+from unite.commands.line.options import torch_device
 from unite.console import info, shown
 from unite.errors import UserError, require
 from unite.files import leaving_no_empty_folders, replacing, require_writable, write_json
@@ -132,7 +132,7 @@ def prepare_data(*, config: list[Path]) -> None:
         UserError: There is no such config, or the data cannot be prepared.
     """
     from unite.analysis.loading import datamodule_of_configs
-    from unite.commands.typed import config_file
+    from unite.commands.line.typed import config_file
 
     datamodule = datamodule_of_configs([Path(config_file(str(path))) for path in config])
     datamodule.prepare_data()
@@ -235,8 +235,8 @@ def prepare_reference(
     """
     from unite.modalities.image.data import ImageDataModule
     from unite.modalities.image.folders import ImageFolderDataModule
-    from unite.modalities.image.inception import load_inception
-    from unite.modalities.image.metrics import measure_features
+    from unite.modalities.image.metrics.generation import measure_features
+    from unite.modalities.image.metrics.inception import load_inception
     from unite.modalities.image.shards.datamodule import WebDatasetDataModule
     from unite.modalities.image.shards.reading import MANIFEST, locate
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unite.console import is_quiet, shown, silence_noise
 from unite.errors import UserError, require
 from unite.files import require_writable, write_whole
-from unite.shipped import shipped_model
+from unite.files.shipped import shipped_model
 
 if TYPE_CHECKING:
     from unite.modalities.base import ModalityAdapter

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unite.commands.options import torch_device
+from unite.commands.line.options import torch_device
 from unite.console import as_table, is_quiet, printable, shown, silence_noise
 from unite.errors import UserError, require
 from unite.files import write_json
@@ -20,8 +20,8 @@ FileFormat = Literal["sdf", "xyz"]
 
 if TYPE_CHECKING:
     from unite.modalities.base import ModalityAdapter
-    from unite.modalities.image.features import FeatureNetwork
-    from unite.modalities.image.scores import ImageFiles
+    from unite.modalities.image.metrics.features import FeatureNetwork
+    from unite.modalities.image.metrics.scores import ImageFiles
     from unite.modalities.molecule.files.any import AnyFiles
     from unite.modalities.molecule.metrics.scores import MoleculeScores
 
@@ -138,8 +138,8 @@ def _judge(
     """All records judged, with the keys of the training molecules, or why there are none."""
     from tqdm import tqdm
 
+    from unite.engine.workers import num_cpus
     from unite.modalities.molecule.metrics.scores import MoleculeScores, judge_all
-    from unite.workers import num_cpus
 
     scores = MoleculeScores(are_graphs=files.are_smiles, smiles=[] if keep_smiles else None)
     novelty = "left out: no molecule is valid" if qm9_root else "left out as asked"
@@ -162,10 +162,10 @@ def _judge(
 def _metrics_of_routes(
     routes: Iterable[str], files: "AnyFiles", scores: "MoleculeScores", num_workers: int | None
 ) -> dict[str, float]:
+    from unite.engine.workers import num_cpus
     from unite.modalities.molecule.files.reading import parse
     from unite.modalities.molecule.metrics.routes import route_metrics
     from unite.modalities.molecule.metrics.scores import file_reason
-    from unite.workers import num_cpus
 
     if not routes:
         return {}
@@ -340,7 +340,7 @@ def score_images(
     Raises:
         UserError: There are no images or no weights, or an option is wrong.
     """
-    from unite.modalities.image.scores import ImageFiles, score_images
+    from unite.modalities.image.metrics.scores import ImageFiles, score_images
 
     silence_noise()
     for name, value in (("batch_size", batch_size), ("image_size", image_size)):
@@ -372,7 +372,12 @@ def _feature_network(features: str, weights: str | None, digits_root: str, image
     Raises:
         UserError: There are no weights for Inception.
     """
-    from unite.modalities.image.inception import WEIGHTS_HINT, WEIGHTS_VARIABLE, inception_weights, load_inception
+    from unite.modalities.image.metrics.inception import (
+        WEIGHTS_HINT,
+        WEIGHTS_VARIABLE,
+        inception_weights,
+        load_inception,
+    )
 
     if features == "digits":
         from unite.modalities.image.digits import DigitsDataModule

@@ -52,8 +52,8 @@ class Comparison:
         Raises:
             UserError: An option is wrong or lacks another one, or a package is missing.
         """
+        from unite.engine.workers import num_cpus
         from unite.modalities.molecule.metrics.moses import require_fcd
-        from unite.workers import num_cpus
 
         require(num_reference >= 0, f"--num_reference is {num_reference}; it must be 0 (all) or more")
         if reference is None:

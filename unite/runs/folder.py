@@ -14,11 +14,11 @@ from unite.errors import UserError, no_checkpoint
 from unite.files import require_writable as require_writable
 from unite.files import write_json
 from unite.files.checked import require_finite
-from unite.moved import moved
+from unite.files.moved import moved
+from unite.files.shipped import shipped_model
 from unite.runs.checkpoint_io import LAST_CHECKPOINT
 from unite.runs.exported import SETTINGS_FILE, WEIGHTS_FILE, is_exported, read_exported
 from unite.runs.known_classes import require_few_settings
-from unite.shipped import shipped_model
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"

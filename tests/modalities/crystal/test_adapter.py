@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.support.cases import CASES, build_module, latents_of
-from tests.support.crystals import PEROVSKITE, known_crystals, rewrapped
+from tests.support.samples.crystals import PEROVSKITE, known_crystals, rewrapped
 from unite.errors import UserError
 from unite.modalities.crystal import CrystalAdapter, CrystalDataModule
 from unite.modalities.crystal.preparation import as_circles, batch_of, cell_features, cell_of

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.support.crystals import PEROVSKITE, ROCK_SALT, crystal, known_crystals, rewrapped
+from tests.support.samples.crystals import PEROVSKITE, ROCK_SALT, crystal, known_crystals, rewrapped
 from unite.errors import UserError
 from unite.modalities.crystal.crystal import UnusableCrystalError, as_crystal, from_ase, from_pymatgen
 from unite.modalities.crystal.elements import SYMBOLS, by_electronegativity, group, period

@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from tests.support.commands import PATIENCE, RunCli, until
-from tests.support.image_samples import CLASSES, picture, write_folder
 from tests.support.paths import TESTS
+from tests.support.samples.image_samples import CLASSES, picture, write_folder
 from unite.errors import UserError
 from unite.files import file_checksum
 from unite.files.checked_json import with_checksum, without_checksum

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tests.support.commands import RunCli
-from tests.support.image_samples import CLASSES, picture, write_folder
+from tests.support.samples.image_samples import CLASSES, picture, write_folder
 from unite.errors import UserError
 from unite.modalities.image.data import ImageDataModule
 from unite.modalities.image.files import load_pixels, pad_to_square

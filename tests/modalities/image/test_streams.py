@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.image_samples import picture
+from tests.support.samples.image_samples import picture
 from unite.errors import UserError
 from unite.modalities.image.shards import streams
 from unite.modalities.image.shards.reading import Shard, read_manifest, read_shard

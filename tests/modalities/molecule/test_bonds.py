@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch_geometric.data import Batch
 
 from tests.support.cases import awake, latents_of
-from tests.support.graphs import graph_of, graphs, perceived, perfect
+from tests.support.samples.graphs import graph_of, graphs, perceived, perfect
 from unite.modalities.base import Template
 from unite.modalities.molecule.adapter import MoleculeAdapter
 from unite.modalities.molecule.graph import MolecularGraph, data_from_graph, data_from_mol, is_one_piece

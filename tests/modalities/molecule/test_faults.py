@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
-from tests.support.graphs import REJECTED, ladder
-from tests.support.qm9_rows import tiny_molecules
+from tests.support.samples.graphs import REJECTED, ladder
+from tests.support.samples.qm9_rows import tiny_molecules
 from unite.modalities.molecule.faults import fault_of_graph, free_valence, structure_of_rejected
 from unite.modalities.molecule.perception.distances import unite_hydrogens
 from unite.modalities.molecule.perception.molecule import Molecule

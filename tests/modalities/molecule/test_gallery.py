@@ -8,8 +8,8 @@ import torch
 from rdkit import Chem
 from rdkit.Chem import rdDepictor
 
-from tests.support.graphs import graph_of
-from tests.support.qm9_rows import tiny_molecules
+from tests.support.samples.graphs import graph_of
+from tests.support.samples.qm9_rows import tiny_molecules
 from unite.modalities.gallery import Gallery, Scene
 from unite.modalities.molecule.files.writing import write_sdf, write_xyz
 from unite.modalities.molecule.gallery import molecule_gallery

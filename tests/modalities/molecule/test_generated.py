@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from rdkit import Chem
 
-from tests.support.graphs import graph_of
 from tests.support.paths import REPOSITORY
-from tests.support.qm9_rows import tiny_molecules
+from tests.support.samples.graphs import graph_of
+from tests.support.samples.qm9_rows import tiny_molecules
 from unite import Molecule, QM9DataModule, UniteModule, UserError
 from unite.modalities.molecule.files.writing import write_sdf
 from unite.modalities.molecule.generated import GeneratedGraph, GeneratedMolecule, batch_of

@@ -12,7 +12,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDepictor, rdDistGeom
 from torch_geometric.data import Batch, Data
 
-from tests.support.graphs import (
+from tests.support.samples.graphs import (
     HARD_SMILES,
     REJECTED,
     Hydrogens,

@@ -24,9 +24,9 @@ from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.gallery import Gallery
 from unite.modalities.image.gallery import image_gallery
 from unite.modalities.image.grid import draw_grid, save_images
-from unite.modalities.image.metrics import feature_network, image_generation_metrics
-from unite.modalities.image.perceptual import PerceptualDistance, load_perceptual_distance
-from unite.modalities.image.reconstruction import ImageReconstructionMetrics
+from unite.modalities.image.metrics.generation import feature_network, image_generation_metrics
+from unite.modalities.image.metrics.perceptual import PerceptualDistance, load_perceptual_distance
+from unite.modalities.image.metrics.reconstruction import ImageReconstructionMetrics
 from unite.nn.blocks import sinusoidal_embedding
 from unite.nn.decoder import LatentDecoder
 from unite.nn.generative_encoder import Tokens

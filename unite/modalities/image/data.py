@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from unite.engine.seeding import mixed_generator
 from unite.errors import UserError, require
 from unite.modalities.batches import BatchSampler, FixedBatches, ResumableDataLoader, unchanged
-from unite.modalities.image.features import FeatureNetwork
+from unite.modalities.image.metrics.features import FeatureNetwork
 
 Split = Literal["train", "val", "test"]
 Samples = dict[str, dict[str, Tensor]]

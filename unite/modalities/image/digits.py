@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unite.errors import UserError, require
 from unite.modalities.image.data import SPLIT_SEED, ImageRowsDataModule, ImagesInMemory, Split
-from unite.modalities.image.features import FeatureNetwork
+from unite.modalities.image.metrics.features import FeatureNetwork
 
 #: Images of scikit-learn's digits in each split.
 DIGITS_SPLIT: dict[Split, int] = {"train": 1397, "val": 200, "test": 200}
@@ -103,7 +103,7 @@ class DigitsDataModule(ImageRowsDataModule):
 
     def feature_network(self) -> FeatureNetwork:
         """The network behind `fid_digits`: trained on the training digits in seconds, once, and kept in `root`."""
-        from unite.modalities.image.digit_features import load_or_train  # only metrics need it
+        from unite.modalities.image.metrics.digit_features import load_or_train  # only metrics need it
 
         train = self.images("train")
         assert isinstance(train, ImagesInMemory)

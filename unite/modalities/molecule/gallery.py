@@ -14,6 +14,7 @@ import numpy as np
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdMolAlign
 
+from unite.engine.workers import Divisible, Failure, in_order, num_cpus, work_apart
 from unite.modalities.gallery import Gallery, Item, Scene
 from unite.modalities.molecule.faults import structure_of_rejected
 from unite.modalities.molecule.files.reading import Entry, Format, Record, is_graph, parse, properties, read_records
@@ -29,7 +30,6 @@ from unite.modalities.molecule.metrics.scores import (
 from unite.modalities.molecule.perception.elements import FloatArray
 from unite.modalities.molecule.perception.molecule import Molecule, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive
-from unite.workers import Divisible, Failure, in_order, num_cpus, work_apart
 
 RECORDS_AT_ONCE: Final = 100
 MAX_DRAWN_BONDS: Final = 600

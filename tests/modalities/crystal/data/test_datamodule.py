@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.commands import RunCli
-from tests.support.crystals import known_crystals
+from tests.support.samples.crystals import known_crystals
 from unite.errors import UserError
 from unite.modalities.crystal import CrystalDataModule
 from unite.modalities.crystal.data.csv_files import CACHE

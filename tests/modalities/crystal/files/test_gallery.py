@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.crystals import PEROVSKITE, ROCK_SALT, crystal
+from tests.support.samples.crystals import PEROVSKITE, ROCK_SALT, crystal
 from unite.modalities.crystal.files.drawing import draw_cells
 from unite.modalities.crystal.files.gallery import gallery_of, scene_of
 from unite.modalities.crystal.files.writing import write_crystals

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.support.commands import RunCli
-from tests.support.crystals import PEROVSKITE, ROCK_SALT, crystal, known_crystals
+from tests.support.samples.crystals import PEROVSKITE, ROCK_SALT, crystal, known_crystals
 from unite.errors import UserError
 from unite.modalities.crystal.crystal import Crystal, UnusableCrystalError
 from unite.modalities.crystal.files.reading import find_files, parse, read_records

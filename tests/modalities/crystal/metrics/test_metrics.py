@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from tests.support.crystals import PEROVSKITE, ROCK_SALT, crystal, known_crystals, rewrapped
+from tests.support.samples.crystals import PEROVSKITE, ROCK_SALT, crystal, known_crystals, rewrapped
 from unite.modalities.crystal.crystal import Crystal
 from unite.modalities.crystal.metrics import matching
 from unite.modalities.crystal.metrics.counts import REJECTS, distance_metrics

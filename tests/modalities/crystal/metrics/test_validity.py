@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.support.crystals import PEROVSKITE, ROCK_SALT, crystal, known_crystals, rewrapped
+from tests.support.samples.crystals import PEROVSKITE, ROCK_SALT, crystal, known_crystals, rewrapped
 from unite.modalities.crystal.crystal import Crystal
 from unite.modalities.crystal.metrics.sites import has_sites
 from unite.modalities.crystal.metrics.validity import has_close_atoms, is_composition_valid, structure_reason

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.modalities.molecule.files.test_writing import EMPTY, INVALID, METHANE, NAN, REALS
-from tests.support.graphs import HARD_SMILES, REJECTED, graph_of
+from tests.support.samples.graphs import HARD_SMILES, REJECTED, graph_of
 from unite.modalities.molecule.files import drawing
 from unite.modalities.molecule.files.drawing import (
     CELL,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
-from tests.support.graphs import HARD_SMILES, REJECTED, graph_of, perceived
-from tests.support.qm9_rows import tiny_molecules
+from tests.support.samples.graphs import HARD_SMILES, REJECTED, graph_of, perceived
+from tests.support.samples.qm9_rows import tiny_molecules
 from unite.modalities.molecule.adapter import MoleculeAdapter
 from unite.modalities.molecule.files.writing import write_sdf
 from unite.modalities.molecule.graph import graph_from_mol

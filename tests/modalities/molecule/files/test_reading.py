@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from rdkit import Chem
 from rdkit.Chem import rdDepictor, rdDistGeom
 
-from tests.support.graphs import perceived
-from tests.support.qm9_rows import tiny_molecules
+from tests.support.samples.graphs import perceived
+from tests.support.samples.qm9_rows import tiny_molecules
 from unite.errors import UserError
 from unite.modalities.molecule.files.reading import Entry, Record, find_files, parse, read_records
 from unite.modalities.molecule.files.writing import write_sdf, write_xyz

@@ -5,7 +5,7 @@ import pytest
 import torch
 from rdkit import Chem
 
-from tests.support.qm9_rows import tiny_molecules
+from tests.support.samples.qm9_rows import tiny_molecules
 from unite.modalities.molecule.files.shapes import MAX_STICKS, Shape, draw_shape, onto, shape_of
 from unite.modalities.molecule.metrics.reconstruction import kabsch_rmsd
 from unite.modalities.molecule.perception.distances import unite_hydrogens

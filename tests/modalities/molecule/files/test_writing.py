@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rdkit import Chem, rdBase
 
-from tests.support.qm9_rows import tiny_molecules
+from tests.support.samples.qm9_rows import tiny_molecules
 from unite.modalities.molecule.files import writing as molecule_files
 from unite.modalities.molecule.files.drawing import draw_grid
 from unite.modalities.molecule.files.writing import write_sdf, write_xyz

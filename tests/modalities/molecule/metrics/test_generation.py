@@ -14,7 +14,7 @@ from rdkit.Chem import rdDistGeom
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from tests.support.qm9_rows import random_molecules, tiny_molecules
+from tests.support.samples.qm9_rows import random_molecules, tiny_molecules
 from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics, score_molecules
 from unite.modalities.molecule.metrics.reconstruction import MoleculeReconstructionMetrics, kabsch_rmsd
 from unite.modalities.molecule.perception.distances import unite_hydrogens

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
-from tests.support.graphs import graph_of, graphs, perceived, relabelled
-from tests.support.qm9_rows import tiny_molecules
+from tests.support.samples.graphs import graph_of, graphs, perceived, relabelled
+from tests.support.samples.qm9_rows import tiny_molecules
 from unite.modalities.molecule.graph import BOND_TYPES, GRAPH_REJECT_REASONS, MolecularGraph, graph_from_mol
 from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
 from unite.modalities.molecule.metrics.graphs import GraphGenerationMetrics, GraphReconstructionMetrics, TwoViews

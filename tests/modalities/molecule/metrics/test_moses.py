@@ -14,7 +14,7 @@ from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from tests.support.conformers import MANY_ELEMENTS
+from tests.support.samples.conformers import MANY_ELEMENTS
 from unite.errors import UserError
 from unite.modalities.frechet import distance_of_normals
 from unite.modalities.molecule.metrics import moses

@@ -6,7 +6,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDepictor
 from rdkit.Geometry import Point3D
 
-from tests.support.qm9_rows import tiny_molecules
+from tests.support.samples.qm9_rows import tiny_molecules
 from unite import UserError, score_molecules
 from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
 from unite.modalities.molecule.perception.molecule import Molecule

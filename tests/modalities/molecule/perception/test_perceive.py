@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDetermineBonds, rdDistGeom
 
-from tests.support.qm9_rows import random_molecules, tiny_molecules
+from tests.support.samples.qm9_rows import random_molecules, tiny_molecules
 from unite.modalities.molecule.perception import bond_orders, elements
 from unite.modalities.molecule.perception.distances import short_pairs, unite_hydrogens
 from unite.modalities.molecule.perception.elements import QM9_ELEMENTS

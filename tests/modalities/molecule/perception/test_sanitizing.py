@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
-from tests.support.graphs import ladder
+from tests.support.samples.graphs import ladder
 from unite.errors import UserError
 from unite.modalities.molecule.data.qm9.bonds import key_of_smiles
 from unite.modalities.molecule.graph import MolecularGraph, as_written, assemble, graph_from_mol

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
-from tests.support.conformers import MANY_ELEMENTS, embedded
+from tests.support.samples.conformers import MANY_ELEMENTS, embedded
 from unite.modalities.molecule.perception import bond_orders, valences
 from unite.modalities.molecule.perception.distances import unite_hydrogens
 from unite.modalities.molecule.perception.elements import ELEMENTS

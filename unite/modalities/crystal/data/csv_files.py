@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from tqdm import tqdm
 
 from unite.console import info, shown
+from unite.engine.workers import Divisible, Failure, in_order, num_cpus, work_apart
 from unite.errors import UserError
 from unite.files import open_text, require_writable
 from unite.files.checked import load_checked, save_checked
@@ -21,7 +22,6 @@ from unite.files.locks import one_after_another
 from unite.modalities.crystal.crystal import Crystal, UnusableCrystalError, require_pymatgen
 from unite.modalities.crystal.data.table import SPLITS, CrystalTable, Split, table_of
 from unite.modalities.crystal.files.reading import Record, parse
-from unite.workers import Divisible, Failure, in_order, num_cpus, work_apart
 
 CACHE: Final = "crystals.safetensors"
 VERSION: Final = 1

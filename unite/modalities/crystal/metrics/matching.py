@@ -6,9 +6,9 @@ from functools import cache
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
+from unite.engine.workers import Divisible, in_order, num_cpus, work_apart
 from unite.modalities.crystal.crystal import Crystal, require_pymatgen
 from unite.modalities.crystal.metrics.validity import Composition, structure_reason
-from unite.workers import Divisible, in_order, num_cpus, work_apart
 
 LOOSE: Final = {"stol": 0.5, "angle_tol": 10.0, "ltol": 0.3}
 """Tolerances of the literature (CDVAE, arXiv:2110.06197): angles in degrees, the others relative."""

@@ -10,13 +10,13 @@ from typing import Any, Final, NamedTuple
 from tqdm import tqdm
 
 from unite.console import is_quiet
+from unite.engine.workers import Divisible, Failure, in_order, num_cpus, work_apart
 from unite.errors import UserError
 from unite.modalities.base import FileScores
 from unite.modalities.crystal.crystal import Crystal, UnusableCrystalError, require_pymatgen
 from unite.modalities.crystal.files.reading import Record, find_files, parse, read_records
 from unite.modalities.crystal.metrics.counts import copy_metrics, reject_metrics, validity_metrics, verdict
 from unite.modalities.crystal.metrics.validity import REASONS, require_smact
-from unite.workers import Divisible, Failure, in_order, num_cpus, work_apart
 
 FILE_REASONS: Final = ("unreadable", "no_cell", "partial_occupancy", "disordered", "crashed", "too_slow")
 """Reasons to reject a record beside those of :data:`~unite.modalities.crystal.metrics.validity.REASONS`."""

@@ -23,10 +23,10 @@ from rdkit.Chem.Scaffolds import MurckoScaffold
 from tqdm import tqdm
 
 from unite.console import is_quiet
+from unite.engine.workers import Divisible, Failure, in_order, work_apart
 from unite.errors import UserError
 from unite.modalities.molecule.metrics.shares import share
 from unite.modalities.molecule.perception.molecule import molecule_key
-from unite.workers import Divisible, Failure, in_order, work_apart
 
 UNIQUE_AT: Final = (1_000, 10_000)
 NUM_BITS: Final = 1024

@@ -15,10 +15,10 @@ from rdkit import Chem, rdBase
 from tqdm import tqdm
 
 from unite.console import is_quiet
+from unite.engine.workers import Divisible, in_order, work_apart
 from unite.errors import UserError
 from unite.modalities.molecule.perception.molecule import Molecule
 from unite.modalities.molecule.perception.perceive import perceive
-from unite.workers import Divisible, in_order, work_apart
 
 MAX_POSEBUSTERS = 1000
 PACKAGES = {"adit": ("pymatgen", "openbabel"), "posebusters": ("posebusters",)}

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from rdkit import Chem
 
+from unite.engine.workers import Divisible, Failure, in_order, work_apart
 from unite.modalities.molecule.files.reading import Entry, Record, parse
 from unite.modalities.molecule.metrics.shares import Counts, share
 from unite.modalities.molecule.metrics.written import WRITTEN_REASONS, Written, judge_as_written, judge_smiles
@@ -27,7 +28,6 @@ from unite.modalities.molecule.perception.molecule import (
 )
 from unite.modalities.molecule.perception.perceive import perceive_all
 from unite.modalities.molecule.perception.stability import edm_stability, is_outside_edm
-from unite.workers import Divisible, Failure, in_order, work_apart
 
 MAX_ATOMS: Final = 200
 """Larger molecules are rejected unseen, as ``too_large``: bonds of a chain of 1000 N take RDKit seconds to refuse."""

@@ -10,7 +10,7 @@ import torch
 from rdkit import Chem
 from torch_geometric.data import Batch
 
-from tests.support.molecule_files import DRUG_LIKE, datamodule, with_shape, write_sdf, write_text
+from tests.support.samples.molecule_files import DRUG_LIKE, datamodule, with_shape, write_sdf, write_text
 from unite.errors import UserError
 from unite.modalities.molecule import MoleculeAdapter
 from unite.modalities.molecule.data.files import cache as files_cache

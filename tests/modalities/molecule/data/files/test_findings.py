@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rdkit import Chem
 
-from tests.support.molecule_files import datamodule, with_shape, write_sdf
+from tests.support.samples.molecule_files import datamodule, with_shape, write_sdf
 from unite.modalities.molecule.data.files.findings import as_picture, as_screen, findings
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
-from tests.support.molecule_files import DRUG_LIKE, with_shape
+from tests.support.samples.molecule_files import DRUG_LIKE, with_shape
 from unite.modalities.molecule.data.files.records import (
     GRAPH_FAULTS,
     REFUSALS,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.molecule_files import DRUG_LIKE, with_shape, write_sdf, write_text
+from tests.support.samples.molecule_files import DRUG_LIKE, with_shape, write_sdf, write_text
 from unite.errors import UserError
 from unite.modalities.molecule.data.files.sources import Record, count_records, find_sources, read_records
 

@@ -13,7 +13,7 @@ from torch_geometric.data import Batch, Data
 
 from tests.support.commands import RunCli
 from tests.support.paths import TINY_CSV
-from tests.support.qm9_rows import tiny_molecules
+from tests.support.samples.qm9_rows import tiny_molecules
 from tests.support.workers import in_this_process
 from unite.errors import UserError
 from unite.modalities.molecule.batches import GatheredMolecules

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unite.console import shown
+from unite.engine.workers import Divisible, Failure, num_cpus, work_apart
 from unite.errors import UserError
 from unite.files import write_json
 from unite.files.checked import load_checked, save_checked
@@ -34,7 +35,6 @@ from unite.modalities.molecule.data.files.records import (
     read,
 )
 from unite.modalities.molecule.data.files.sources import File, Record, count_records, read_records
-from unite.workers import Divisible, Failure, num_cpus, work_apart
 
 TABLE_FILE: Final = "molecules.safetensors"
 REPORT_FILE: Final = "report.json"

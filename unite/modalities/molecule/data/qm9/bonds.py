@@ -19,6 +19,7 @@ from rdkit import Chem, rdBase
 from torch import Tensor
 
 from unite.console import info, shown
+from unite.engine.workers import Divisible, Failure, num_cpus
 from unite.files.checked_json import write_checked_json
 from unite.modalities.molecule.data.qm9.chunks import (
     MOLECULES_PER_CHUNK,
@@ -38,7 +39,6 @@ from unite.modalities.molecule.graph import graph_from_mol
 from unite.modalities.molecule.perception.molecule import Molecule, hash_key, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive_all
 from unite.modalities.molecule.perception.sanitizing import has_too_many_rings
-from unite.workers import Divisible, Failure, num_cpus
 
 
 class Row(NamedTuple):

@@ -11,9 +11,9 @@ import rdkit
 from torch import Tensor
 from tqdm import tqdm
 
+from unite.engine.workers import Divisible, work_apart
 from unite.modalities.molecule import perception
 from unite.modalities.molecule.data.qm9.table import checksum
-from unite.workers import Divisible, work_apart
 
 MOLECULES_PER_CHUNK = 2000
 RULES = Path(perception.__file__).parent

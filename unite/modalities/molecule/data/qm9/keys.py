@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unite.console import info, shown
+from unite.engine.workers import Divisible, num_cpus
 from unite.modalities.molecule.data.qm9.chunks import (
     MOLECULES_PER_CHUNK,
     fingerprint,
@@ -28,7 +29,6 @@ from unite.modalities.molecule.data.qm9.table import (
 )
 from unite.modalities.molecule.perception.molecule import Molecule, hash_key, molecule_key
 from unite.modalities.molecule.perception.perceive import perceive_all
-from unite.workers import Divisible, num_cpus
 
 MOLECULES_PER_SECOND = 900
 """What one core perceives, roughly; it says in advance how long that takes."""

@@ -7,9 +7,9 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from unite.modalities.image.features import FeatureNetwork
-from unite.modalities.image.metrics import _FeatureMetric
-from unite.modalities.image.statistics import frechet_distance
+from unite.modalities.image.metrics.features import FeatureNetwork
+from unite.modalities.image.metrics.generation import _FeatureMetric
+from unite.modalities.image.metrics.statistics import frechet_distance
 
 
 class ImageReconstructionMetrics(_FeatureMetric):

@@ -18,7 +18,7 @@ from unite.files import require_writable
 from unite.files.checked import load_checked, save_checked
 from unite.files.checked_json import DamagedFileError
 from unite.files.locks import one_after_another
-from unite.modalities.image.features import FeatureNetwork
+from unite.modalities.image.metrics.features import FeatureNetwork
 
 VERSION = "1"  # of network and training: change it with either, and say so in the changelog
 NUM_STEPS = 300

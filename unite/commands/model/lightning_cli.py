@@ -13,10 +13,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from unite.commands.data_settings import fill_from_data
-from unite.commands.invocation import Invocation
-from unite.commands.memory_errors import explained_memory_errors
-from unite.commands.run_claim import RunClaim, home_of
+from unite.commands.model.data_settings import fill_from_data
+from unite.commands.model.invocation import Invocation
+from unite.commands.model.memory_errors import explained_memory_errors
+from unite.commands.model.run_claim import RunClaim, home_of
 from unite.console import info, is_first_process, one_line, shown, silence_noise
 from unite.errors import TrainingError, UserError
 from unite.files import leaving_no_empty_folders, require_writable

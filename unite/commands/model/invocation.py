@@ -9,13 +9,14 @@ from typing import Any
 
 import yaml
 
-from unite.commands.options import trainer_options
-from unite.commands.typed import config_file
+from unite.commands.line.options import trainer_options
+from unite.commands.line.typed import config_file
 from unite.console import is_first_process, is_quiet, one_line, public_classes, shown
 from unite.errors import UserError
 from unite.files import open_text
+from unite.files.moved import moved_text
+from unite.files.shipped import name_of_shipped_model
 from unite.module import UniteModule
-from unite.moved import moved_text
 from unite.runs.checkpoint_io import LAST_CHECKPOINT
 from unite.runs.exported import SETTINGS_FILE, is_exported
 from unite.runs.folder import (
@@ -26,7 +27,6 @@ from unite.runs.folder import (
     read_checkpoint,
 )
 from unite.runs.known_classes import require_known_classes, require_known_config
-from unite.shipped import name_of_shipped_model
 
 #: Options of numbers that may be written with blanks between them; jsonargparse wants [1,2].
 LIST_OPTIONS = ("labels", "guidance_sweep", "guidance_interval")

@@ -6,9 +6,9 @@ import textwrap
 from pathlib import Path
 
 from unite.commands import COMMANDS
-from unite.commands.source import command_options, model_options, trainer_options
+from unite.commands.line.source import command_options, model_options, trainer_options
 from unite.errors import UserError, no_checkpoint
-from unite.shipped import shipped_configs, shipped_model
+from unite.files.shipped import shipped_configs, shipped_model
 
 #: Commands that run a model, under LightningCLI.
 MODEL_COMMANDS = tuple(name for name, command in COMMANDS.items() if not command.functions)

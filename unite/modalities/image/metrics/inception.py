@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unite.errors import UserError
-from unite.modalities.image.features import FeatureNetwork
+from unite.modalities.image.metrics.features import FeatureNetwork
 
 WEIGHTS_VARIABLE = "UNITE_INCEPTION_WEIGHTS"
 WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"

@@ -9,11 +9,11 @@ import pytest
 from tests.support.commands import RunCli
 from tests.support.paths import REPOSITORY
 from unite.commands import COMMANDS
-from unite.commands.lightning_cli import SettingsCheck
-from unite.commands.source import command_options, model_options, trainer_options
-from unite.commands.typed import MODEL_COMMANDS, SHORT_OF_FIT, short_help, understood
+from unite.commands.line.source import command_options, model_options, trainer_options
+from unite.commands.line.typed import MODEL_COMMANDS, SHORT_OF_FIT, short_help, understood
+from unite.commands.model.lightning_cli import SettingsCheck
 from unite.errors import UserError
-from unite.shipped import shipped_configs, shipped_models
+from unite.files.shipped import shipped_configs, shipped_models
 
 QM9_SMALL = str(REPOSITORY / "configs" / "qm9_small.yaml")
 QM9_MODEL = str(REPOSITORY / "docs" / "results" / "qm9_two_hours" / "model")

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from unite.commands import COMMANDS
-from unite.commands.source import command_options, keyword_options, model_options, trainer_options
-from unite.commands.typed import MODEL_COMMANDS
-from unite.shipped import shipped_configs, shipped_models
+from unite.commands.line.source import command_options, keyword_options, model_options, trainer_options
+from unite.commands.line.typed import MODEL_COMMANDS
+from unite.files.shipped import shipped_configs, shipped_models
 
 SCRIPT = """# unite's words for {shell}: put `eval "$(unite completion {shell})"` into ~/.{shell}rc
 {preamble}_unite_words() {{

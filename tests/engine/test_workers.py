@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unite.workers import Divisible, in_order, work_apart
+from unite.engine.workers import Divisible, in_order, work_apart
 
 JOBS = [[0, 1, 2], [3, 4], [5], [6, 7, 8]]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unite.errors import UserError
 from unite.modalities.image.adapter import ImageAdapter
-from unite.modalities.image.perceptual import (
+from unite.modalities.image.metrics.perceptual import (
     BLOCK_CHANNELS,
     WEIGHTS_VARIABLE,
     PerceptualDistance,

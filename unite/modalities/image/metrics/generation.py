@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from unite.console import is_quiet
 from unite.errors import UserError
-from unite.modalities.image.features import FeatureNetwork
-from unite.modalities.image.inception import WEIGHTS_HINT, WEIGHTS_VARIABLE, inception_weights, load_inception
-from unite.modalities.image.statistics import (
+from unite.modalities.image.metrics.features import FeatureNetwork
+from unite.modalities.image.metrics.inception import WEIGHTS_HINT, WEIGHTS_VARIABLE, inception_weights, load_inception
+from unite.modalities.image.metrics.statistics import (
     NUM_NEIGHBOURS,
     FeatureStatistics,
     frechet_distance,

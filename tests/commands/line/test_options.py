@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from unite.commands.options import parser_of, run_as_command, run_one_of
+from unite.commands.line.options import parser_of, run_as_command, run_one_of
 from unite.errors import UserError
 
 CALLS: list[dict[str, Any]] = []

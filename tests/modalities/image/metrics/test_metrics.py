@@ -21,20 +21,30 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from tests.support.commands import RunCli
-from tests.support.image_samples import write_folder
+from tests.support.samples.image_samples import write_folder
 from unite.console import quiet
 from unite.errors import UserError
-from unite.modalities.image import digit_features
-from unite.modalities.image import metrics as image_metrics
 from unite.modalities.image.data import ImageDataModule, ImagesInMemory
 from unite.modalities.image.digits import DigitsDataModule
-from unite.modalities.image.features import FeatureNetwork
 from unite.modalities.image.folders import ImageFolderDataModule
-from unite.modalities.image.inception import InceptionV3, load_inception, resize_like_tensorflow
-from unite.modalities.image.metrics import ImageGenerationMetrics, _part_of, feature_network, image_generation_metrics
-from unite.modalities.image.reconstruction import ImageReconstructionMetrics, psnr, ssim
+from unite.modalities.image.metrics import digit_features
+from unite.modalities.image.metrics import generation as image_metrics
+from unite.modalities.image.metrics.features import FeatureNetwork
+from unite.modalities.image.metrics.generation import (
+    ImageGenerationMetrics,
+    _part_of,
+    feature_network,
+    image_generation_metrics,
+)
+from unite.modalities.image.metrics.inception import InceptionV3, load_inception, resize_like_tensorflow
+from unite.modalities.image.metrics.reconstruction import ImageReconstructionMetrics, psnr, ssim
+from unite.modalities.image.metrics.statistics import (
+    FeatureStatistics,
+    frechet_distance,
+    kernel_distance,
+    precision_and_recall,
+)
 from unite.modalities.image.shards.datamodule import WebDatasetDataModule
-from unite.modalities.image.statistics import FeatureStatistics, frechet_distance, kernel_distance, precision_and_recall
 
 Images = list[np.ndarray]
 
@@ -242,7 +252,7 @@ def test_chunks_do_not_change_the_distances(monkeypatch: pytest.MonkeyPatch) -> 
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(50, 6, generator=generator), torch.randn(40, 6, generator=generator)
     expected = [kernel_distance(first, second), *precision_and_recall(first, second)]
-    monkeypatch.setattr("unite.modalities.image.statistics.CHUNK", 7)
+    monkeypatch.setattr("unite.modalities.image.metrics.statistics.CHUNK", 7)
     torch.testing.assert_close([kernel_distance(first, second), *precision_and_recall(first, second)], expected)
 
 
@@ -577,7 +587,7 @@ def test_prepare_reference_writes_what_metrics_read(
     class Small(PixelFeatures):
         name = ""
 
-    monkeypatch.setattr("unite.modalities.image.inception.load_inception", lambda path: Small())
+    monkeypatch.setattr("unite.modalities.image.metrics.inception.load_inception", lambda path: Small())
     source = write_folder(tmp_path / "in", {"train": 4, "val": 3})
     file = tmp_path / "val.npz"
     result = run_cli("prepare", "reference", source, file, "--image_size", "16", "--split", "val", "--num_kept", "5")

@@ -12,7 +12,7 @@ import yaml
 from tests.support.commands import RunCli
 from tests.support.paths import TESTS
 from unite import UniteModule
-from unite.moved import MOVED, moved, moved_text
+from unite.files.moved import MOVED, moved, moved_text
 from unite.runs.folder import read_checkpoint
 
 BEFORE = TESTS / "data" / "before_the_move"

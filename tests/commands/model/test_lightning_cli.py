@@ -15,10 +15,10 @@ from lightning.pytorch.cli import LightningCLI
 
 import unite
 from tests.support.commands import COMBINED, PATIENCE, RunCli, shell, steps, tiny, until
-from tests.support.image_samples import write_folder
 from tests.support.paths import REPOSITORY, TOY
+from tests.support.samples.image_samples import write_folder
 from unite import UniteModule, UserError
-from unite.commands.lightning_cli import UniteCLI
+from unite.commands.model.lightning_cli import UniteCLI
 from unite.console import one_line
 from unite.flow import SamplingOptions
 from unite.modalities.base import Template

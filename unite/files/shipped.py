@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 REPOSITORY = PACKAGE.parent
 
 #: Models by name, as they lie in the repository; a wheel has them in ``unite/models``.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from rdkit import Chem
 
-from tests.support.qm9_rows import random_molecules, tiny_molecules
+from tests.support.samples.qm9_rows import random_molecules, tiny_molecules
 from unite.modalities.molecule.graph import MolecularGraph, graph_from_mol
 from unite.modalities.molecule.layers import GraphPrediction
 from unite.modalities.molecule.perception.molecule import Molecule

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parents[2]
 #: Arguments of the trainer's methods that are no options.
 NO_OPTIONS = ("self", "model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders", "weights_only")
 

@@ -1,0 +1,1 @@
+"""How good images are: as generated, as reconstructed, as files; and the networks whose features say so."""
