@@ -10,7 +10,7 @@ import torch
 from rdkit import Chem
 from torch_geometric.data import Data, InMemoryDataset
 
-from tests.support.molecule_files import with_shape
+from tests.support.samples.molecule_files import with_shape
 from unite.errors import UserError
 from unite.modalities.molecule import MoleculeFilesDataModule
 from unite.modalities.molecule.data.files.records import ReadSettings, read
