@@ -109,6 +109,9 @@ def finished_batch(
         slices |= dict.fromkeys(per_edge, edge_ptr)
         result._inc_dict["edge_index"] = atoms.host_ptr[:-1]
     result._slice_dict = slices
+    if "pos" not in per_atom:  # PyG would guess each molecule's number of atoms from its edges, and warn
+        result.num_nodes = len(atoms.owner)
+        result._num_nodes = atoms.host_ptr.diff().tolist()
     result._largest = int(atoms.host_ptr.diff().max())
     return result
 

@@ -55,6 +55,20 @@ def test_a_batch_equals_the_one_that_pyg_makes(own_sdf: Path) -> None:
         assert torch.equal(batch[name], again[name]), name
 
 
+@pytest.mark.filterwarnings("error")
+def test_molecules_without_a_shape_know_their_number_of_atoms(tmp_path: Path) -> None:
+    """An isolated atom has no edge to be guessed from."""
+    path = write_text(tmp_path / "a.smi", "CCO", "C", "CN", "O", "CC", "c1ccccc1")
+    data = datamodule(path, hydrogens="counted", positions=False, bonds=True, batch_size=6)
+    batch = data.molecules()[data.samples_of(data.rows("train"))]["molecule"]
+    items = batch.to_data_list()
+    assert [item.num_nodes for item in items] == [len(item.z) for item in items]
+    again = Batch.from_data_list(items)
+    assert again.num_nodes == batch.num_nodes == len(batch.z)
+    for name in ("z", "edge_index", "edge_attr", "batch", "ptr"):
+        assert torch.equal(batch[name], again[name]), name
+
+
 def test_settings_of_the_adapter_are_found_in_the_data(own_sdf: Path) -> None:
     explicit = datamodule(own_sdf).adapter_settings()
     assert explicit["elements"] == ["H", "B", "C", "N", "O", "Si", "P", "S", "Cl", "Br", "I"]
