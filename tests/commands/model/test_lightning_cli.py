@@ -36,6 +36,7 @@ TINY_MODELS = {
     }
     for size in ("b", "l", "xl")
 }
+TINY_MODELS["moses"] = {"encoder.init_args": {"depth": 5, "width": 48, "num_heads": 2}}
 TINY_MODELS["cifar10"] = TINY_MODELS["imagenet256_b"]
 
 
