@@ -1,5 +1,6 @@
 """Exceptions whose message is for the user: what is wrong, and what to change, without a stack trace."""
 
+import importlib.util
 import re
 import traceback
 
@@ -56,3 +57,41 @@ def require(condition: bool, message: str) -> None:
     """
     if not condition:
         raise UserError(message)
+
+
+def require_packages(purpose: str, extra: str | None, *modules: str) -> None:
+    """Be sure that optional packages are installed, without importing them; to be called before long work.
+
+    Args:
+        purpose: What needs them, the first words of the message: an option, a file, a metric.
+        extra: The extra of ``unite-lightning`` that has them, None if none does.
+        *modules: Names to import; of a package without a file of its own (a namespace), one of its modules.
+
+    Raises:
+        UserError: At least one is not installed; the message says how to install what is missing.
+    """
+    if missing := [module for module in modules if not is_installed(module)]:
+        names = " and ".join(_distribution(module) for module in missing)
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{purpose} needs {names}, which {verb} not installed: {install_hint(extra, *missing)}")
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported; a folder of that name in the current folder (``wandb/``) does not count."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
+    return spec is not None and spec.origin is not None
+
+
+def install_hint(extra: str | None, *modules: str) -> str:
+    """How to install what these modules are in: the extra, and the packages alone."""
+    packages = f"pip install {' '.join(_distribution(module) for module in modules)}"
+    return packages if extra is None else f'pip install "unite-lightning[{extra}]" (or: {packages})'
+
+
+def _distribution(module: str) -> str:
+    """Name for pip of the package that a module is in."""
+    package = module.partition(".")[0]
+    return {"openbabel": "openbabel-wheel", "sklearn": "scikit-learn"}.get(package, package)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -392,6 +393,11 @@ def test_overwrite_replaces_a_shared_model(run_cli: RunCli, shared: Path, tmp_pa
 # ---------------------------------------------------------------------- the Hub, without a network
 
 
+def stub_of_hub(**names: Any) -> SimpleNamespace:
+    """Stands in for the package ``huggingface_hub``, as one that is installed."""
+    return SimpleNamespace(__spec__=find_spec("json"), **names)
+
+
 def test_without_its_package_the_hub_is_explained(
     run_cli: RunCli, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,7 +421,7 @@ def test_a_hub_id_is_downloaded_and_loaded(shared: Path, monkeypatch: pytest.Mon
             raise OSError("404 Client Error\nnot found")
         return str(shared)
 
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stub_of_hub(snapshot_download=snapshot_download))
     assert isinstance(UniteModule.from_pretrained("owner/model", revision="v1"), UniteModule)
     assert seen == {
         "repo_id": "owner/model",
@@ -444,7 +450,7 @@ def test_push_to_hub_uploads_the_three_files(
     run_cli: RunCli, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, Any]] = []
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: StubApi(calls)))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stub_of_hub(HfApi=lambda: StubApi(calls)))
     folder = tmp_path / "out"
     result = run_cli("export", tmp_path / "run", folder, "--push_to_hub", "owner/model", "--private")
     assert result.code == 0, result.err

@@ -312,16 +312,19 @@ def test_wrong_input_is_told_in_one_line(
         assert word in lines[0]
 
 
-@pytest.mark.parametrize(("route", "package"), [("adit", "pymatgen"), ("posebusters", "posebusters")])
+@pytest.mark.parametrize(
+    ("route", "packages"), [("adit", ["pymatgen", "openbabel-wheel"]), ("posebusters", ["posebusters"])]
+)
 def test_a_route_without_its_package_says_how_to_get_it(
-    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str, package: str
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str, packages: list[str]
 ) -> None:
     write_sdf(REALS[:1], tmp_path / "m.sdf")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = run_cli("score", "molecules", tmp_path / "m.sdf", "--no_novelty", "--routes", route)
     assert result.code == 2
-    assert f"--routes {route} needs {package}" in result.err
-    assert result.err.rstrip().endswith('pip install "unite-lightning[scores]"')
+    assert f"--routes {route} needs {' and '.join(packages)}, which" in result.err
+    assert result.err.rstrip().endswith(f"(or: pip install {' '.join(packages)})")
+    assert 'pip install "unite-lightning[scores]"' in result.err
     assert not (tmp_path / "m_sdf_scores").exists()
 
 

@@ -1,7 +1,6 @@
 """What a linear map can read from the latents: classes of images, properties of molecules; with baselines."""
 
 import csv
-import importlib.util
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unite.errors import UserError
+from unite.errors import require_packages
 from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
 from unite.modalities.molecule.data.qm9.table import find_qm9pack
 
@@ -221,8 +220,6 @@ def require_analysis_packages() -> None:
     """Say what to install, before long work.
 
     Raises:
-        UserError: matplotlib or scikit-learn is missing.
+        UserError: matplotlib or scikit-learn is not installed.
     """
-    for package, name in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f'this takes {name}, which is not installed: pip install "unite-lightning[analysis]"')
+    require_packages("analysis of a model", "analysis", "matplotlib", "sklearn")

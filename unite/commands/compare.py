@@ -5,7 +5,6 @@ parameters and steps from last.ckpt, training time from the TensorBoard events, 
 align.json of ``unite align``. What a run does not have is a dash, never a zero.
 """
 
-import importlib.util
 import math
 import os
 import sys
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from unite.analysis.comparison import RunSummary, comparison, draw_comparison, markdown_table
 from unite.console import shown
-from unite.errors import UserError
+from unite.errors import UserError, install_hint, is_installed
 from unite.files import leaving_no_empty_folders, read_json, require_writable, write_json
 from unite.files.checked_json import DamagedFileError, read_checked_json
 from unite.runs.metrics_table import validations
@@ -62,8 +61,8 @@ def compare(runs: list[Path], *, output: Path = Path("runs/compare"), overwrite:
         {"folder": path, **asdict(summary)} for path, summary in zip(_relative(folders, output), summaries, strict=True)
     ]
     write_json(written[1], values)
-    if importlib.util.find_spec("matplotlib") is None:
-        print("no figure: it takes matplotlib, which is not installed (pip install matplotlib)", file=sys.stderr)
+    if not is_installed("matplotlib"):
+        print(f"no figure: matplotlib is not installed: {install_hint('analysis', 'matplotlib')}", file=sys.stderr)
     else:
         written.append(output / FIGURE_FILE)
         draw_comparison(summaries, written[-1])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from unite.console import is_quiet, shown
-from unite.errors import UserError, require
+from unite.errors import UserError, require, require_packages
 from unite.modalities.molecule.files.any import AnyFiles
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ class Comparison:
             UserError: An option is wrong or lacks another one, or a package is missing.
         """
         from unite.engine.workers import num_cpus
-        from unite.modalities.molecule.metrics.moses import require_fcd
 
         require(num_reference >= 0, f"--num_reference is {num_reference}; it must be 0 (all) or more")
         if reference is None:
@@ -61,7 +60,7 @@ class Comparison:
             require(train is None, "--train is for --benchmark moses; add that and --reference FILE")
             return None
         require(train is None or benchmark is not None, "--train is for --benchmark moses; add that, or leave it out")
-        require_fcd("--benchmark moses" if benchmark else "--reference")
+        require_packages("--benchmark moses" if benchmark else "--reference", "fcd", "fcd")
         return cls(
             AnyFiles.find(reference, None, smiles_column, "--reference"),
             None if train is None else AnyFiles.find(train, None, smiles_column, "--train"),

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from lightning.pytorch import LightningModule
 
 from unite.console import one_line
-from unite.errors import UserError
+from unite.errors import UserError, require_packages
 from unite.files import file_checksum, read_json
 from unite.files import require_writable as require_writable
 from unite.files.moved import moved
@@ -43,7 +43,6 @@ WEIGHTS_FILE = "model.safetensors"
 SETTINGS_FILE = "config.json"
 CARD_FILE = "README.md"
 FILES = (WEIGHTS_FILE, SETTINGS_FILE, CARD_FILE)
-HUB_HINT = 'pip install "unite-lightning[hub]"'
 
 
 def is_exported(checkpoint: Path) -> bool:
@@ -187,12 +186,8 @@ def hub_library(repo_id: str) -> Any:
     Raises:
         UserError: It is not installed, which the model ``repo_id`` needs.
     """
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise UserError(
-            f"{repo_id} is no folder here, and the Hugging Face Hub needs another package: {HUB_HINT}"
-        ) from error
+    require_packages(f"{repo_id} is no folder here, and the Hugging Face Hub", "hub", "huggingface_hub")
+    return importlib.import_module("huggingface_hub")
 
 
 def require_repo_id(repo_id: str) -> None:

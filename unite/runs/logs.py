@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from unite.console import is_first_process
-from unite.errors import UserError
+from unite.errors import require_packages
 from unite.files import replacing
 from unite.files import require_writable as require_writable
 from unite.runs.headlines import tensorboard_tag
@@ -171,11 +171,9 @@ def loggers_of(name: "Literal[True] | LoggerName", run_folder: str) -> list[Logg
     if name == "csv":
         return [table]
     if name == "wandb":
-        try:
-            from lightning.pytorch.loggers import WandbLogger
+        require_packages("--trainer.logger wandb", None, "wandb")
+        from lightning.pytorch.loggers import WandbLogger
 
-            return [WandbLogger(save_dir=run_folder), table]
-        except ImportError as error:  # ModuleNotFoundError of Lightning's own check among them
-            raise UserError("--trainer.logger wandb: the package is not installed: pip install wandb") from error
+        return [WandbLogger(save_dir=run_folder), table]
     events: Logger = RunTensorBoardLogger(run_folder)
     return [events] if name == "tensorboard" else [events, table]

@@ -409,7 +409,7 @@ def test_digits_can_be_larger(tmp_path: Path, enlarge: Any) -> None:
 
 
 def test_digits_without_scikit_learn_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match=r'pip install "unite-lightning\[digits\]"'):
         DigitsDataModule(str(tmp_path)).setup("fit")
 

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unite.errors import UserError, require
+from unite.errors import UserError, require_packages
 from unite.modalities.crystal.elements import MASSES, MAX_ELEMENT, NUMBERS, SYMBOLS, by_electronegativity
 
 if TYPE_CHECKING:
     import ase
     from pymatgen.core import Structure
 
-EXTRA_HINT = 'pip install "unite-lightning[crystals]"'
+EXTRA = "crystals"
+"""The extra of the package with what crystals need."""
 _U_PER_A3 = 1.66053906660  # g/cm³
 
 
@@ -108,8 +109,10 @@ class Crystal:
         Raises:
             UserError: pymatgen is not installed.
         """
-        structure = require_pymatgen().Structure
-        return structure(self.matrix, [SYMBOLS[z] for z in self.atomic_numbers], self.fractional)
+        require_packages("Crystal.to_pymatgen", EXTRA, "pymatgen.core")
+        from pymatgen.core import Structure
+
+        return Structure(self.matrix, [SYMBOLS[z] for z in self.atomic_numbers], self.fractional)
 
     def to_ase(self) -> ase.Atoms:
         """The structure for ASE.
@@ -117,10 +120,9 @@ class Crystal:
         Raises:
             UserError: ASE is not installed.
         """
-        try:
-            import ase
-        except ImportError as error:
-            raise UserError(f"this takes ASE, which is not installed: {EXTRA_HINT}") from error
+        require_packages("Crystal.to_ase", EXTRA, "ase")
+        import ase
+
         return ase.Atoms(self.atomic_numbers, scaled_positions=self.fractional, cell=self.cell, pbc=True)
 
     def niggli(self) -> Crystal:
@@ -237,17 +239,3 @@ def cell_matrix(cell: NDArray[np.float64]) -> NDArray[np.float64]:
             [c * np.cos(beta), c * along_b, c * np.sqrt(max(upwards, 0.0))],
         ]
     )
-
-
-def require_pymatgen() -> Any:
-    """The module ``pymatgen.core``.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        import pymatgen.core
-    except ImportError as error:
-        raise UserError(f"this takes pymatgen, which is not installed: {EXTRA_HINT}") from error
-    require(hasattr(pymatgen.core, "Structure"), f"pymatgen is damaged: {EXTRA_HINT}")
-    return pymatgen.core

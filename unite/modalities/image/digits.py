@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unite.errors import UserError, require
+from unite.errors import UserError, require, require_packages
 from unite.modalities.image.data import SPLIT_SEED, ImageRowsDataModule, ImagesInMemory, Split
 from unite.modalities.image.metrics.features import FeatureNetwork
 
@@ -78,12 +78,9 @@ class DigitsDataModule(ImageRowsDataModule):
         Raises:
             UserError: scikit-learn is not installed.
         """
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise UserError(
-                'the digits come with scikit-learn, which is missing: pip install "unite-lightning[digits]"'
-            ) from error
+        require_packages("DigitsDataModule", "digits", "sklearn")
+        from sklearn.datasets import load_digits
+
         digits = load_digits()
         pixels = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)  # 17 levels of gray
         order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(SPLIT_SEED))

@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from unite.console import info, shown
 from unite.engine.workers import Divisible, Failure, in_order, num_cpus, work_apart
-from unite.errors import UserError
+from unite.errors import UserError, require_packages
 from unite.files import open_text, require_writable
 from unite.files.checked import load_checked, save_checked
 from unite.files.checked_json import DamagedFileError
 from unite.files.locks import one_after_another
-from unite.modalities.crystal.crystal import Crystal, UnusableCrystalError, require_pymatgen
+from unite.modalities.crystal.crystal import EXTRA, Crystal, UnusableCrystalError
 from unite.modalities.crystal.data.table import SPLITS, CrystalTable, Split, table_of
 from unite.modalities.crystal.files.reading import Record, parse
 
@@ -96,7 +96,7 @@ def _load(cache: Path, key: str) -> CrystalTable | None:
 
 
 def _read(files: dict[Split, Path], num_workers: int) -> CrystalTable:
-    require_pymatgen()
+    require_packages("reading CIF", EXTRA, "pymatgen.core")
     names = _property_names(files["train"])
     rows = [row for split, file in enumerate(files.values()) for row in _rows(file, split, names)]
     crystals: list[Crystal] = []

@@ -12,10 +12,10 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
-from unite.errors import UserError
+from unite.errors import UserError, require_packages
 from unite.files import open_text
 from unite.modalities.crystal.crystal import (
-    EXTRA_HINT,
+    EXTRA,
     MIN_VOLUME,
     Crystal,
     UnusableCrystalError,
@@ -122,14 +122,13 @@ def parse(record: Record) -> Crystal:
     if len(record.text) > MAX_BYTES:
         raise UnusableCrystalError("too_large", f"{len(record.text):,} bytes")
     name = f"{Path(record.file).name}:{record.number}"
+    require_packages(f"reading {record.format}", EXTRA, "ase" if record.format == "extxyz" else "pymatgen.core")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             crystal = {"cif": parse_cif, "extxyz": _parse_extxyz, "poscar": _parse_poscar}[record.format](record.text)
     except UserError:
         raise
-    except ImportError as error:
-        raise UserError(f"reading {record.format} takes packages that are not installed: {EXTRA_HINT}") from error
     except Exception as error:  # whatever a parser trips over is the file's fault
         raise UnusableCrystalError("unreadable", " ".join(f"{error}".split())[:200] or type(error).__name__) from error
     if crystal.num_atoms > MAX_ATOMS:

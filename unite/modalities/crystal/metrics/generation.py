@@ -9,7 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from unite.modalities.crystal.crystal import Crystal, require_pymatgen
+from unite.errors import require_packages
+from unite.modalities.crystal.crystal import EXTRA, Crystal
 from unite.modalities.crystal.metrics.counts import (
     REJECTS,
     copy_metrics,
@@ -18,7 +19,6 @@ from unite.modalities.crystal.metrics.counts import (
     validity_metrics,
     verdict,
 )
-from unite.modalities.crystal.metrics.validity import require_smact
 
 
 class CrystalGenerationMetrics(Metric):
@@ -70,8 +70,7 @@ class CrystalGenerationMetrics(Metric):
         num_workers: int | None = None,
     ) -> None:
         super().__init__()
-        require_pymatgen()
-        require_smact()
+        require_packages("metrics of crystals", EXTRA, "pymatgen.core", "smact")
         self.reference = reference
         self.sites = None if sites is None else sites.double().numpy()
         self.num_workers = num_workers

@@ -7,7 +7,8 @@ from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from unite.engine.workers import Divisible, in_order, num_cpus, work_apart
-from unite.modalities.crystal.crystal import Crystal, require_pymatgen
+from unite.errors import require_packages
+from unite.modalities.crystal.crystal import EXTRA, Crystal
 from unite.modalities.crystal.metrics.validity import Composition, structure_reason
 
 LOOSE: Final = {"stol": 0.5, "angle_tol": 10.0, "ltol": 0.3}
@@ -53,7 +54,7 @@ def match(first: Crystal, second: Crystal) -> Match:
 
 @cache
 def _matcher(name: str) -> Any:
-    require_pymatgen()
+    require_packages("matching of crystals", EXTRA, "pymatgen.core")
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     return StructureMatcher(**{"loose": LOOSE, "strict": STRICT}[name])

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from unite.modalities.crystal.crystal import Crystal, require_pymatgen
+from unite.errors import require_packages
+from unite.modalities.crystal.crystal import EXTRA, Crystal
 from unite.modalities.crystal.metrics.counts import with_random_coordinates
 from unite.modalities.crystal.metrics.matching import match_all
 
@@ -55,7 +56,7 @@ class CrystalReconstructionMetrics(Metric):
 
     def __init__(self, max_crystals: int = 1000) -> None:
         super().__init__()
-        require_pymatgen()
+        require_packages("metrics of crystals", EXTRA, "pymatgen.core")
         self.max_crystals = max_crystals
         self.add_state("sums", torch.zeros(len(self.counted)), dist_reduce_fx="sum")
 

@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from unite.console import is_quiet
 from unite.engine.workers import Divisible, Failure, in_order, num_cpus, work_apart
-from unite.errors import UserError
+from unite.errors import UserError, require_packages
 from unite.modalities.base import FileScores
-from unite.modalities.crystal.crystal import Crystal, UnusableCrystalError, require_pymatgen
+from unite.modalities.crystal.crystal import EXTRA, Crystal, UnusableCrystalError
 from unite.modalities.crystal.files.reading import Record, find_files, parse, read_records
 from unite.modalities.crystal.metrics.counts import copy_metrics, reject_metrics, validity_metrics, verdict
-from unite.modalities.crystal.metrics.validity import REASONS, require_smact
+from unite.modalities.crystal.metrics.validity import REASONS
 
 FILE_REASONS: Final = ("unreadable", "no_cell", "partial_occupancy", "disordered", "crashed", "too_slow")
 """Reasons to reject a record beside those of :data:`~unite.modalities.crystal.metrics.validity.REASONS`."""
@@ -47,8 +47,7 @@ def score_crystals(path: Path, num_workers: int | None = None) -> FileScores:
     Raises:
         UserError: There is nothing to score, or a package is missing.
     """
-    require_pymatgen()
-    require_smact()
+    require_packages("scores of crystals", EXTRA, "pymatgen.core", "smact")
     files = find_files(path)
     counts: Counter[str] = Counter()
     crystals: list[Crystal] = []

@@ -8,8 +8,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unite.errors import UserError
-from unite.modalities.crystal.crystal import EXTRA_HINT, MIN_VOLUME, Crystal
+from unite.errors import require_packages
+from unite.modalities.crystal.crystal import EXTRA, MIN_VOLUME, Crystal
 from unite.modalities.crystal.elements import MAX_ELEMENT, SYMBOLS
 
 OxidationSet = Literal["smact14", "icsd24"]
@@ -117,7 +117,7 @@ def metals() -> frozenset[str]:
     Raises:
         UserError: smact is not installed.
     """
-    require_smact()
+    require_packages("validity of compositions", EXTRA, "smact")
     import smact
 
     return frozenset(smact.metals)
@@ -140,15 +140,3 @@ def _icsd24_states() -> dict[str, list[int]]:
 
     table = ICSD24OxStatesFilter().filter(consensus=3, include_zero=False, commonality="low")
     return {row.element: [int(state) for state in str(row.oxidation_state).split()] for row in table.itertuples()}
-
-
-def require_smact() -> None:
-    """Say what to install, before long work.
-
-    Raises:
-        UserError: smact is not installed.
-    """
-    try:
-        import smact  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"validity of compositions takes smact, which is not installed: {EXTRA_HINT}") from error

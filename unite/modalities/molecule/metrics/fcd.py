@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from unite.errors import require_packages
 from unite.modalities.frechet import distance_of_normals
-from unite.modalities.molecule.metrics.moses import require_fcd
 
 MAX_LENGTH: Final = 349
 """Most characters of a SMILES that ChemNet takes; longer ones are left out and counted."""
@@ -66,7 +66,7 @@ class FrechetChemNetDistance(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        require_fcd("FCD")
+        require_packages("FCD", "fcd", "fcd")
         for name in ("generated", "reference"):
             shapes = {"num": (), "sum": (_NUM_FEATURES,), "products": (_NUM_FEATURES, _NUM_FEATURES)}
             for part, shape in shapes.items():

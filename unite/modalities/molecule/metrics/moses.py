@@ -24,30 +24,17 @@ from tqdm import tqdm
 
 from unite.console import is_quiet
 from unite.engine.workers import Divisible, Failure, in_order, work_apart
-from unite.errors import UserError
 from unite.modalities.molecule.metrics.shares import share
 from unite.modalities.molecule.perception.molecule import molecule_key
 
 UNIQUE_AT: Final = (1_000, 10_000)
 NUM_BITS: Final = 1024
 
-FCD_HINT: Final = 'pip install "unite-lightning[fcd]" (or: pip install fcd)'
-
 _AT_ONCE: Final = 200  # molecules of a job
 _ROWS: Final = 2000  # of a matrix of similarities
 _MIN_SCAFFOLD_RINGS: Final = 2
 _MAX_RING: Final = 7
 _ALLOWED: Final = frozenset({"C", "N", "S", "O", "F", "Cl", "Br", "H"})
-
-
-def require_fcd(option: str) -> None:
-    """Be sure that the package ``fcd`` is there, without importing it.
-
-    Raises:
-        UserError: It is not.
-    """
-    if importlib.util.find_spec("fcd") is None:
-        raise UserError(f"{option} needs the package fcd: {FCD_HINT}")
 
 
 class Described(NamedTuple):

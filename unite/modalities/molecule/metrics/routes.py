@@ -4,7 +4,6 @@ Each metric carries the name of its definition. Both are slow (a hundred molecul
 is strict: the route of ADiT calls molecules valid whose atoms lie all on one spot.
 """
 
-import importlib.util
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from functools import cache, partial
@@ -16,14 +15,13 @@ from tqdm import tqdm
 
 from unite.console import is_quiet
 from unite.engine.workers import Divisible, in_order, work_apart
-from unite.errors import UserError
+from unite.errors import UserError, require_packages
 from unite.modalities.molecule.perception.molecule import Molecule
 from unite.modalities.molecule.perception.perceive import perceive
 
 MAX_POSEBUSTERS = 1000
-PACKAGES = {"adit": ("pymatgen", "openbabel"), "posebusters": ("posebusters",)}
+PACKAGES = {"adit": ("pymatgen.core", "openbabel"), "posebusters": ("posebusters",)}
 _MOLECULES_AT_ONCE = 20
-_INSTALL = 'pip install "unite-lightning[scores]"'
 
 
 def require_route(route: str) -> None:
@@ -32,9 +30,7 @@ def require_route(route: str) -> None:
     Raises:
         UserError: One is missing.
     """
-    missing = [package for package in PACKAGES[route] if importlib.util.find_spec(package) is None]
-    if missing:
-        raise UserError(f"--routes {route} needs {' and '.join(missing)}: {_INSTALL}")
+    require_packages(f"--routes {route}", "scores", *PACKAGES[route])
 
 
 def adit_metrics(molecules: Sequence[Molecule | None], num_workers: int = 1) -> dict[str, float]:

@@ -13,10 +13,9 @@ from typing import Any, Final
 
 from rdkit import Chem, rdBase
 
-from unite.errors import UserError
+from unite.errors import UserError, require_packages
 from unite.modalities.atoms import ATOMIC_NUMBERS
 
-MSGPACK_HINT: Final = 'pip install "unite-lightning[geom]" (or: pip install msgpack)'
 _SYMBOLS: Final = {number: symbol for symbol, number in ATOMIC_NUMBERS.items()}
 _MAX_ITEM: Final = 1 << 30  # bytes of one item of a msgpack file; GEOM writes a thousand molecules in each
 
@@ -89,10 +88,9 @@ def read_geom_msgpack(path: Path) -> Iterator[list[str]]:
     Raises:
         UserError: ``msgpack`` is not installed, or the file is of another form.
     """
-    try:
-        import msgpack
-    except ImportError as error:
-        raise UserError(f"{path} needs a package to be read: {MSGPACK_HINT}") from error
+    require_packages(str(path), "geom", "msgpack")
+    import msgpack
+
     try:
         with path.open("rb") as file:
             for item in msgpack.Unpacker(file, raw=False, strict_map_key=False, max_buffer_size=_MAX_ITEM):

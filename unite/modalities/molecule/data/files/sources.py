@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TextIO
 
-from unite.errors import UserError
+from unite.errors import UserError, require_packages
 from unite.files import open_text
 from unite.modalities.molecule.data.files.packed import read_geom_msgpack, read_geom_pickle, read_pyg
 from unite.modalities.molecule.files.reading import SUFFIXES, cut
@@ -38,7 +38,6 @@ _WHOLE_FORMATS: Final[dict[str, tuple[Literal["sdf", "xyz"], Callable[[Path], It
     "msgpack": ("xyz", read_geom_msgpack),
     "pickle": ("sdf", read_geom_pickle),
 }  # files that are no text, by the form of the records that come of them
-PARQUET_HINT: Final = 'pip install "unite-lightning[parquet]" (or: pip install pyarrow)'
 _ROWS_AT_ONCE: Final = 10_000  # of a Parquet file in memory
 
 
@@ -207,11 +206,10 @@ def _rows_of_csv(file: File, lines: TextIO, smiles_column: str | None) -> Iterat
 
 
 def _rows_of_parquet(file: File, smiles_column: str | None) -> Iterator[Record]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise UserError(f"{file} needs a package to be read: {PARQUET_HINT}") from error
+    require_packages(str(file), "parquet", "pyarrow")
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
     try:
         table = ParquetFile(file.path)
         names = table.schema_arrow.names

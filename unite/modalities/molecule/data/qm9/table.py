@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from unite.errors import UserError, require
+from unite.errors import UserError, install_hint, require
 from unite.files import open_text, require_writable, write_whole
 from unite.files.locks import one_after_another
 from unite.modalities.molecule.data.base import Split
@@ -36,7 +36,6 @@ MAX_HYDROGEN_DISTANCE = 1.6
 #: Marks a hydrogen without a heavy atom near enough, in `MoleculeTable.num_hydrogens`.
 UNATTACHED = 255
 WRITE_HINT = "choose a writable folder: data.root in a config, --root of prepare, --qm9_root of score"
-INSTALL_HINT = 'install it with: pip install "unite-lightning[qm9]" (or: pip install qm9pack)'
 
 logger = logging.getLogger(__name__)
 
@@ -345,7 +344,8 @@ def read_qm9pack() -> Iterator[RawMolecule]:
         UserError: If the package is not installed.
     """
     if not (paths := find_qm9pack()):
-        raise UserError(f"QM9 is to be read from the package qm9pack, which is missing; {INSTALL_HINT}")
+        hint = install_hint("qm9", "qm9pack")
+        raise UserError(f"QM9 is to be read from the package qm9pack, which is not installed: {hint}")
     yield from read_csv_files(paths)
 
 
@@ -373,6 +373,7 @@ def read_pyg(folder: Path) -> Iterator[RawMolecule]:
         with _impatient():
             dataset = QM9(str(folder), force_reload=True)
     except (OSError, zipfile.BadZipFile) as error:  # URLError is a kind of OSError
-        raise UserError(f"cannot download QM9 for PyG ({error}); qm9pack has the same data, {INSTALL_HINT}") from error
+        hint = install_hint("qm9", "qm9pack")
+        raise UserError(f"cannot download QM9 for PyG ({error}); qm9pack has the same data: {hint}") from error
     for data in tqdm(dataset, desc="reading molecules", unit="mol"):
         yield RawMolecule(int(data.idx) + 1, data.smiles, data.z.tolist(), data.pos.flatten().tolist())
