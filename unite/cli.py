@@ -26,19 +26,19 @@ commands:
   version         print the version
 
 common options (all of a command: unite COMMAND --help):
-  --config FILE       settings; several are merged, later ones win
-  --ckpt_path PATH    a checkpoint or run folder; brings the settings of its run along
+  --config FILE       settings; may be repeated, later files override earlier ones
+  --ckpt_path PATH    a checkpoint or run folder, with the settings of its run
   --output DIR        where a command writes
-  --overwrite         let sample, reconstruct, predict and score replace files that are there
+  --overwrite         let sample, reconstruct, predict and score replace existing files
   --seed N            makes a command reproducible
-  --device NAME       cpu, cuda (one GPU), cuda:1 or mps; default: what the settings say, else the best there is
-  --quiet             no progress bars and no notes; results, warnings and errors stay
+  --device NAME       cpu, cuda (one GPU), cuda:1 or mps; default: what the settings say, else the best available
+  --quiet             no progress bars and no notes; results, warnings and errors are still printed
   --model.flow_steps 1 --data.init_args.batch_size 64 ...
-                      any key of the config files, overridden
+                      override any key of the config files
   --trust             let a run folder name classes that are not unite's and pipe: commands, which run code
-  --debug             show the stack trace of a mistake
+  --debug             show the stack trace of an error
 
-A run lies in trainer.default_root_dir (default runs/CONFIG): config.yaml, last.ckpt, the best checkpoints,
+A run is stored in trainer.default_root_dir (default runs/CONFIG): config.yaml, last.ckpt, the best checkpoints,
 TensorBoard events and metrics.csv. Continue it with: unite fit --ckpt_path RUN
 """
 

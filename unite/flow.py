@@ -153,7 +153,7 @@ def check_guidance_interval(interval: tuple[float, float]) -> None:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How samples are drawn; each model carries those that its figures were made with.
+    """How samples are drawn. A model stores the options with which its metrics were computed.
 
     Attributes:
         num_steps: Steps of the solver from noise to data.
@@ -162,8 +162,8 @@ class SamplingOptions:
         guidance_interval: Times (0 is noise, 1 is data) between which guidance acts.
         noise_scale: Standard deviation of the noise; below 1 trades variety for fidelity.
         stochasticity: Fresh noise in the steps of ``euler``: 0 is Euler's method, 1 the posterior (DDPM) step.
-        restarts: How often noise is put back to ``restart_time`` and the rest of the way gone again. Each corrects
-            errors of what came before (Xu et al. 2023, arXiv:2306.14878).
+        restarts: Number of returns to ``restart_time`` by adding noise, each followed by another way to data. Each
+            corrects earlier errors (Xu et al. 2023, arXiv:2306.14878).
         restart_time: Time (0 is noise, 1 is data) that a restart goes back to.
         restart_steps: Steps of the solver from there to data.
 
@@ -192,7 +192,7 @@ class SamplingOptions:
         require(self.stochasticity == 0 or self.solver == "euler", needless)
 
     def but(self, **given: Any) -> Self:
-        """The same with other values; None leaves one as it is.
+        """A copy with other values; None leaves a value unchanged.
 
         Raises:
             UserError: There is no option of that name, or a value is outside its range.
@@ -207,7 +207,7 @@ class SamplingOptions:
         """Options as a checkpoint or an exported folder has them.
 
         Raises:
-            UserError: It has something else.
+            UserError: They are damaged.
         """
         try:
             options = cls(**found)  # type: ignore[arg-type]
@@ -268,16 +268,16 @@ def sample_path(
     on_step: Callable[[int, float, Tensor], None] | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Go from noise to data, then as often as asked from ``how.restart_time`` to data again.
+    """Go from noise to data, then ``how.restarts`` times from ``how.restart_time`` to data again.
 
     A restart at t moves the result x back to t x + (1 - t) e with fresh noise e. If the prediction is exact and the
     solver follows the ODE, that changes nothing in distribution.
 
     Args:
         predict_data: Predicted data x_1 for a state (B, K, C) at one time.
-        draw_noise: Gives noise (B, K, C) for a number; each number is asked for once, 0 is the start.
+        draw_noise: Gives noise (B, K, C) for a number; called once for each number, 0 is the start.
         time: Gives the times at which the solver stops.
-        how: Solver, steps, stochasticity, restarts. The rest of it is not looked at.
+        how: Solver, steps, stochasticity, restarts. The other options are not used here.
         on_step: Called after every step with its number, time and state.
         mask: True where a latent is real, see :func:`integrate`.
 
@@ -316,11 +316,11 @@ def integrate(
         noise: Start, shape (B, K, C).
         times: Increasing times; the first is the start, the last the end. For ``dopri5`` only these two matter.
         solver: Fixed-step ``euler``, ``midpoint``, ``heun``, ``rk4`` (3/8 rule), or adaptive ``dopri5``
-            (:func:`unite.solvers.dopri5`, with the tolerances of the paper's evaluation). ``ancestral`` is no
-            ODE solver: each step mixes the predicted data with *fresh* noise, x_t' = t' x_1(x, t) + (1 - t') e, where
-            Euler keeps the old noise. Its samples are narrower than the data, even with an exact prediction: x_1(x, t)
-            is a mean, and fresh noise does not bring back the spread that the mean leaves out. For normal data of the
-            noise's variance, 50 steps keep about half of it. In return it forgets errors of earlier steps.
+            (:func:`unite.solvers.dopri5`, with the tolerances of the paper's evaluation). ``ancestral`` is not an ODE
+            solver: each step mixes the predicted data with *fresh* noise, x_t' = t' x_1(x, t) + (1 - t') e, where Euler
+            keeps the old noise. Its samples are narrower than the data, even with an exact prediction: x_1(x, t) is a
+            mean, and fresh noise does not bring back the spread that the mean leaves out. For normal data of the
+            noise's variance, 50 steps keep about half of it. In return, errors of earlier steps do not persist.
         on_step: Called after every step with its number, time and state; not for ``dopri5``.
         draw_noise: Gives fresh noise, of the shape of ``noise``, whenever it is called; None draws it from torch.
         stochasticity: Share eta of fresh noise in a step of ``euler``, see :func:`unite.solvers.stochastic_step`.

@@ -1,6 +1,6 @@
 """The second pass of a training step: the Generative Encoder denoises copies of its own latents.
 
-``UniteModule.training_step`` says where it belongs; :mod:`unite.flow` has the path, the times and the loss.
+``UniteModule.training_step`` shows its place in a step; :mod:`unite.flow` has the path, the times and the loss.
 Letters: B samples, K latents, C latent channels, D width, S flow steps.
 """
 
@@ -20,7 +20,7 @@ from unite.nn.generative_encoder import GenerativeEncoder, Tokens
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """How the second pass is trained; the arguments of the same names of :class:`~unite.module.UniteModule`.
+    """Settings of the second pass: the arguments of the same names of :class:`~unite.module.UniteModule`.
 
     Raises:
         UserError: A number is outside its range.
@@ -52,7 +52,7 @@ class FlowPass:
         adapter: Adapter of the modality.
         template: Template of the samples.
         registers: Registers of the samples, values (B, K, D) or (1, K, D).
-        settings: How it is trained.
+        settings: Settings of the second pass.
     """
 
     def __init__(

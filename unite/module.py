@@ -48,16 +48,16 @@ class UniteModule(Configurable, SavedModule):
         weight_sharing: One network for both passes; false makes a separate denoiser of the same size.
         stop_gradient: Detach the latents in the flow pass, so that the flow loss never shapes the tokenizer's output.
         flow_steps: Flow steps S per reconstruction; their losses are summed, as in the released code.
-        flow_chunk: Flow steps to have in memory at a time in training: reconstruction, then each chunk of flow steps,
-            are differentiated and freed one after the other. None takes all at once. Both are equal up to rounding: the
-            losses agree, but Muon amplifies what differs in the last digits of gradients, so weights drift apart.
+        flow_chunk: Number of flow steps in memory at a time in training: the reconstruction, then each chunk of flow
+            steps, is differentiated and freed in turn. None takes all at once. Both are equal up to rounding: the
+            losses agree, but Muon amplifies differences in the last digits of gradients, so the weights slowly diverge.
         flow_loss: ``velocity`` (released code) or ``data`` (paper), see :func:`unite.flow.flow_loss`.
         flow_weight: Weight of the flow loss against the reconstruction loss.
         noise_probability: Share of samples whose latents the decoder sees with a little noise in training.
         noise_min_time: Smallest t of that noise; 1 is none.
-        compile: Compile the blocks of encoder and decoder with ``torch.compile``: faster steps on a GPU, after
-            minutes of compiling. Names in checkpoints stay.
-        compile_mode: ``reduce-overhead`` also records a GPU's work as CUDA graphs, one for each size of batches.
+        compile: Compile the blocks of encoder and decoder with ``torch.compile``: faster steps on a GPU, after minutes
+            of compiling. Parameter names in checkpoints do not change.
+        compile_mode: ``reduce-overhead`` also records the work of a GPU as CUDA graphs, one for each batch size.
         modality_weights: Weight of each modality's loss as a whole; 1 where not named.
 
     Raises:
@@ -171,7 +171,7 @@ class UniteModule(Configurable, SavedModule):
         """Generate finished objects from noise: draw a template, solve the ODE, decode.
 
         A sample depends on the seed and its index alone: neither on the batch size nor on the device, up to rounding.
-        Sampling options that are not given are those that the model's figures were made with.
+        Sampling options that are not given are the model's own, with which its metrics were computed.
 
         Args:
             modality: Name of the adapter.
@@ -281,8 +281,8 @@ class UniteModule(Configurable, SavedModule):
 
         Args:
             modality: Name of the adapter.
-            samples: A batch as the datamodule yields it, on the module's device, or what else the adapter prepares,
-                such as a list of SMILES.
+            samples: A batch as the datamodule yields it, on the module's device, or anything else that the adapter's
+                ``prepare`` takes, such as a list of SMILES.
             generator: Source of the registers' noise, on the module's device.
         """
         adapter = self.adapter(modality)
@@ -310,7 +310,7 @@ class UniteModule(Configurable, SavedModule):
         """The adapter of a modality.
 
         Raises:
-            UserError: There is none of that name.
+            UserError: The model has no adapter of that name.
         """
         if modality not in self.adapters:
             raise UserError(
@@ -321,7 +321,7 @@ class UniteModule(Configurable, SavedModule):
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Evaluation mode (nothing is augmented or dropped), and afterwards the mode there was."""
+        """Evaluation mode within the block: nothing is augmented or dropped. Restores the earlier mode."""
         was_training = self.training
         self.eval()
         try:
@@ -362,11 +362,11 @@ class UniteModule(Configurable, SavedModule):
     # ------------------------------------------------------------------ a run
 
     def setup(self, stage: str) -> None:
-        """Before training, let the adapters note what generation needs of the training data.
+        """Before training, let the adapters store the statistics of the training data that generation needs.
 
         Raises:
-            UserError: The precision rounds the weights themselves, or the strategy divides them and a setting
-                needs them whole.
+            UserError: The precision rounds the weights themselves, or the strategy shards them and a setting needs them
+                whole.
         """
         super().setup(stage)
         require_precision(self.trainer.precision)

@@ -1,4 +1,4 @@
-"""Lightning's trainer with a run folder, able to generate."""
+"""Lightning's trainer with a run folder, and with the commands that sample, reconstruct and predict."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -46,25 +46,25 @@ from unite.runs.logs import LoggerName, log_callbacks, loggers_of
 
 
 class UniteTrainer(Trainer):
-    """Lightning's trainer, writing straight into one run folder, and able to generate.
+    """Lightning's trainer, which writes into one run folder, and samples, reconstructs and predicts.
 
     Args:
-        default_root_dir: The run folder; the command line puts in ``runs/NAME``. It holds config.yaml,
-            last.ckpt, the best checkpoints, TensorBoard events and metrics.csv.
+        default_root_dir: The run folder; on the command line ``runs/NAME`` by default. It holds config.yaml, last.ckpt,
+            the best checkpoints, TensorBoard events and metrics.csv.
         logger: True for TensorBoard and metrics.csv in the run folder, False for none; ``tensorboard`` or ``csv`` for
             one of the two, ``wandb`` for Weights & Biases and metrics.csv; or Lightning loggers.
         callbacks: Lightning callbacks. A ``ModelCheckpoint`` without ``dirpath`` writes into the run folder.
         enable_checkpointing: False to write no checkpoints.
         enable_model_summary: False to print no table of the model's parts and of its optimizer.
         num_sanity_val_steps: Batches to validate before the first step, to find mistakes early, -1 for all; None for 2,
-            and for none on a CPU, where those of a large model take minutes.
+            or for none on a CPU, where they can take minutes.
         non_finite: What to do about a loss or a gradient that is infinite or not a number: ``stop``, ``skip`` the step,
             or ``ignore`` it; see :class:`unite.callbacks.non_finite.NonFiniteGuard`.
-        bursts: What to do about losses that burst and latents that collapse while all stays finite: ``warn``, ``stop``
-            or ``ignore``; a :class:`unite.callbacks.BurstGuard` among the callbacks takes its place.
+        bursts: What to do about losses that burst and latents that collapse while all numbers are finite: ``warn``,
+            ``stop`` or ``ignore``; not used if there is a :class:`unite.callbacks.BurstGuard` among the callbacks.
         enable_autolog_hparams: Also log the settings to the loggers; config.yaml has them all.
-        kwargs: Everything else that Lightning's trainer takes. Without a ``CheckpointIO`` among the ``plugins``,
-            checkpoints are written atomically.
+        kwargs: Other arguments of Lightning's trainer. Without a ``CheckpointIO`` among the ``plugins``, checkpoints
+            are written atomically.
 
     Raises:
         UserError: The precision is not supported.
@@ -230,13 +230,13 @@ class UniteTrainer(Trainer):
     ) -> None:
         """Generate samples with a checkpoint; writes them as files, with a picture, labels and metrics.json.
 
-        Interrupted, the same command continues, also with another batch_size or number of processes
-        (``--trainer.devices``, torchrun), which share the samples. Solver, steps, guidance and noise are those of the
-        model's own figures (``GenerationMetrics`` of its config), unless told otherwise.
+        If interrupted, the same command continues, even with another batch_size or number of processes
+        (``--trainer.devices``, torchrun), which share the samples. Solver, steps, guidance and noise are by default
+        those of the model's own metrics (``GenerationMetrics`` of its config).
 
         Args:
             model: The model to sample from.
-            datamodule: The data that novelty and the like are measured against.
+            datamodule: The data, for metrics that compare with it, such as novelty.
             ckpt_path: The checkpoint.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
             num_samples: How many samples.
@@ -255,12 +255,13 @@ class UniteTrainer(Trainer):
             noise_scale: Standard deviation of the noise; below 1 trades variety for fidelity; default: the model's.
             stochasticity: Fresh noise in the steps of ``euler``: 0 is none, 1 the posterior (DDPM) step; default: the
                 model's.
-            restarts: How often to go back to ``restart_time`` with fresh noise, and from there to data again; each
-                corrects errors; default: the model's.
+            restarts: Number of returns to ``restart_time`` with fresh noise, each followed by another way to data,
+                which corrects errors; default: the model's.
             restart_time: Time (0 is noise, 1 is data) that restarts go back to; default: the model's.
             restart_steps: Steps of the solver after each restart; default: the model's.
             batch_size: Samples at a time.
-            film_strip: Draw so many further samples on their way from noise to data, as film_strip.png.
+            film_strip: Number of samples, from the first, to draw at several times from noise to data, as
+                film_strip.png.
         """
         model = self._as_unite(model)
         modality = chosen_modality(model.adapters, modality)
@@ -309,15 +310,15 @@ class UniteTrainer(Trainer):
     ) -> None:
         """Decode the latents of real samples; writes both as files, with a picture and metrics.json.
 
-        Several processes (``--trainer.devices``, torchrun) share the batches. Interrupted, the same command starts
-        over.
+        Several processes (``--trainer.devices``, torchrun) share the batches. If interrupted, the same command starts
+        again.
 
         Args:
             model: The model.
             datamodule: The data.
             ckpt_path: The checkpoint.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
-            num_samples: How many samples; the metrics are of the batches that these are in.
+            num_samples: How many samples; the metrics cover all batches that contain them.
             split: The split to take them from, in its order.
             output: Folder for the files; default: ``reconstructions`` in the checkpoint's run folder, or
                 ``reconstructions_MODALITY`` if the model has several modalities.
@@ -348,9 +349,8 @@ class UniteTrainer(Trainer):
     ) -> None:
         """Write the latents of a split as safetensors: the tokenizer as a feature extractor.
 
-        What the files hold, and how to read them, says :class:`unite.outputs.latents.LatentFiles`. Interrupted, the
-        same command continues, also with another number of processes (``--trainer.devices``, torchrun), which share the
-        batches.
+        The files are described in :class:`unite.outputs.latents.LatentFiles`. If interrupted, the same command
+        continues, even with another number of processes (``--trainer.devices``, torchrun), which share the batches.
 
         Args:
             model: The model.

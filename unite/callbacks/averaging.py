@@ -16,8 +16,8 @@ class WeightAveraging(Callback):
     """Exponential moving average of the weights, used for every evaluation and kept in checkpoints.
 
     Own code because Lightning's ``EMAWeightAveraging`` updates parameter by parameter (a hundred times slower than
-    one ``foreach`` call), starts on the wrong device, and leaves the two sets of weights exchanged after an exception
-    in validation. The layout of the checkpoint is Lightning's: ``state_dict`` holds the averaged weights,
+    one ``foreach`` call), starts on the wrong device, and leaves the two sets of weights swapped after an exception in
+    validation. The layout of the checkpoint is Lightning's: ``state_dict`` holds the averaged weights,
     ``current_model_state`` the raw ones. After ``fit`` the module holds the averaged weights.
 
     Args:
@@ -39,7 +39,7 @@ class WeightAveraging(Callback):
         self._module: weakref.ref[LightningModule] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget the weights of another module, if this callback has served before.
+        """Drop the weights of another module, if this callback was used before.
 
         Raises:
             UserError: A checkpoint callback would leave out the averaged weights.
@@ -81,7 +81,7 @@ class WeightAveraging(Callback):
         self._swap_in(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train on with the raw weights."""
+        """Continue training with the raw weights."""
         if trainer.state.fn == "fit":
             self._swap_back(pl_module)
 
@@ -90,7 +90,7 @@ class WeightAveraging(Callback):
         self._swap_in(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Whatever happened, the raw weights are the module's again."""
+        """Restore the raw weights, whatever happened."""
         self._swap_back(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class WeightAveraging(Callback):
             load_whole(pl_module, checkpoint["current_model_state"])
 
     def restart(self, pl_module: LightningModule) -> None:
-        """Give the averaged weights to the module, to train on from there, and begin a new average with them."""
+        """Continue training from the averaged weights, and start a new average with them."""
         self._swap_in(pl_module)
         self._is_swapped = False
         self.num_updates = 0

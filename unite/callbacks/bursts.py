@@ -1,4 +1,4 @@
-"""Training whose losses burst, or whose latents collapse, though all stays finite, is noticed and told."""
+"""Detects training that fails while all numbers stay finite: losses that burst, latents that collapse."""
 
 import math
 import statistics
@@ -24,18 +24,19 @@ Flow matching mixes them with noise of standard deviation 1, in which so little 
 
 
 class BurstGuard(Callback):
-    """Warns, or stops, when a loss stays at many times its recent median, or the latents have become alike.
+    """Warns, or stops the run, when a loss stays far above its recent median, or when latents become alike.
 
-    A flow loss is judged in units of the variance of the latents, for by itself it grows as they do. Looked at are the
-    steps at which Lightning logs, one look later, when their numbers have been copied to the CPU: nothing waits for a
-    GPU. What lasts for ``patience`` looks is told once, and again at the end of the run.
+    The flow loss is divided by the variance of the latents, because it grows with it. Only the steps at which Lightning
+    logs are examined, each at the next such step, when its numbers have reached the CPU: nothing waits for a GPU. A
+    condition that holds at ``patience`` examined steps in a row is reported once, and again at the end of the run.
 
     Args:
         action: ``warn``, or ``stop`` with a :class:`unite.errors.TrainingError`. Several processes see different terms,
-            so there each only warns.
-        factor: Multiple of the median that is a burst.
-        patience: Looks in a row that have to agree.
-        history: Looks whose median is the measure; until half of them are there, no burst is seen.
+            so each of them only warns.
+        factor: Multiple of the median above which a loss counts as a burst.
+        patience: Number of examined steps in a row at which the condition must hold.
+        history: Number of examined steps that the median is taken over; nothing is reported before half of them are
+            available.
 
     Raises:
         UserError: ``factor`` is not above 1, ``patience`` below 1, or ``history`` below 4.
@@ -60,13 +61,13 @@ class BurstGuard(Callback):
         self._healthy_until = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier run."""
+        """Reset the state of an earlier run."""
         self._forget()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Judge the numbers of the last look, and begin to copy those of this one."""
+        """Examine the previous logged step, and start copying the numbers of this one."""
         step, interval = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not interval or step % interval or step == self._looked_at:
             return
@@ -84,7 +85,7 @@ class BurstGuard(Callback):
             checkpoint[UNHEALTHY] = wrong
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge the last numbers, and say again what happened."""
+        """Examine the last numbers, and repeat the warnings."""
         self._judge_pending(trainer)
         if self._told and trainer.is_global_zero:
             more = f" and {len(self._told) - 1} more" if len(self._told) > 1 else ""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run that was killed and goes on."""
+"""Best checkpoints of a run that continues after it was killed."""
 
 import math
 from pathlib import Path
@@ -14,15 +14,15 @@ from unite.runs.folder import read_checkpoint
 
 
 class ContinuedCheckpoints(Callback):
-    """Lets a continued run write its best checkpoints anew, if they were written behind the one it continues from.
+    """Lets a continued run overwrite best checkpoints that are newer than the checkpoint it continues from.
 
-    A run that is killed between ``best.ckpt`` and ``last.ckpt`` of a validation does that validation again. Lightning
-    would take the file that is there for somebody else's: the true best would be called ``best-v1.ckpt``, and
-    ``best.ckpt`` stay for good.
+    A run that is killed after a validation has written ``best.ckpt`` and before it writes ``last.ckpt`` repeats that
+    validation. Lightning does not overwrite a file that it does not know: the new best would be named ``best-v1.ckpt``,
+    and ``best.ckpt`` would never be removed.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Only now has Lightning restored the number of the step, and what it knows of the best checkpoints."""
+        """Called here because Lightning has only now restored the step and its list of best checkpoints."""
         folder = Path(trainer.default_root_dir)
         if not trainer.is_global_zero or not trainer.ckpt_path or not _is_of(folder, Path(trainer.ckpt_path)):
             return

@@ -1,4 +1,4 @@
-"""How long a run will take, said early."""
+"""An early estimate of how long a run will take."""
 
 import datetime
 import math
@@ -15,17 +15,18 @@ _MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86_400, 31_557_600
 
 
 class Forecast(Callback):
-    """Says, after a few steps, how long the run will take and when it ends, if that is longer than a minute.
+    """Prints, after a few steps, how long the run will take and when it will end, if that is more than a minute.
 
-    The first step is slower than the others, so the measure is the median of the next ones, waiting for data included,
-    validations not. Where the first alone takes longer than ``patience``, what makes it slower hardly matters, and it
-    is the measure, unless it has compiled the model.
+    The first step is slower than the others, so the estimate uses the median time of the next ones, including waiting
+    for data and excluding validations. If the first step alone takes longer than ``patience``, its time is used, unless
+    it has compiled the model.
 
-    A run on a CPU of more than a day is also told the config of the same data that is meant for such a machine.
+    For a run of more than a day on a CPU, the message names the config for the same data that is meant for such a
+    machine, if there is one.
 
     Args:
         num_steps: Batches to measure, after the first.
-        patience: Seconds after which fewer batches will do.
+        patience: Seconds after which fewer batches are enough.
     """
 
     def __init__(self, num_steps: int = 3, patience: float = 20.0) -> None:
@@ -39,22 +40,22 @@ class Forecast(Callback):
         self._since = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier run."""
+        """Reset the state of an earlier run."""
         self._forget()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin to measure."""
+        """Start measuring."""
         if not self._seconds:
             self._since = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave out the time that a validation took."""
+        """Exclude the time of a validation."""
         self._since = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure, and speak once."""
+        """Measure, and print the estimate once."""
         if self._has_spoken or not trainer.is_global_zero:
             return
         before, self._since = self._since, time.perf_counter()

@@ -24,7 +24,7 @@ class GenerationMetrics(Callback):
     """After each validation or test epoch: metrics of reconstructions and of new samples, with pictures.
 
     Logs ``stage/modality/metric``, shows the pictures in TensorBoard and writes them to ``pictures/`` in the run
-    folder. Put it after :class:`WeightAveraging` or before; either way it sees the averaged weights.
+    folder. Its place before or after :class:`WeightAveraging` does not matter: it always sees the averaged weights.
 
     Args:
         num_samples: Samples to generate in validation.
@@ -35,14 +35,14 @@ class GenerationMetrics(Callback):
         guidance_interval: Times between which guidance acts.
         noise_scale: Standard deviation of the noise.
         stochasticity: Fresh noise in the steps of ``euler``, see :class:`unite.flow.SamplingOptions`.
-        restarts: How often to go back to ``restart_time`` with fresh noise, and from there to data again.
+        restarts: Number of returns to ``restart_time`` with fresh noise, each followed by another way to data.
         restart_time: Time (0 is noise, 1 is data) that restarts go back to.
         restart_steps: Steps of the solver after each restart.
         batch_size: Samples at a time.
-        every_n_validations: Generate only in every n-th validation; reconstruction metrics come with each.
+        every_n_validations: Generate only in every n-th validation; reconstruction metrics are computed in each.
         seed: Seed of the samples, the same in each epoch so that pictures can be compared.
         num_drawn: Samples in a picture; 0 for none.
-        modality: Modality to measure, where several are trained with settings of their own; None for all.
+        modality: Modality to measure, for modalities that need different settings; None for all.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class GenerationMetrics(Callback):
         self._reconstruction: dict[str, Metric | None] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ask the adapters for their metrics, held here so that they get into no checkpoint or optimizer.
+        """Create the adapters' metrics. They are kept here, so that no checkpoint or optimizer contains them.
 
         Raises:
-            UserError: Guidance is asked for where there are no classes; later it would cost an epoch.
+            UserError: Guidance is requested without classes, which would otherwise show only after an epoch.
         """
         for name, adapter in self._adapters(pl_module).items():
             scale = self.how.guidance_scale
@@ -121,11 +121,11 @@ class GenerationMetrics(Callback):
         return [(modality, metric) for modality, metric in found if metric is not None]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Checkpoints of this run say how its samples are drawn: behind the one that it continues from was read."""
+        """Store the sampling options in the checkpoints of this run, after one to continue from was read."""
         self.tell(_as_unite(pl_module))
 
     def tell(self, module: UniteModule) -> None:
-        """Note on the adapters that are measured how their samples are drawn."""
+        """Set the sampling options on the adapters that are measured."""
         for adapter in self._adapters(module).values():
             adapter.sampling = self.how
 
@@ -152,7 +152,7 @@ class GenerationMetrics(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the reconstructions of a batch, and draw some of the first."""
+        """Update the reconstruction metrics with a batch, and draw some of the first batch."""
         module = _as_unite(pl_module)
         for modality in outputs.keys() & self._generation.keys():
             prediction, prepared = outputs[modality]
@@ -178,7 +178,7 @@ class GenerationMetrics(Callback):
             show_picture(trainer, f"{stage}/{modality}/reconstructions", picture)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the metrics of reconstructions and, if it is time, of new samples."""
+        """Log the metrics of reconstructions and, every ``every_n_validations``, of new samples."""
         if trainer.sanity_checking:
             self._reset()
             return

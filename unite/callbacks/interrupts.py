@@ -1,4 +1,4 @@
-"""Ctrl-C, termination, a lost loader or a full disk during training: one line says how to go on."""
+"""Ctrl-C, termination, a killed data loader or a full disk during training: one line says how to continue."""
 
 import errno
 import signal
@@ -20,7 +20,7 @@ from unite.runs.checkpoint_io import LAST_CHECKPOINT
 
 @contextmanager
 def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C end the running step first, then say where the checkpoint is.
+    """Finish the current step before Ctrl-C ends the run, then say where the checkpoint is.
 
     Raises:
         KeyboardInterrupt: In place of Lightning's ``exit(1)``, with a message for the user.

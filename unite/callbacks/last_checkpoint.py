@@ -20,9 +20,9 @@ from unite.runs.checkpoint_io import LAST_CHECKPOINT
 
 
 class StepAgreement:
-    """What any process may know, a signal or that time is up, and what all come to know in the same step.
+    """Shares a signal or a timeout that one process has seen, so that all processes act on it in the same step.
 
-    The processes talk while the next step runs, on the CPU: nobody waits for the accelerator.
+    The processes communicate on the CPU while the next step runs, so that none waits for the accelerator.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class StepAgreement:
         self.exchange: torch.distributed.Work | None = None
 
     def agree(self, signum: int, is_time: bool) -> tuple[int, bool]:
-        """The signal that a process had received one step ago, 0 for none, and whether for one time was up."""
+        """The signal that any process had received one step ago, 0 for none, and whether the time of any was up."""
         agreed, was_time = 0, 0
         if self.exchange is not None:
             self.exchange.wait()
@@ -43,7 +43,7 @@ class StepAgreement:
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt`` in the run folder, from which a run continues after whatever ended it.
+    """Keeps ``last.ckpt`` in the run folder, from which a run continues exactly, whatever ended it.
 
     Lightning's ``save_last`` writes only when a *best* checkpoint is written as well, and not at the end of a
     run that stops within an epoch. This one is written after every validation, every ``every_n_train_steps``
@@ -51,8 +51,8 @@ class LastCheckpoint(Checkpoint):
     Ctrl-C, by SIGTERM (a preempted SLURM job), or by SIGUSR1 under SLURM (its time is nearly over), after which the
     job is put back into the queue.
 
-    Asked to stop, a run ends the running step and its accumulation first, in all processes the same one: no
-    half-updated weights are kept. A second Ctrl-C stops at once.
+    A run that is asked to stop first finishes the current step and its accumulation, the same step in all processes, so
+    that no half-updated weights are saved. A second Ctrl-C stops at once.
 
     A checkpoint is never written where it would not continue exactly: not between the batches of an accumulation,
     whose gradients are in no checkpoint, and not right before a validation, which Lightning would then skip.
@@ -117,7 +117,7 @@ class LastCheckpoint(Checkpoint):
     def listen(self) -> None:
         """Handle the signals that ask a run to stop.
 
-        Lightning's own handlers save, or talk to the other processes, in the middle of whatever runs.
+        Lightning's own handlers save, or communicate with the other processes, in the middle of a step.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -127,7 +127,7 @@ class LastCheckpoint(Checkpoint):
         self._handlers = {signum: signal.signal(signum, self.interrupt) for signum in signals}
 
     def stop_listening(self) -> None:
-        """Put back the handlers that were there."""
+        """Restore the earlier handlers."""
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers = {}
@@ -182,7 +182,7 @@ class LastCheckpoint(Checkpoint):
         return True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count validation batches anew, so that a later checkpoint does not take this one for unfinished."""
+        """Reset the count of validation batches, or a later checkpoint would mark this validation as unfinished."""
         if trainer.state.fn == "fit":
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
 
@@ -204,11 +204,11 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Signals are Lightning's again, which puts back the handlers from before."""
+        """Return the signals to Lightning, which restores the earlier handlers."""
         self.stop_listening()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save when the run was asked to stop. After an error, or within a step, the checkpoint from before stays."""
+        """Save if the run was asked to stop. After an error, or within a step, the previous checkpoint is kept."""
         self.stop_listening()
         is_evaluating_alone = trainer.world_size == 1 and trainer.validating and not self.is_accumulating
         is_between_steps = self.stopped_by or is_evaluating_alone

@@ -1,4 +1,4 @@
-"""What is seen of a run while it trains: speed and learning rates beside its losses, and a progress bar."""
+"""Speed and learning rates in the logs of a run, and its progress bar."""
 
 import math
 import sys
@@ -14,7 +14,7 @@ from unite.module import UniteModule
 
 
 def say(text: str) -> None:
-    """As :func:`unite.console.info`, above the progress bars that there may be."""
+    """Print a message as :func:`unite.console.info` does, above any progress bars."""
     if not is_quiet():
         Tqdm.write(text)
         sys.stdout.flush()  # into a file or a pipe, too, when it is said
@@ -28,9 +28,9 @@ def in_seconds(seconds: float) -> str:
 class TrainingMonitor(Callback):
     """Logs ``train/samples_per_second``, ``train/steps_per_second`` and ``lr/ALGORITHM`` with the training losses.
 
-    Speed is that of all processes together since the last value, waiting for data included, validations not. Own code
-    because Lightning's ``ThroughputMonitor`` needs to be told the size of a batch, which for a batch of several
-    modalities only the module knows.
+    Speed is that of all processes together since the previous value, including waiting for data, excluding validations.
+    Own code because Lightning's ``ThroughputMonitor`` needs to be told the size of a batch, which for a batch of
+    several modalities only the module knows.
     """
 
     def __init__(self) -> None:
@@ -39,16 +39,16 @@ class TrainingMonitor(Callback):
         self._rates: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier run."""
+        """Reset the state of an earlier run."""
         self._logged_step = trainer.global_step
         self._start = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave out the time that a validation took."""
+        """Exclude the time of a validation."""
         self._start = _now(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note the rates that the coming step takes: at its end the schedule has moved on."""
+        """Record the learning rates of the coming step, before the schedule changes them."""
         self._start = self._start or _now(trainer, pl_module)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         self._rates = {f"lr/{group.get('algorithm', index)}": group["lr"] for index, group in enumerate(groups)}
@@ -56,7 +56,7 @@ class TrainingMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log where Lightning does."""
+        """Log at the steps at which Lightning logs."""
         step, interval = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not trainer.loggers or step == self._logged_step or not interval or step % interval:
             return
@@ -76,8 +76,8 @@ class LossProgressBar(TQDMProgressBar):
     """Lightning's progress bar, with the training loss as of at most a second ago, over the optimizer steps of the run.
 
     Own code because what is logged for Lightning's bar is read from the accelerator in each step, even without a bar;
-    and because Lightning's counts the batches of an epoch, and takes those of a continued run for work of now. Here
-    rate and remaining time come from the steps since this start, validations included.
+    and because Lightning's bar counts the batches of an epoch, and includes those from before a run was continued in
+    its rate. Here rate and remaining time come from the steps since this start, validations included.
     """
 
     def __init__(self) -> None:
@@ -114,24 +114,24 @@ class LossProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Go on to the step that was reached."""
+        """Advance the bar to the current step."""
         if self.is_enabled:
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
             self.train_progress_bar.update(trainer.global_step - self.train_progress_bar.n)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the line with the run, before Lightning says why it ends."""
+        """End the line before Lightning prints why the run ends."""
         if trainer.global_step == self.train_progress_bar.total:
             self.train_progress_bar.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End the lines, before the error is told."""
+        """End the lines before the error is printed."""
         for bar in (self._val_progress_bar, self._test_progress_bar, self._train_progress_bar):
             if bar is not None:
                 bar.close()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands beside the bar."""
+        """The values shown beside the bar."""
         loss = trainer.callback_metrics.get("train/loss")
         if loss is not None and time.monotonic() >= self._next_reading:
             self._shown = {"train/loss": float(loss)}

@@ -1,4 +1,4 @@
-"""Training that has gone wrong is stopped, or the step skipped, and the culprit named."""
+"""Stops training, or skips the step, when a number is not finite, and names the loss term or the gradient."""
 
 import math
 import sys
@@ -25,17 +25,17 @@ UNHEALTHY = "unhealthy"
 class NonFiniteGuard(Callback):
     """Stops, or skips the step, when a loss or a gradient is infinite or not a number.
 
-    Looked at are the norm of all gradients, which any such loss spoils, and the terms of the loss, to name the
-    culprit. All processes see the same norm, so they decide alike.
+    It checks the norm of all gradients, which any such loss makes non-finite, and the terms of the loss, to name the
+    one responsible. All processes see the same norm, so they take the same decision.
 
-    On a GPU, ``stop`` looks at the step before, whose numbers have been copied to the CPU meanwhile: nothing waits. No
-    checkpoint is written before its step was looked at. ``skip`` must know before the weights change, so there it waits
-    in each step. With 16-mixed precision infinite gradients are part of the scheme: there a lone process looks at the
-    terms only, and several at nothing.
+    On a GPU, ``stop`` checks the previous step, whose numbers have been copied to the CPU meanwhile, so that nothing
+    waits. No checkpoint is written before its step was checked. ``skip`` must know before the weights change, so it
+    waits in each step. With 16-mixed precision infinite gradients are expected: a single process then checks the terms
+    only, and several check nothing.
 
     Args:
         action: ``stop`` ends the run with a :class:`unite.errors.TrainingError`; ``skip`` leaves the weights as they
-            are, and says so.
+            are, and prints it.
         patience: Skipped steps in a row after which ``skip`` stops, too.
     """
 
@@ -49,13 +49,13 @@ class NonFiniteGuard(Callback):
         self._pending: tuple[int, list[str], Callable[[], Tensor]] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier run."""
+        """Reset the state of an earlier run."""
         self.num_skipped, self.num_skipped_in_all, self._pending = 0, 0, None
         self._first_step = trainer.global_step
         self.is_delayed = self.action == "stop" and pl_module.device.type == "cuda"
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at this step's numbers, or at those of the step before.
+        """Check the numbers of this step, or of the previous one.
 
         Raises:
             TrainingError: They are not finite.
@@ -78,7 +78,7 @@ class NonFiniteGuard(Callback):
             print(f"\nstep {trainer.global_step} skipped: {culprit}", file=sys.stderr)
 
     def look_at_pending(self, trainer: Trainer) -> None:
-        """Look at the last step's numbers, if that is still to be done.
+        """Check the numbers of the previous step, unless that is done.
 
         Raises:
             TrainingError: They are not finite.
@@ -91,11 +91,11 @@ class NonFiniteGuard(Callback):
                 raise TrainingError(_message(trainer, step, culprit, 0))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do not evaluate weights that are lost."""
+        """Check the last step before its weights are evaluated."""
         self.look_at_pending(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the last step, and count those that were skipped."""
+        """Check the last step, and report the skipped ones."""
         self.look_at_pending(trainer)
         if self.num_skipped_in_all and trainer.is_global_zero:
             num_steps = trainer.global_step - self._first_step
@@ -106,7 +106,7 @@ class NonFiniteGuard(Callback):
             )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write no checkpoint of weights that are lost."""
+        """Check the last step before its weights are written."""
         self.look_at_pending(trainer)
 
 
@@ -123,9 +123,9 @@ def _step_numbers(trainer: Trainer, module: LightningModule) -> tuple[list[str],
 
 
 def sent_to_cpu(values: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy to the CPU, and return what waits for the end of it.
+    """Start a copy to the CPU, and return a function that waits for its end.
 
-    A copy that is begun later would queue behind all that the GPU has been given since.
+    A copy that is started later would wait for all work that the GPU was given since.
     """
     copy = values.detach().to("cpu", non_blocking=True)
     if values.device.type != "cuda":
@@ -161,7 +161,7 @@ def _message(trainer: Trainer, step: int, culprit: str, num_skipped: int) -> str
 
 
 def advice(trainer: Trainer, last_step: int | None = None) -> str:
-    """From which checkpoint to go on, and with which settings.
+    """Which checkpoint to continue from, and with which settings.
 
     Args:
         trainer: Knows the run folder.

@@ -1,4 +1,4 @@
-"""Steps that become far slower than the first ones, or a machine with too much to do, are noticed and told."""
+"""Detects steps that become far slower than the first ones, and an overloaded machine."""
 
 import os
 import statistics
@@ -14,17 +14,17 @@ from unite.errors import require
 
 
 class SlowSteps(Callback):
-    """Says once when steps take several times as long as at first, or the machine has more to do than cores.
+    """Warns once when steps take several times as long as at first, or more processes run than there are cores.
 
-    On a CPU that others use as well, the threads of an operation wait for the slowest of them, so that two threads can
-    be many times slower than one. Compared are medians over windows of batches; validations, checkpoints and waiting
-    for data are not in them, and the first batch is in none. When a run begins to train something else (another stage
-    of :class:`unite.callbacks.TwoStageTraining`), the comparison begins anew.
+    On a shared CPU, the threads of an operation wait for the slowest of them, so that two threads can be many times
+    slower than one. Medians over windows of batches are compared, without validations, checkpoints, waiting for data
+    and the first batch. When a run starts to train something else (another stage of
+    :class:`unite.callbacks.TwoStageTraining`), the comparison starts again.
 
     Args:
         factor: Multiple of the first window's median that is slow.
         num_batches: Batches of a window.
-        seconds: Least time of a window: a moment's hiccup shall not fill it.
+        seconds: Shortest duration of a window, so that a short disturbance does not fill it.
         patience: Seconds after which three batches make a window.
 
     Raises:
@@ -49,18 +49,18 @@ class SlowSteps(Callback):
         self._reference: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier run."""
+        """Reset the state of an earlier run."""
         self._has_spoken = False
         self._begin(_what_is_trained(pl_module))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin to measure a batch."""
+        """Start measuring a batch."""
         self._start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure the batch, and judge the window if it is full."""
+        """Measure the batch, and compare the window if it is full."""
         seconds = time.perf_counter() - self._start
         if self._has_spoken or not trainer.is_global_zero:
             return

@@ -1,4 +1,4 @@
-"""What a run prints of its model before it starts."""
+"""The summary of the model that is printed before a run starts."""
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary

@@ -4,7 +4,7 @@ This is how latent generative models are usually trained, and what the paper arg
 one config, the same networks as with ``weight_sharing: false``:
 
 - *Stage 1* trains encoder, embeddings and decoder on the reconstruction loss. The flow loss is not computed.
-- *Stage 2* keeps the average of those weights for good and trains the separate denoiser, and the embeddings of classes,
+- *Stage 2* freezes the average of those weights and trains the separate denoiser, and the embeddings of classes,
   on the flow loss. The tokenizer runs without gradients, the decoder not at all.
 
 Each stage has a warmup, a decay, an average and optimizer states of its own.
@@ -54,7 +54,7 @@ class TwoStageTraining(Callback):
         self.is_second_stage = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what two stages cannot be trained with.
+        """Refuse settings that two stages cannot be trained with.
 
         Raises:
             UserError: There is no separate denoiser, or something would move the frozen weights.
@@ -79,7 +79,7 @@ class TwoStageTraining(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Divide the schedule between the stages; a run continued in its second stage goes on there.
+        """Divide the schedule between the stages; a run that is continued in its second stage stays in it.
 
         Raises:
             UserError: The run is too short for two stages.
@@ -104,7 +104,7 @@ class TwoStageTraining(Callback):
             pl_module.trains_denoiser = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Go over to the second stage when it is time."""
+        """Switch to the second stage at its first step."""
         assert isinstance(pl_module, UniteModule)
         if self.is_second_stage or trainer.global_step < self.switch_step:
             return

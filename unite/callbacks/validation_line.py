@@ -1,4 +1,4 @@
-"""A line after each validation: how good samples and reconstructions are by now."""
+"""One line of metrics after each validation."""
 
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ class ValidationLine(Callback):
         self._start = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count the time."""
+        """Start counting the time."""
         self._start = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

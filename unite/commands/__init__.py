@@ -34,7 +34,7 @@ COMMANDS = {
     ),
     "score": Command(
         "unite.commands.score",
-        "metrics of any files: unite score molecules FILE.sdf, unite score images DIR",
+        "metrics of files: unite score molecules FILE.sdf, unite score images DIR",
         {
             "molecules": "score_molecules",
             "images": "score_images",
@@ -43,11 +43,13 @@ COMMANDS = {
         },
     ),
     "ablate": Command(
-        "unite.commands.ablate", "train a list of variants of a config: unite ablate --overlays ...", {"": "ablate"}
+        "unite.commands.ablate", "train variants of a config: unite ablate --overlays ...", {"": "ablate"}
     ),
     "compare": Command("unite.commands.compare", "runs side by side: unite compare RUN RUN ...", {"": "compare"}),
     "report": Command(
-        "unite.commands.report", "a page to look at: unite report RUN, unite report FILE.sdf", {"": "report"}
+        "unite.commands.report",
+        "an HTML page of a run or of molecules: unite report RUN, unite report FILE.sdf",
+        {"": "report"},
     ),
     "align": Command(
         "unite.commands.align",
@@ -71,12 +73,14 @@ COMMANDS = {
     ),
     "import-official": Command(
         "unite.commands.import_official",
-        "the authors' checkpoint as ours: unite import-official UNITE-B.pt OUT",
+        "convert the authors' checkpoint: unite import-official UNITE-B.pt OUT",
         {"": "import_official"},
     ),
-    "info": Command("unite.commands.info", "what a model is, and what to type next: unite info RUN", {"": "info"}),
+    "info": Command("unite.commands.info", "what a model is, and how to use it: unite info RUN", {"": "info"}),
     "completion": Command(
-        "unite.commands.line.completion", 'for the shell: eval "$(unite completion bash)"', {"": "completion"}
+        "unite.commands.line.completion",
+        'completion for the shell: eval "$(unite completion bash)"',
+        {"": "completion"},
     ),
     "export": Command("unite.commands.export", "a folder to share: unite export runs/qm9_small DIR", {"": "export"}),
 }

@@ -93,7 +93,7 @@ def ablate(
 ) -> None:
     """Train a config and variants of it one after the other, each with every seed.
 
-    Runs lie in OUTPUT/VARIANT/seed_N; a table of their metrics, mean ± standard deviation over the seeds, is written to
+    Runs are in OUTPUT/VARIANT/seed_N; a table of their metrics, mean ± standard deviation over the seeds, is written to
     ablations.md and ablations.json. The same command again skips what is finished and continues what was interrupted.
     Example: unite ablate --config configs/qm9_small.yaml --overlays configs/ablations/separate.yaml
     configs/ablations/separate.yaml+configs/ablations/flow_steps_4.yaml --seeds 0 1 2 --output runs/ablations

@@ -3,10 +3,7 @@
 Imports come with the work, so that ``--help`` answers at once.
 """
 
-from pathlib import Path
-from typing import Literal
-
-from unite.commands.line.options import torch_device
+from unite.commands.line.measured_run import MeasuredRun
 from unite.console import shown
 from unite.errors import require
 from unite.files.checked_json import write_checked_json
@@ -14,16 +11,9 @@ from unite.files.checked_json import write_checked_json
 
 def align(
     *,
-    ckpt_path: str,
+    measured: MeasuredRun,
     others: list[str],
-    config: list[Path] = [],  # noqa: B006 (never written to)
-    modality: str | None = None,
     num_samples: int = 1000,
-    split: Literal["train", "val", "test"] = "val",
-    seed: int = 0,
-    device: str | None = None,
-    output: Path | None = None,
-    overwrite: bool = False,
     times: list[float] = [0.1, 0.3, 0.5, 0.7, 0.9],  # noqa: B006 (never written to)
     seeds: int = 3,
     max_rows: int = 10_000,
@@ -32,24 +22,17 @@ def align(
 ) -> None:
     """Compare the two passes of the Generative Encoder, tokenizing samples and denoising their latents.
 
-    Layer by layer and over time (CKA, CKNNA, cosine, norms); and measure the description length of its weights. Writes
-    align.json and figures. Controls: shuffled pairs, an untrained network, scrambled weights.
+    The comparison is by layer and over time (CKA, CKNNA, cosine, norms). Also measures the description length of the
+    weights. Controls: shuffled pairs, an untrained network, scrambled weights. Writes align.json and figures.
 
     Args:
-        ckpt_path: A checkpoint, a run folder with last.ckpt, or an exported folder.
-        others: Keys of the data, overridden: --data.init_args.root DIR.
-        config: Where the data is described, for a checkpoint without its run's config.yaml.
-        modality: May be left out if the model has one.
-        num_samples: Samples to look at.
-        split: To look at.
-        seed: Of all draws.
-        device: cpu, cuda, cuda:N or mps; default: cuda if there is one, else cpu.
-        output: Where to write; default: in the run folder.
-        overwrite: Replace an earlier result there.
-        times: Times of the denoising pass, 0 noise and 1 data.
-        seeds: Repetitions.
-        max_rows: Samples x registers to compare at most: of larger sets, some registers of every sample.
-        neighbours: Of CKNNA.
+        measured: The model, its data, and where the results go.
+        others: Keys of the data to override: --data.init_args.root DIR.
+        num_samples: Number of samples.
+        times: Times of the denoising pass; 0 is noise, 1 is data.
+        seeds: Number of repetitions with other seeds.
+        max_rows: Largest number of rows (samples x registers) to compare; of more, some registers of every sample.
+        neighbours: Number of neighbours in CKNNA.
         bin_bits: Weights are rounded to 2^-bin_bits.
 
     Raises:
@@ -64,21 +47,18 @@ def align(
     from unite.analysis import figures
 
     settings = alignment.AlignmentSettings(
-        num_samples, tuple(times), seeds, max_rows, num_neighbours=neighbours, seed=seed
+        num_samples, tuple(times), seeds, max_rows, num_neighbours=neighbours, seed=measured.seed
     )
     require(1 <= bin_bits <= 30, f"--bin_bits is {bin_bits}; it must lie in 1 .. 30")
-    with loading.opened_run("align", ckpt_path, config, others, torch_device(device), modality, output, overwrite) as (
-        run,
-        folder,
-    ):
+    with measured.opened("align", others) as (run, folder):
         title = f"{run.name}, {run.modality}"
 
-        torch.manual_seed(seed)  # the order of training samples
-        batches = list(loading.batches(run, split, settings.num_samples))
+        torch.manual_seed(measured.seed)  # the order of training samples
+        batches = list(loading.batches(run, measured.split, settings.num_samples))
         total = alignment.count_passes(len(batches), settings)
         with tqdm(total=total, desc="align", unit="pass") as bar:
             result = alignment.measure_alignment(run.module, run.modality, batches, settings, bar.update)
-        lengths = compression.measure_compression(run.module, 2.0**-bin_bits, seed)
+        lengths = compression.measure_compression(run.module, 2.0**-bin_bits, measured.seed)
         written = [
             figures.draw_layers(result, title, folder / "align_layers.png"),
             figures.draw_matrix(result, title, folder / "align_matrix.png"),
@@ -87,7 +67,7 @@ def align(
             figures.draw_compression(lengths, title, folder / "compression.png"),
             write_checked_json(  # the last, because it stands for a finished command
                 folder / "align.json",
-                {**run.origin(), "split": split, "alignment": result, "compression": lengths},
+                {**run.origin(), "split": measured.split, "alignment": result, "compression": lengths},
                 indent=1,
             ),
         ]

@@ -12,7 +12,7 @@ from unite.runs.headlines import headlines
 
 
 def info(model: str | None = None) -> None:
-    """What a model is, how it was trained, and what to type next; without a model, those that come with the package.
+    """What a model is, how it was trained, and how to use it; without a model, a list of those in the package.
 
     Args:
         model: A checkpoint, run folder or exported folder, or the name of a model that comes with the package.

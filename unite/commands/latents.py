@@ -6,7 +6,7 @@ Imports come with the work, so that ``--help`` answers at once.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from unite.commands.line.options import torch_device
+from unite.commands.line.measured_run import MeasuredRun
 from unite.console import shown
 from unite.errors import require
 from unite.files import write_json
@@ -23,52 +23,37 @@ NUM_TRAJECTORIES = 200
 
 def latents(
     *,
-    ckpt_path: str,
+    measured: MeasuredRun,
     others: list[str],
-    config: list[Path] = [],  # noqa: B006 (never written to)
-    modality: str | None = None,
     num_samples: int = 2000,
-    split: Literal["train", "val", "test"] = "val",
-    seed: int = 0,
-    device: str | None = None,
-    output: Path | None = None,
-    overwrite: bool = False,
     num_train: int = 8000,
     num_steps: int = 50,
     solver: Literal["euler", "midpoint", "heun", "rk4", "ancestral"] = "euler",
 ) -> None:
-    """Look into the latents of a tokenizer.
+    """Measure the latents of a tokenizer.
 
     Linear probes of classes or properties, effective dimension, nearest neighbours, interpolations, and denoising
     trajectories. Writes latents.json and figures.
 
     Args:
-        ckpt_path: A checkpoint, a run folder with last.ckpt, or an exported folder.
-        others: Keys of the data, overridden: --data.init_args.root DIR.
-        config: Where the data is described, for a checkpoint without its run's config.yaml.
-        modality: May be left out if the model has one.
-        num_samples: Samples to look at.
-        split: To look at.
-        seed: Of all draws.
-        device: cpu, cuda, cuda:N or mps; default: cuda if there is one, else cpu.
-        output: Where to write; default: in the run folder.
-        overwrite: Replace an earlier result there.
-        num_train: Training samples that probes are fitted to.
+        measured: The model, its data, and where the results go.
+        others: Keys of the data to override: --data.init_args.root DIR.
+        num_samples: Number of samples.
+        num_train: Number of training samples that probes are fitted to.
         num_steps: Steps of a denoising trajectory.
         solver: Solver of the denoising trajectory.
 
     Raises:
         UserError: The model or its data cannot be read, or an option is wrong.
     """
-    from unite.analysis import loading, probes
+    from unite.analysis import probes
 
     probes.require_analysis_packages()
     least = {"num_samples": max(NUM_SHOWN, NUM_NEIGHBOURS + 1), "num_train": 10, "num_steps": 1}
     for name, value in {"num_samples": num_samples, "num_train": num_train, "num_steps": num_steps}.items():
         require(value >= least[name], f"--{name} is {value}; it must be at least {least[name]}")
-    with loading.opened_run(
-        "latents", ckpt_path, config, others, torch_device(device), modality, output, overwrite
-    ) as (run, folder):
+    with measured.opened("latents", others) as (run, folder):
+        split, seed = measured.split, measured.seed
         result, objects = _measure(run, split, num_train, num_samples, num_steps, solver, seed)
         written = _draw(run, result, objects, folder)
         # The last, since it stands for a finished command.

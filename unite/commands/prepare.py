@@ -61,16 +61,16 @@ def prepare_molecules(
 ) -> None:
     """Molecules of your own files: the cache of MoleculeFilesDataModule, and what is in it.
 
-    Reads SDF, MOL, XYZ and SMILES (also columns of CSV and Parquet, .gz and .zip), makes shapes where there are none,
-    and tells on one screen, in a JSON file and a picture what was found and what was left out. May be interrupted: the
-    same command continues.
+    Reads SDF, MOL, XYZ and SMILES (also columns of CSV and Parquet, .gz and .zip), makes conformers for molecules
+    without positions, and reports on one screen, in a JSON file and in a picture what was found and what was left out.
+    May be interrupted: the same command continues.
 
     Args:
         paths: Files, folders or patterns.
         cache: Folder for the cache.
-        smiles_column: Column of SMILES in a table; default: one called so.
-        num_conformers: Shapes to make of a molecule without one.
-        num_perceived: Molecules whose bonds are perceived from their shape, to compare with those of the file.
+        smiles_column: Column of the SMILES in tables; default: the one named smiles.
+        num_conformers: Conformers to make of a molecule without positions.
+        num_perceived: Molecules whose bonds are perceived from positions, to compare with those of the file.
         output: Folder for findings.json and findings.png; default: beside the cache.
 
     Raises:
@@ -162,15 +162,15 @@ def prepare_images(
     Args:
         source: Folder with train/CLASS/IMAGE or CLASS/IMAGE files, or with images without classes.
         out: Folder for the shards.
-        image_size: Crop to squares of so many pixels; default: keep the files as they are.
+        image_size: Side in pixels of the square to crop to; default: keep the files as they are.
         channels: 3 for colour, 1 for gray.
-        format: Of cropped images.
+        format: Format of cropped images.
         small_images: What to do with images smaller than --image_size.
         non_square: crop takes the square in the middle, pad the whole between black bars.
         bad_images: What to do with images that cannot be used; the manifest lists those skipped.
-        images_per_shard: Images of a shard.
+        images_per_shard: Images in a shard.
         num_workers: Threads that read and crop.
-        seed: Of the order of the images.
+        seed: Seed of the order of the images.
         overwrite: Replace other shards in OUT.
 
     Raises:
@@ -221,7 +221,7 @@ def prepare_reference(
         image_size: Pixels of a side after cropping.
         channels: 3 for colour, 1 for gray.
         split: The images to take.
-        num_images: Use so many images only; default: all.
+        num_images: Number of images to use; default: all.
         num_kept: Features to keep.
         inception_weights: Weight file; default: what UNITE_INCEPTION_WEIGHTS names.
         batch_size: Images at a time.

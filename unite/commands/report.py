@@ -34,15 +34,15 @@ def report(
 ) -> None:
     """One HTML file that shows runs or molecules.
 
-    The page needs no network: settings, curves and metrics with their meaning; samples and reconstructions to be sorted
-    and filtered, molecules to be turned; several runs side by side.
+    The page needs no network: settings, curves and metrics with their meaning; samples and reconstructions to sort and
+    filter, molecules to rotate; several runs side by side.
 
     Args:
         paths: Run folders, folders of samples, or SDF or XYZ files; or a model of the package that was sampled.
         output: The HTML file; default: report.html in the run folder, NAME_report.html beside a file.
-        most: Samples to show of each folder or file, from the first.
+        most: Largest number of samples to show of each folder or file.
         num_workers: Processes that judge molecules; default: one per CPU, at most 8.
-        overwrite: Replace a file of that name that is no report.
+        overwrite: Replace a file of that name that is not a report.
 
     Raises:
         UserError: There is no such run or file, or an option is wrong.

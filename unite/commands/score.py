@@ -46,31 +46,31 @@ def score_molecules(
     output: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Validity and the like of SDF, XYZ or SMILES files.
+    """Validity, uniqueness, novelty of molecules in SDF, XYZ or SMILES files.
 
-    Judge molecules by elements, coordinates and total charge alone, as unite's own samples are judged. Bonds in a file
-    and where it puts the charges do not count, unless --bonds as_written asks for them. SMILES are judged by their
-    bonds, and such metrics are named ..._bonds. Every record of the files counts, the broken ones as rejected. Writes
-    metrics.json and rejects.json.
+    Molecules are judged by elements, coordinates and total charge alone, as unite's own samples are. Bonds and charges
+    of atoms in a file are ignored, unless --bonds as_written is given. SMILES are judged by their bonds, and such
+    metrics are named ..._bonds. Every record of the files counts, unreadable ones as rejected. Writes metrics.json and
+    rejects.json.
 
     Args:
         path: SDF, MOL or XYZ file, or a folder with such files; or a file of SMILES (.smi, .csv, .parquet, each also
             with .gz).
-        format: Files to take from a folder that has both, and what .txt files are.
-        bonds: as_written: SDF bonds, charges and hydrogens are judged too, as metrics of their own that are named
+        format: Files to read in a folder that has both, and the format of .txt files.
+        bonds: as_written: also judge the bonds, charges and hydrogens of SDF files, as further metrics named
             ..._as_written.
         qm9_root: Cache of QM9, whose 100,000 training molecules are not novel.
-        no_novelty: Leave novelty out, for which the training molecules are perceived: about a minute on two cores, the
-            first time that a molecule is valid; the result is kept in the folder of --qm9_root.
-        routes: Also judge by other definitions, under their names: validity_adit, posebusters/...; slow, and each
-            needs packages of its own: pip install "unite-lightning[scores]".
+        no_novelty: Leave out novelty, which needs the bonds of the training molecules: about a minute on two cores,
+            once; the result is kept in the folder of --qm9_root.
+        routes: Also judge by other definitions, under their names: validity_adit, posebusters/...; slow, and each needs
+            further packages: pip install "unite-lightning[scores]".
         reference: File of molecules to compare with: adds FCD, which needs a package: pip install
             "unite-lightning[fcd]".
         benchmark: moses: adds the table of MOSES against --reference, its test or scaffold test split, under names
             moses/...
         train: File of the training molecules, for the novelty of --benchmark.
         num_reference: Molecules of --reference to compare with, a fixed random choice; 0 for all.
-        smiles_column: Column of the SMILES in tables; default: the one called so.
+        smiles_column: Column of the SMILES in tables; default: the one named smiles.
         num_workers: Processes that judge; default: one per CPU, at most 8.
         output: Folder for the files; default: beside what is scored, samples_sdf_scores for samples.sdf.
         overwrite: Replace files that the folder has already.
@@ -232,9 +232,9 @@ def _training_keys(root: Path) -> Callable[[bool], Collection[int]]:
 def score_crystals(
     path: Path, *, num_workers: int | None = None, output: Path | None = None, overwrite: bool = False
 ) -> None:
-    """Validity and the like of CIF, POSCAR or extended XYZ files.
+    """Validity and other metrics of crystals in CIF, POSCAR or extended XYZ files.
 
-    Judge crystals as unite's own samples are judged. Every record of the files counts, the broken ones as rejected.
+    Crystals are judged as unite's own samples are. Every record of the files counts, unreadable ones as rejected.
     Writes metrics.json and rejects.json. Needs pip install "unite-lightning[crystals]".
 
     Args:
@@ -265,7 +265,7 @@ def score_files(
     Args:
         adapter: Its class_path, package.module.Class; the current folder is importable.
         path: File or folder.
-        num_workers: Processes that judge; default: as the adapter has it.
+        num_workers: Processes that judge; default: the adapter's.
         output: Folder for the files; default: beside what is scored.
         overwrite: Replace files that the folder has already.
 
@@ -318,19 +318,19 @@ def score_images(
     output: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """FID and the like of image files.
+    """FID and related metrics of image files.
 
-    Compare images with a reference set. Writes metrics.json, and rejects.json if files cannot be read.
+    The images are compared with a reference set. Writes metrics.json, and rejects.json if files cannot be read.
 
     Args:
         path: Folder with images, in subfolders or not.
         reference: Folder with images, or a file of mu and sigma of their features as unite prepare reference, ADM or
             pytorch-fid write it (STATS.npz).
-        features: Network whose features are compared. Only inception's give what papers call FID; digits is a small
-            one for handwritten digits, whose metrics are named fid_digits and so on.
+        features: Network whose features are compared. Only inception gives the FID of papers; digits is a small network
+            for handwritten digits, whose metrics are named fid_digits etc.
         inception_weights: Weight file; default: what UNITE_INCEPTION_WEIGHTS names.
         digits_root: Where the network for digits is kept.
-        image_size: Crop to squares of so many pixels, as ADM does; default: none.
+        image_size: Side in pixels of the square to crop to, as ADM does; default: none.
         channels: 3 for colour, 1 for gray.
         batch_size: Images at a time.
         device: cpu, cuda, cuda:N or mps; default: cuda if there is one, else cpu.

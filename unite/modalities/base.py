@@ -1,4 +1,4 @@
-"""What a modality owes the rest of the package: an adapter (this file) and a Lightning datamodule.
+"""What a modality provides: an adapter (this file) and a Lightning datamodule.
 
 To add a modality, write one file with a subclass of :class:`ModalityAdapter` and a ``LightningDataModule`` whose
 batches are ``{name: samples}``, and one yaml that names the two by ``class_path``. Nothing else changes: no registry,
@@ -33,13 +33,13 @@ CLASS_COLUMNS = 10
 
 @dataclass(frozen=True)
 class Template:
-    """All that is known of samples before they exist.
+    """What is known of samples before they are generated.
 
     Attributes:
         sizes: Number of elements (atoms, patches) of each sample, shape (B,).
         condition: Class of each sample, shape (B,), or None if all are unconditional.
-        largest: Largest of the sizes, if known: to find it out, a GPU would have to finish all its work.
-        is_full: Whether all sizes are known to be equal, so that the mask hides nothing.
+        largest: Largest of the sizes, if known; computing it would make the CPU wait for a GPU.
+        is_full: Whether all sizes are known to be equal, so that no mask is needed.
     """
 
     sizes: Tensor
@@ -56,7 +56,7 @@ class Template:
         return replace(self, sizes=self.sizes[index], condition=condition, largest=None, is_full=False)
 
     def to(self, device: torch.device) -> Self:
-        """The same template with its tensors on ``device``; on the CPU, sizes are looked at before they leave."""
+        """A copy with its tensors on ``device``; sizes that come from the CPU are compared there first."""
         condition = None if self.condition is None else self.condition.to(device)
         sizes, largest, is_full = self.sizes, self.largest, self.is_full
         if sizes.device.type == "cpu" and len(sizes):
@@ -73,12 +73,12 @@ class Template:
 
 @dataclass(frozen=True)
 class FileScores:
-    """What scoring files gives.
+    """The result of scoring files.
 
     Attributes:
         num_records: Records in the files, the broken ones included.
         metrics: Metrics by name.
-        rejects: What was rejected, each with ``file``, ``record``, ``reason`` and, if there is more to say, ``detail``.
+        rejects: Rejected records, each with ``file``, ``record``, ``reason`` and perhaps ``detail``.
     """
 
     num_records: int
@@ -87,15 +87,14 @@ class FileScores:
 
 
 class ModalityAdapter(Configurable, nn.Module, ABC):
-    """Everything that is special to one modality: data to tokens, latents to data, loss, pictures, files.
+    """Everything that is specific to one modality: data to tokens, latents to data, loss, pictures, files.
 
-    Laws that the contract tests check for every adapter: padding never changes another sample; the order of samples
-    in a batch does not matter; ``decode`` and all losses have finite gradients; a drawn template serves as well as
-    one taken from data.
+    The contract tests check for every adapter: padding never changes another sample; the order of samples in a batch
+    does not matter; ``decode`` and all losses have finite gradients; a drawn template works like one taken from data.
 
-    An adapter has two lives. Its constructor only notes the settings, so that a yaml can name it; :meth:`build` makes
-    the layers once the encoder's sizes are known. ``samples`` below are what the datamodule yields, on the module's
-    device; ``prepared`` is what :meth:`prepare` makes of them.
+    An adapter is made in two steps. Its constructor only stores the settings, so that a yaml can name it; :meth:`build`
+    makes the layers once the encoder's sizes are known. ``samples`` below are what the datamodule yields, on the
+    module's device; ``prepared`` is what :meth:`prepare` makes of them.
     """
 
     num_classes: int = 0
@@ -108,16 +107,16 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
     """Names of the classes, if the training data has some; checkpoints keep them."""
 
     sampling: SamplingOptions = SamplingOptions()
-    """How samples are drawn unless told otherwise: as for the figures of the training; checkpoints keep it."""
+    """Sampling options by default: those of the metrics in training. Checkpoints keep them."""
 
     from_data: ClassVar[Mapping[str, Any]] = {}
-    """Arguments of the constructor that are found in the data where they are None, and their values without data.
+    """Constructor arguments that are taken from the data if they are None, with their values for no data.
 
     The command line asks the datamodule's ``adapter_settings()`` for them, so that settings in files are plain values.
     """
 
     for_data: ClassVar[tuple[str, ...]] = ()
-    """Arguments that the datamodule has as well, and takes from the adapter where its own are None."""
+    """Arguments that the datamodule has as well, and takes from the adapter if its own are None."""
 
     adamw_parameters: ClassVar[tuple[str, ...]] = ()
     """Parts of parameter names that Muon leaves to AdamW: embeddings of inputs, heads of a few outputs."""
@@ -139,19 +138,19 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         nn.init.normal_(self.condition_embedding.weight, std=0.02)
 
     def row_names(self) -> dict[str, list[Hashable]]:
-        """What the rows of parameters stand for, where models differ in it: elements, charges, places, classes.
+        """What the rows of parameters stand for, if it differs between models: elements, charges, places, classes.
 
-        By name of the parameter, of the settings alone: asked for before :meth:`build`, too. Models that start from a
-        trained one take the rows of the same names. Classes have no names here: only as many classes are the same ones.
+        By parameter name, from the settings alone, so that it can be called before :meth:`build`. A model that starts
+        from a trained one takes over the rows of the same names. Classes are the same only in models with equally many.
         """
         classes = [f"class {number} of {self.num_classes}" for number in range(self.num_classes)]
         return {"condition_embedding.weight": [*classes, "no class"]}
 
     def fit_statistics(self, datamodule: LightningDataModule | None) -> None:
-        """Note, in buffers, what generation needs to know of the training data. Called once before training.
+        """Store, in buffers, what generation needs of the training data. Called once before training.
 
         Args:
-            datamodule: The data, or None where training was given bare loaders.
+            datamodule: The data, or None if training uses data loaders without a datamodule.
         """
 
     def prepare(self, samples: Any) -> Any:
@@ -204,14 +203,14 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
 
     @abstractmethod
     def finish(self, prediction: Any, template: Template) -> list[Any]:
-        """Finished objects, one per sample, on the CPU: what a user wants to hold."""
+        """Finished objects, one per sample, on the CPU: molecules, arrays of pixels, ..."""
 
     def originals(self, prepared: Any) -> list[Any]:
         """Prepared samples as finished objects, to be drawn beside their reconstructions; empty for no picture."""
         return []
 
     def annotations(self, samples: Any) -> dict[str, Tensor]:
-        """What samples carry beside their data, such as ids and properties: tensors (B, ...) by name.
+        """Further values of samples, such as ids and properties: tensors (B, ...) by name.
 
         ``unite predict`` writes them beside the latents.
         """
@@ -222,11 +221,11 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         """A picture of some finished objects."""
 
     def draw_in_space(self, objects: Sequence[Any]) -> Image.Image | None:
-        """A second picture of finished objects, of their shape, for modalities that have one; None for none."""
+        """A picture of the objects in 3D; None for modalities without one."""
         return None
 
     def draw_samples(self, objects: Sequence[Any], labels: Sequence[int] | None = None) -> Image.Image:
-        """A picture of samples; those of classes in ten columns with the names of the classes.
+        """A picture of samples; with classes, in ten columns under the names of the classes.
 
         Args:
             objects: Finished objects.
@@ -243,11 +242,11 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         return draw_table(rows, captions=captions)
 
     def draw_difference(self, original: Any, made: Any) -> Image.Image | None:
-        """What a reconstruction changes, beside the two in :meth:`draw_reconstructions`; None for no third picture."""
+        """The difference of a reconstruction, as the third picture in :meth:`draw_reconstructions`; None for none."""
         return None
 
     def draw_reconstructions(self, originals: Sequence[Any], made: Sequence[Any]) -> Image.Image:
-        """Originals, what the decoder makes of their latents, and what differs, under headings.
+        """Originals, their reconstructions and the differences, under headings.
 
         Args:
             originals: Finished objects; empty where a modality has none to show.
@@ -266,15 +265,15 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
 
     @abstractmethod
     def save(self, objects: Sequence[Any], folder: Path) -> list[Path]:
-        """Write finished objects into an existing folder, in files others can read; return what was written."""
+        """Write finished objects into an existing folder, in common file formats; return what was written."""
 
     def gallery(self, folder: Path, originals: Path | None = None, most: int = 1000) -> Gallery | None:
-        """What :meth:`save` wrote into a folder, for ``unite report``; None shows the pictures that lie there.
+        """What :meth:`save` wrote into a folder, for ``unite report``; None shows the pictures in the folder.
 
         Args:
             folder: The folder, perhaps with ``labels.json`` of the samples' classes.
             originals: The folder of what they were reconstructed from, in the same order; None for samples.
-            most: Samples to show, from the first.
+            most: Largest number of samples to show.
         """
         return None
 
@@ -282,8 +281,8 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         """Metric for generated objects, or None: ``update(objects)``, and ``compute`` gives values by name.
 
         Args:
-            datamodule: Where references such as the training set's keys come from; metrics that need one leave
-                that out if it is None.
+            datamodule: Source of references, such as the keys of the training set; what needs one is left out if it is
+                None.
         """
         return None
 
@@ -307,7 +306,7 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
 
         Args:
             path: A file or a folder.
-            num_workers: Processes; None leaves that open.
+            num_workers: Processes; None for the default.
 
         Raises:
             UserError: There is nothing in them, or this modality cannot read files.
@@ -315,7 +314,7 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         raise UserError(f"{cls.__name__} reads no files: it has no score_files")
 
     def baseline(self, samples: Any) -> tuple[str, Tensor] | None:
-        """What is known of samples without a network, to compare latents with: its name and features (B, F)."""
+        """Features of samples that need no network, to compare latents with: their name and values (B, F)."""
         return None
 
     def require_guidable(self, scale: float) -> None:
@@ -364,7 +363,7 @@ def _in_rows(items: Sequence[Any], num_columns: int) -> list[list[Any]]:
 
 
 def chosen_modality(adapters: Mapping[str, object], name: str | None) -> str:
-    """The modality asked for, or the one there is.
+    """The modality of that name, or the only one.
 
     Raises:
         UserError: There are several and none is named, or none of that name.

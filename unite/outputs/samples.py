@@ -67,7 +67,7 @@ def write_samples(
         settings: What to generate.
         job: Where to, and the processes that share the work.
         guidance_sweep: Scales to choose from by FID, in place of the one in ``settings``.
-        film_strip: Samples, from the first, whose coming into being is drawn as well.
+        film_strip: Number of samples, from the first, to draw at several times from noise to data.
 
     Raises:
         UserError: A setting is outside its range, or a sweep has no FID to go by.

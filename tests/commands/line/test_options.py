@@ -1,6 +1,7 @@
 """Functions as commands: what a signature and a docstring become on the command line."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,3 +120,41 @@ def test_the_first_word_names_the_function(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         run_one_of(functions, "bread", ["--help"])
     assert "Eat bread" in capsys.readouterr().out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oven:
+    """What bakes.
+
+    Attributes:
+        heat: Degrees. At most 300.
+        doors: Which of them are open.
+        is_big: For two loaves.
+    """
+
+    heat: int
+    doors: list[str] = field(default_factory=lambda: ["left"])
+    is_big: bool = False
+
+
+def roast(*, oven: Oven, minutes: int = 5) -> None:
+    """Roast.
+
+    Args:
+        oven: The oven.
+        minutes: How long.
+    """
+    CALLS.append({"oven": oven, "minutes": minutes})
+
+
+def test_a_dataclass_is_one_option_for_each_attribute() -> None:
+    run_as_command(roast, "roast", ["--heat", "200", "--is_big"])
+    run_as_command(roast, "roast", ["--doors", "a", "b", "--heat", "100", "--minutes", "6"])
+    assert [
+        {"oven": Oven(heat=200, is_big=True), "minutes": 5},
+        {"oven": Oven(heat=100, doors=["a", "b"]), "minutes": 6},
+    ] == CALLS
+    text = " ".join(parser_of(roast, "roast").format_help().split())
+    assert "--heat N Degrees. At most 300 --doors TEXT [TEXT ...] Which of them are open (default: left)" in text
+    with pytest.raises(UserError, match="required: --heat"):
+        run_as_command(roast, "roast", [])

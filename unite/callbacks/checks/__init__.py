@@ -1,1 +1,1 @@
-"""What is looked at before a run's first step, so that it does not fail late."""
+"""Checks before the first step of a run, so that it does not fail late."""

@@ -1,4 +1,4 @@
-"""Metrics that checkpoints or early stopping watch, and that there will never be, are refused before the first step."""
+"""Refuses, before the first step, to monitor metrics that are never logged."""
 
 import difflib
 import warnings
@@ -23,25 +23,25 @@ _OWN = ("unite.", "lightning.")
 class MonitorsExist(Callback):
     """Refuses the ``monitor`` of a ``ModelCheckpoint`` or ``EarlyStopping`` if nothing logs it.
 
-    Lightning would find out at the first validation, which may be hours later. Known before the first step are the
-    terms of the loss, and the metrics of :class:`unite.callbacks.GenerationMetrics`. What cannot be known is left to
-    Lightning: names below that of a metric, such as ``val/molecule/reject/crashed``, names of ``lr/``, all names of a
-    modality if one of its metrics does not tell its own without data, and all where the model or a callback is
-    somebody's own, or there are several processes.
+    Lightning finds out at the first validation, which may be hours later. The terms of the loss and the metrics of
+    :class:`unite.callbacks.GenerationMetrics` are known before the first step. Everything else is left to Lightning:
+    names below that of a metric, such as ``val/molecule/reject/crashed``, names of ``lr/``, all names of a modality if
+    one of its metrics cannot list its names without data, and all names if the model or a callback is not from this
+    package, or if there are several processes.
     """
 
     def __init__(self) -> None:
         self._is_done = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look anew in each run."""
+        """Check again in each run."""
         self._is_done = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Look once, when there is a batch to learn the terms of the loss from.
+        """Check once, with the first batch, which gives the terms of the loss.
 
         Raises:
-            UserError: A monitor will never be there.
+            UserError: A monitored metric is never logged.
         """
         if self._is_done:
             return

@@ -14,6 +14,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -29,8 +30,8 @@ def run_as_command(function: Callable[..., object], name: str, args: list[str]) 
     """Call a function with what was typed.
 
     Parameters before ``*`` are positional, those behind it are options: a bool is a flag, a list takes several words, a
-    Literal is a choice. If the last parameter of the function is ``others: list[str]``, it is given the options that
-    the function does not know.
+    Literal is a choice. A parameter whose type is a dataclass stands for one option for each of its attributes. If the
+    function has a parameter ``others: list[str]``, it is given the options that the function does not know.
 
     Args:
         function: What to call; its docstring has a line for each parameter.
@@ -43,13 +44,13 @@ def run_as_command(function: Callable[..., object], name: str, args: list[str]) 
     parser = parser_of(function, name)
     if "others" in inspect.signature(function).parameters:
         options, others = parser.parse_known_args(args)
-        function(**vars(options), others=others)
+        function(**_gathered(function, vars(options)), others=others)
         return
     known = {name for action in parser._actions for name in action.option_strings}
     for arg in args:  # argparse would first ask for what is missing, and not say that it was misspelt
         if arg.startswith("--") and arg.partition("=")[0] not in known:
             parser.error(f"unrecognized arguments: {arg}")
-    function(**vars(parser.parse_args(args)))
+    function(**_gathered(function, vars(parser.parse_args(args))))
 
 
 def run_one_of(functions: Mapping[str, Callable[..., object]], command: str, args: list[str]) -> None:
@@ -97,19 +98,52 @@ class OptionParser(argparse.ArgumentParser):
 def parser_of(function: Callable[..., object], name: str) -> OptionParser:
     """The parser of a command that is a function."""
     described = _described(function)
-    told = {item.arg_name: " ".join((item.description or "").split()) for item in described.params}
     texts = [text for text in (described.short_description, described.long_description) if text]
     parser = OptionParser(
         prog=f"unite {name}",
         description=" ".join(" ".join(texts).replace("``", "`").split()),
         allow_abbrev=False,
     )
-    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+    told = _told(function)
+    for parameter in _parameters(function):
         if parameter.name == "others":
             parser.epilog = f"Further options: {told['others']}"
+        elif shared := _dataclass(parameter):
+            told_of_each = _told(shared)
+            for item in _parameters(shared):
+                _add_parameter(parser, item, told_of_each[item.name])
         else:
-            _add_parameter(parser, parameter, told[parameter.name].rstrip(".").replace("``", "").replace("%", "%%"))
+            _add_parameter(parser, parameter, told[parameter.name])
     return parser
+
+
+def _gathered(function: Callable[..., object], values: dict[str, Any]) -> dict[str, Any]:
+    """Values of options as arguments of a function: those of a dataclass as one object."""
+    for parameter in _parameters(function):
+        if shared := _dataclass(parameter):
+            names = [item.name for item in _parameters(shared)]
+            values = values | {parameter.name: shared(**{name: values.pop(name) for name in names})}
+    return values
+
+
+def _dataclass(parameter: inspect.Parameter) -> type[Any] | None:
+    """The dataclass whose attributes are options in place of a parameter, if its type is one."""
+    kind = parameter.annotation
+    return kind if isinstance(kind, type) and is_dataclass(kind) else None
+
+
+def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
+    """Parameters of a function or a dataclass, types and defaults as values."""
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    if not is_dataclass(function):
+        return list(parameters)
+    made = {item.name: item.default_factory() for item in fields(function) if item.default_factory is not MISSING}
+    return [item.replace(default=made.get(item.name, item.default)) for item in parameters]
+
+
+def _told(function: Callable[..., object]) -> dict[str, str]:
+    """What a docstring says of each argument or attribute."""
+    return {item.arg_name: " ".join((item.description or "").split()) for item in _described(function).params}
 
 
 def _described(function: Callable[..., object]) -> Any:
@@ -123,6 +157,7 @@ def _add_parameter(parser: OptionParser, parameter: inspect.Parameter, help_text
     is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
     is_required = parameter.default is inspect.Parameter.empty
     default = None if is_required else parameter.default
+    help_text = help_text.rstrip(".").replace("``", "").replace("%", "%%")
     settings: dict[str, Any] = {"help": help_text}
     if is_option:
         settings |= {"default": default, "required": is_required}

@@ -63,7 +63,19 @@ def command_options(command: str) -> Described:
 def keyword_options(module: str, function: str) -> list[str]:
     """Options of a command that is a function: its arguments behind ``*``."""
     file = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
-    return [argument.arg for argument in _function(file, None, function).args.kwonlyargs if argument.arg != "others"]
+    names = []
+    for argument in _function(file, None, function).args.kwonlyargs:
+        if isinstance(argument.annotation, ast.Name) and argument.annotation.id == "MeasuredRun":
+            names += _attributes(PACKAGE / "commands" / "line" / "measured_run.py", "MeasuredRun")
+        elif argument.arg != "others":
+            names.append(argument.arg)
+    return names
+
+
+def _attributes(file: Path, class_name: str) -> list[str]:
+    """Names of the attributes of a dataclass."""
+    body = next(node for node in _tree(file) if isinstance(node, ast.ClassDef) and node.name == class_name).body
+    return [node.target.id for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
 
 
 def _arguments(file: Path, class_name: str, name: str) -> list[str]:
@@ -72,7 +84,11 @@ def _arguments(file: Path, class_name: str, name: str) -> list[str]:
 
 
 def _function(file: Path, class_name: str | None, name: str) -> ast.FunctionDef:
-    body = ast.parse(file.read_text(encoding="utf8")).body
+    body = _tree(file)
     if class_name is not None:
         body = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == class_name).body
     return next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == name)
+
+
+def _tree(file: Path) -> list[ast.stmt]:
+    return ast.parse(file.read_text(encoding="utf8")).body

@@ -199,10 +199,10 @@ def short_help(command: str) -> str:
     usage = "CONFIG" if command == "fit" else "RUN"
     lines = [f"usage: unite {command} {usage} [options]", "", described.summary, "", "options:"]
     options = {
-        **({"config FILE": "settings; several are merged, later ones win"} if command == "fit" else {}),
-        "ckpt_path PATH": "continue this run; last: the latest of this config"
+        **({"config FILE": "settings; may be repeated, later files override earlier ones"} if command == "fit" else {}),
+        "ckpt_path PATH": "run to continue; last: the latest run of this config"
         if command == "fit"
-        else "checkpoint, run folder or exported folder, as RUN; brings its settings along",
+        else "checkpoint, run folder or exported folder, with its settings; may be given as RUN",
         **{name: text for name, text in described.arguments.items() if name != "ckpt_path"},
         "seed N": "makes the command reproducible",
         "device NAME": "cpu, cuda, cuda:N or mps",
@@ -213,22 +213,22 @@ def short_help(command: str) -> str:
         head = f"  --{name}"
         lines += [f"{head:<33}{words[0]}" if len(head) < 32 else f"{head}\n{'':33}{words[0]}"]
         lines += [f"{'':33}{line}" for line in words[1:]]
-    lines += ["", f"Every key of the configs is an option, too; all of them: unite {command} --help-all"]
+    lines += ["", f"Every key of a config is also an option; unite {command} --help-all lists them"]
     return "\n".join(lines) + "\n"
 
 
 HELP_OF_FIT = {
-    "init_from MODEL": "begin with a trained model's weights (a run, checkpoint, export, or qm9), matched by element",
-    "trainer.max_steps N": "optimizer steps; --max_steps does, too",
+    "init_from MODEL": "start from the weights of a model (run, checkpoint, export, or qm9), matched by element",
+    "trainer.max_steps N": "optimizer steps; also --max_steps",
     "trainer.max_time 00:01:30:00": "days:hours:minutes:seconds",
     "trainer.precision bf16-mixed": "on a GPU",
     "trainer.devices N": "processes; with torchrun or SLURM as usual",
     "trainer.logger NAME": "tensorboard, csv or wandb; default: the first two",
     "trainer.default_root_dir DIR": "the run folder (default: runs/CONFIG)",
     "trainer.val_check_interval N": "steps between validations",
-    "model.optimizer.lr X": "learning rate; --lr does, too",
+    "model.optimizer.lr X": "learning rate; also --lr",
     "model.flow_steps N": "flow steps per reconstruction",
     "model.compile true": "torch.compile, for a GPU",
-    "data.init_args.batch_size N": "samples a step; --batch_size does, too",
-    "print_config": "show all settings, and do nothing",
+    "data.init_args.batch_size N": "samples in a step; also --batch_size",
+    "print_config": "print all settings and exit",
 }

@@ -199,7 +199,7 @@ class ImageAdapter(ModalityAdapter):
     # ------------------------------------------------------------------ data in
 
     def fit_statistics(self, datamodule: object) -> None:
-        """Keep the names of the classes; the weights for LPIPS are looked for now, before training.
+        """Store the names of the classes, and load the weights for LPIPS before training.
 
         Raises:
             UserError: The data has more or fewer classes than the model.
@@ -296,7 +296,7 @@ class ImageAdapter(ModalityAdapter):
         return terms
 
     def perceptual_distance(self) -> PerceptualDistance | None:
-        """The network for LPIPS on this module's device, or None if it has no weight or no weights."""
+        """The network for LPIPS on this module's device, or None without a loss weight or a file of weights."""
         if self._perceptual is None:
             wanted = self.perceptual_weight > 0
             network = load_perceptual_distance(self.vgg16_weights, self.image_size) if wanted else None
@@ -325,7 +325,7 @@ class ImageAdapter(ModalityAdapter):
         return draw_grid(objects)
 
     def draw_difference(self, original: NDArray[np.uint8], made: NDArray[np.uint8]) -> Image.Image:
-        """Four times the difference on grey ground."""
+        """Four times the difference, on a grey background."""
         difference = made.astype(np.int16) - original.astype(np.int16)
         return draw_grid([np.clip(128 + DIFFERENCE_GAIN * difference, 0, 255).astype(np.uint8)])
 
@@ -340,11 +340,11 @@ class ImageAdapter(ModalityAdapter):
     # ------------------------------------------------------------------ metrics
 
     def generation_metric(self, datamodule: LightningDataModule | None) -> Metric | None:
-        """FID and its kin, as far as there are a network for features and a reference set."""
+        """FID and related metrics, if there are a feature network and a reference set."""
         return image_generation_metrics(datamodule, self.inception_weights)
 
     def reconstruction_metric(self, datamodule: LightningDataModule | None = None) -> Metric:
-        """L1, PSNR, SSIM; rFID and LPIPS where there are networks for them."""
+        """L1, PSNR, SSIM; rFID and LPIPS if their networks are there."""
         return ImageReconstructionMetrics(
             feature_network(datamodule, self.inception_weights), self.perceptual_distance()
         )

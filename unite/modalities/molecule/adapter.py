@@ -57,14 +57,15 @@ class MoleculeAdapter(MoleculePictures):
     """Molecules: element (and hydrogen count) of every atom, with its position, its bonds, or both.
 
     Args:
-        positions: Whether molecules have a shape.
+        positions: Whether molecules have positions.
         bonds: Whether molecules have bonds and formal charges; the datamodule must have them, too.
         hydrogens: ``explicit``: hydrogens are atoms. ``counted``: united atoms; the datamodule must count, too.
         elements: Symbols of the elements that occur; None for those of the data, which `unite fit` fills in (in Python,
             ``MoleculeAdapter(**datamodule.adapter_settings())`` does), and without data QM9's: H, C, N, O, F.
-        max_atoms: Most tokens of a molecule; None likewise, without data 29. QM9 has 29 atoms, 9 of them heavy.
+        max_atoms: Most tokens of a molecule; None as for ``elements``, without data 29. QM9 has 29 atoms, 9 of them
+            heavy.
         registers_per_molecule: Number of registers, or None for one per atom.
-        rotate: Turn each training molecule by a random rotation.
+        rotate: Rotate each training molecule at random.
         decoder_depth: Blocks of the decoder.
         decoder_width: Channels of the decoder; None for those of the encoder.
         decoder_heads: Attention heads of the decoder.
@@ -76,7 +77,7 @@ class MoleculeAdapter(MoleculePictures):
         bond_depth: Layers of the graph convolution.
         pair_width: Channels of a pair of atoms in the head of bonds. It costs A (A - 1) / 2 times as much for A atoms:
             with 64 channels 0.6 MB per molecule of 29 atoms in training, 21 MB for one of 200.
-        max_charge: Largest formal charge of an atom, of either sign; None likewise, without data 1.
+        max_charge: Largest formal charge of an atom, of either sign; None as for ``elements``, without data 1.
         bond_weight: Weight of the cross-entropy of bonds.
         none_weight: Weight, in that term, of a pair without a bond against one with.
         charge_weight: Weight of the cross-entropy of charges.
@@ -207,7 +208,7 @@ class MoleculeAdapter(MoleculePictures):
     def fit_statistics(self, datamodule: LightningDataModule | None) -> None:
         """Keep the histogram of training sizes; generation draws the number of atoms from it.
 
-        A datamodule that can show all its training molecules has them checked now, and no more during training.
+        If the datamodule has ``training_molecules()``, all are checked here, and not again during training.
 
         Raises:
             UserError: The data does not fit the model; with ``training_molecules()`` also as in :meth:`prepare`.
@@ -249,7 +250,7 @@ class MoleculeAdapter(MoleculePictures):
         return self.preparation(samples, self.type_table, self.training and self.rotate, not is_checked)
 
     def tokens(self, prepared: PreparedMolecules) -> Tokens:
-        """One token per atom: embedding of its type, which has seen its bonds, plus a linear map of its position."""
+        """One token per atom: embedding of its type, aware of its bonds, plus a linear map of its position."""
         with full_precision(prepared.positions.device):
             values = self.type_embedding(prepared.types)  # (B, A, D)
             if prepared.graph is not None:
