@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, Self, get_type_hints
 
 import torch
@@ -258,7 +259,8 @@ class MuonAdamW(torch.optim.Optimizer):
 def orthogonalize(matrices: Tensor, eps: float = 1e-7) -> Tensor:
     """Nearest semi-orthogonal matrices, roughly: five Newton-Schulz steps in bfloat16 (Muon, Keller Jordan 2024).
 
-    The singular values of the result lie between about 0.7 and 1.2, which is what the coefficients aim at.
+    The singular values of the result lie between about 0.7 and 1.2, which is what the coefficients aim at. Processors
+    that multiply bfloat16 slowly take the same steps in float32, from the same rounded matrices.
 
     Args:
         matrices: Shape (batch, rows, columns).
@@ -267,6 +269,8 @@ def orthogonalize(matrices: Tensor, eps: float = 1e-7) -> Tensor:
     a, b, c = NEWTON_SCHULZ_COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.bfloat16()
+    if matrices.device.type == "cpu" and not multiplies_bfloat16():
+        x = x.float()
     if is_tall:
         x = x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
@@ -275,6 +279,16 @@ def orthogonalize(matrices: Tensor, eps: float = 1e-7) -> Tensor:
         gram_update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, gram_update, x, beta=a)
     return x.mT if is_tall else x
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether PyTorch has kernels for products in bfloat16 on this processor; without them they take 20 times longer.
+
+    oneDNN has them from AVX-512 on. Measured on an EPYC with AVX2: 79 ms instead of 3 ms for a product of eight
+    matrices of 384 x 96 with their transposes.
+    """
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def parameter_groups(module: nn.Module, parts: Iterable[nn.Module], muon: bool) -> list[dict[str, Any]]:
