@@ -1,7 +1,9 @@
 """What is left of a run that is interrupted before its first checkpoint, and how to start it again."""
 
+import os
 import re
 import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import pytest
 from torch import Tensor
 
 from tests.support.commands import RunCli, steps
+from tests.support.processes import run_forked
 from unite import UniteModule
+from unite.files.locks import LOCK_FILE
 
 pytestmark = pytest.mark.usefixtures("in_toy_folder")
 
@@ -52,3 +56,32 @@ def test_a_run_interrupted_within_its_second_step_goes_on_in_the_same_folder(
     assert run_cli(*shlex.split(said), "--trainer.max_steps", "2").code == 0
     assert steps(tmp_path / "run") == [0, 1]
     assert not (tmp_path / "run" / "version_1").exists()
+
+
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_the_place_of_a_run_killed_before_its_first_checkpoint(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_steps: int
+) -> None:
+    def kill(self: UniteModule, batch: Any, batch_idx: int) -> Tensor:
+        if batch_idx == num_steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train(self, batch, batch_idx)
+
+    train = UniteModule.training_step
+    folder = tmp_path / "run"
+    args = ("fit", "--config", "curves.yaml", "--trainer.default_root_dir", folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(UniteModule, "training_step", kill)
+        assert run_forked(*args, output=tmp_path / "out") == [-signal.SIGKILL]
+    assert (folder / LOCK_FILE).is_file()
+    assert (folder / "metrics.csv").is_file() == (num_steps == 1)
+    again = run_cli(*args, "--trainer.max_steps", "2")
+    assert again.code == 0
+    if num_steps == 0:
+        assert "its run was killed before its first numbers; this one takes its place" in again.out
+        assert (folder / "last.ckpt").is_file()
+        assert not (folder / "version_1").exists()
+        return
+    assert "to begin that one, which has no checkpoint, anew: --ckpt_path last" in again.out
+    assert steps(folder) == [0]
+    assert steps(folder / "version_1") == [0, 1]

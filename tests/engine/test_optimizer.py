@@ -13,7 +13,6 @@ from tests.support.commands import RunCli
 from tests.support.modules import make_module, make_trainer
 from tests.support.paths import TESTS
 from tests.toy_modality.curves import CurveDataModule
-from unite.engine import optimizer
 from unite.engine.optimizer import (
     MuonAdamW,
     OptimizerSettings,
@@ -44,7 +43,7 @@ def train(model: nn.Module, optimizers: list[torch.optim.Optimizer], num_steps: 
 
 
 def test_both_halves_equal_torchs_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer, "multiplies_bfloat16", lambda: True)  # as torch.optim.Muon does everywhere
+    monkeypatch.setattr("unite.engine.optimizer.multiplies_bfloat16", lambda: True)  # so does torch.optim.Muon
     ours_model, their_model = make_model(), make_model()
     ours = train(ours_model, [MuonAdamW(parameter_groups(ours_model, [], muon=True), SETTINGS)])
     matrices = [p for p in their_model.parameters() if p.ndim == 2]
@@ -75,7 +74,7 @@ def test_float32_stands_in_for_bfloat16(monkeypatch: pytest.MonkeyPatch, shape: 
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     found = {}
     for is_fast in (True, False):
-        monkeypatch.setattr(optimizer, "multiplies_bfloat16", lambda is_fast=is_fast: is_fast)
+        monkeypatch.setattr("unite.engine.optimizer.multiplies_bfloat16", lambda is_fast=is_fast: is_fast)
         found[is_fast] = orthogonalize(matrices)
     assert (found[True].dtype, found[False].dtype) == (torch.bfloat16, torch.float32)
     assert (found[True].float() - found[False]).norm() < 2e-2 * found[False].norm()

@@ -81,6 +81,22 @@ def only_one(folder: Path, hint: str) -> Iterator[None]:
             _release(lock, path)
 
 
+def was_killed(folder: Path) -> bool:
+    """Whether the last process that had a folder to itself (:func:`only_one`) was killed, and no other has it now."""
+    from filelock import Timeout
+
+    path = folder / LOCK_FILE
+    if not path.is_file():
+        return False
+    lock = _new_lock(path)
+    try:
+        is_locked = _acquire(lock, folder, timeout=0)
+    except Timeout:
+        return False
+    lock.release()
+    return is_locked
+
+
 @contextmanager
 def one_after_another(file: Path) -> Iterator[None]:
     """Wait until no other process is making a cache, then keep others from it within the block.

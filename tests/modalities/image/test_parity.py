@@ -21,7 +21,6 @@ from torchdiffeq import odeint
 from tests.support import official_reference as official
 from tests.support.paths import TESTS
 from unite.commands.import_official import from_official_names, read_official, to_official_names, write_checkpoint
-from unite.engine import optimizer
 from unite.engine.optimizer import MuonAdamW, OptimizerSettings, TwoStageDecay, parameter_groups, warmup_cosine
 from unite.flow import SamplingOptions, Solver, TimeDistribution, flow_loss, guided_prediction, integrate, path_sample
 from unite.modalities.base import Template
@@ -226,7 +225,7 @@ def test_in_context_tokens_equal_the_released_code(reference: dict[str, Tensor])
 
 def test_optimizer_step_equals_the_released_code(reference: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Three tensors with AdamW and one with Muon. A last parameter has all the rest of the gradient's norm."""
-    monkeypatch.setattr(optimizer, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("unite.engine.optimizer.multiplies_bfloat16", lambda: True)
     start = "io/step_gradient."
     names = [name.removeprefix(start) for name in reference if name.startswith(start)]
     parameters = {name: torch.nn.Parameter(reference[f"state/{name}"].clone()) for name in names}
@@ -365,7 +364,7 @@ def test_training_step_equals_the_reference_with_all_gradients_and_the_update(
 
     module.optimizer_settings = OptimizerSettings(lr=1e-3, warmup_steps=0)
     monkeypatch.setattr(UniteModule, "trainer", SimpleNamespace(estimated_stepping_batches=100), raising=False)
-    monkeypatch.setattr(optimizer, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("unite.engine.optimizer.multiplies_bfloat16", lambda: True)
     configured: Any = module.configure_optimizers()
     norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 3.0)
     configured["optimizer"].step()

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from unite.console import info, shown
 from unite.files import require_writable
-from unite.files.locks import LOCK_FILE
+from unite.files.locks import LOCK_FILE, was_killed
 from unite.runs.folder import CONFIG_FILE
 
 
 class RunClaim:
     """``root`` if no run is there, else a new folder ``root/version_N``; no two runs share one.
+
+    A run that was killed before it had a checkpoint or logged a number is none: its place is taken.
 
     Args:
         root: The folder asked for.
@@ -24,9 +26,11 @@ class RunClaim:
             number += 1
             self.folder = root / f"version_{number}"
         if number:
+            has_checkpoint = any(root.glob("*.ckpt"))
+            begun = "continue the old one" if has_checkpoint else "begin that one, which has no checkpoint, anew"
             info(
-                f"{shown(root)} holds a run already: it stays, this one goes to {shown(self.folder)}; to continue the "
-                "old one: --ckpt_path last"
+                f"{shown(root)} holds a run already: it stays, this one goes to {shown(self.folder)}; to {begun}: "
+                "--ckpt_path last"
             )
 
     def _takes(self, folder: Path, is_continued: bool) -> bool:
@@ -35,8 +39,12 @@ class RunClaim:
         self._config = folder / CONFIG_FILE
         if any(folder.glob("*.ckpt")):
             return False
+        is_remnant = was_killed(folder) and self._config.is_file() and not _has_numbers(folder)
+        if is_remnant and not is_continued:
+            info(f"{shown(folder)}: its run was killed before its first numbers; this one takes its place")
         try:
-            self._config.touch(exist_ok=is_continued)  # atomic: of two runs that start together only one gets it
+            # Atomic: of two runs that start together only one gets it.
+            self._config.touch(exist_ok=is_continued or is_remnant)
         except FileExistsError:
             return False
         return True
@@ -54,6 +62,12 @@ class RunClaim:
             self._config.unlink()
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
+
+
+def _has_numbers(folder: Path) -> bool:
+    """Whether a run has logged anything: to metrics.csv, TensorBoard, or by a logger whose files are not known."""
+    others = [path for path in folder.iterdir() if path.name not in (CONFIG_FILE, LOCK_FILE)]
+    return any(not path.name.startswith("events.") or b"train/loss" in path.read_bytes() for path in others)
 
 
 def home_of(run_config: Path | None, root: Path) -> Path | None:
