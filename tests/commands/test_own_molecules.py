@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 from rdkit import Chem
+from torch import Tensor
 
 from tests.support.commands import RunCli
 from tests.support.paths import REPOSITORY
 from tests.support.samples.molecule_files import DRUG_LIKE, with_shape, write_sdf, write_text
+from unite.modalities.molecule.data.files.selection import View, select
+from unite.modalities.molecule.data.files.table import FileTable
 
 SMALLER = [
     *("--model.encoder.init_args.depth", "1", "--model.adapters.molecule.init_args.decoder_depth", "1"),
@@ -72,9 +75,18 @@ def test_the_data_of_another_config_can_be_replaced(run_cli: RunCli, own_sdf: Pa
     assert adapter_settings(tmp_path / "run")["max_atoms"] == 13
 
 
-def test_what_the_model_says_is_left_out_of_the_data(run_cli: RunCli, own_sdf: Path, tmp_path: Path) -> None:
+def test_what_the_model_says_is_left_out_of_the_data(
+    run_cli: RunCli, own_sdf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(table: FileTable, view: View) -> tuple[Tensor, dict[str, int]]:
+        views.append(view)
+        return select(table, view)
+
+    views: list[View] = []
+    monkeypatch.setattr("unite.modalities.molecule.data.files.datamodule.select", counted)
     given: list[str | Path] = ["--model.adapters.molecule.init_args.elements", "[C,N,O]", "--data.path", own_sdf]
     out = fit(run_cli, tmp_path, *given, "--model.adapters.molecule.init_args.max_atoms", "6")
+    assert len(views) == 1, "what was read to fill in settings is used again"
     assert "4 of more atoms than the model has places for (too_large)" in out
     assert "1 with P, which the model does not know (element_P)" in out
     assert adapter_settings(tmp_path / "run")["elements"] == ["C", "N", "O"]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tests.support.commands import RunCli
-from tests.support.modules import fit
+from tests.support.modules import fit, make_module
 from tests.toy_modality.curves import CurveAdapter
 from unite.callbacks.checks import memory
 from unite.callbacks.checks.memory import StepBytes, StepMemory, estimate
@@ -209,3 +210,29 @@ def test_an_estimate_that_fails_stops_nothing(tmp_path: Path, monkeypatch: pytes
     have_free(monkeypatch, 1)
     _, trainer = fit(tmp_path, StepMemory())
     assert trainer.global_step == 4
+
+
+def test_an_estimate_that_fails_late_leaves_the_step_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_when_recomputed(trainer: Trainer, module: UniteModule, batch: Any, enough: float = 0.0) -> StepBytes:
+        if module.encoder.gradient_checkpointing:
+            tried.append(module.flow_settings.flow_chunk)
+            raise RuntimeError("no memory to look for memory")
+        return StepBytes(100, 0, 0, {}, {})
+
+    tried: list[int | None] = []
+    monkeypatch.setattr(memory, "estimate", fail_when_recomputed)
+    have_free(monkeypatch, 1)
+    module, trainer = fit(tmp_path, StepMemory())
+    assert (tried, trainer.global_step) == ([1], 4)
+    assert module.flow_settings.flow_chunk is None
+    assert not module.encoder.gradient_checkpointing
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_why_nothing_is_estimated_is_said(capsys: pytest.CaptureFixture[str], world_size: int) -> None:
+    trainer: Any = SimpleNamespace(world_size=world_size, is_global_zero=True)
+    module = make_module()
+    module.is_compiled = world_size == 1
+    StepMemory().on_train_batch_start(trainer, module, {}, 0)
+    why = "a model that is compiled" if world_size == 1 else "2 processes"
+    assert f"the memory of a step is not estimated for {why}: " in capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
 
 from unite.callbacks.monitor import say
 from unite.engine.memory import free_bytes, optimizer_bytes, peak_bytes
@@ -40,8 +40,9 @@ class StepMemory(Callback):
     If that is more than is free, the step is computed with ``model.flow_chunk`` 1, and if that is not enough with
     gradient checkpointing as well: both give the same step, the first up to rounding, the second more slowly.
 
-    Nothing is estimated for several processes or a compiled model, or where the system does not say what is free. The
-    random numbers of the run are the same with and without.
+    Nothing is estimated for several processes, which would have to try the same steps and to decide alike, or for a
+    compiled model; on a CPU this is said. Nor is anything where the system does not say what is free. The random
+    numbers of the run are the same with and without.
 
     Args:
         margin: Multiple of the estimate that must be free: operations need some memory for themselves, and an
@@ -66,13 +67,16 @@ class StepMemory(Callback):
             return
         self._is_done = True
         if trainer.world_size > 1 or pl_module.is_compiled:
+            _say_why_not(trainer, pl_module)
             return
         before = pl_module.flow_settings
+        kept = [layer for layer in pl_module.modules() if getattr(layer, "gradient_checkpointing", None) is False]
         try:
             refusal = self._fit_into_memory(trainer, pl_module, batch)
         except Exception:  # an estimate that fails is no reason for a run to fail
             logger.debug("the memory of a step could not be estimated", exc_info=True)
             pl_module.flow_settings = before
+            _set_checkpointing(kept, False)
             return
         if refusal:
             raise UserError(refusal)
@@ -93,14 +97,28 @@ class StepMemory(Callback):
         if parts.total() <= free:
             say(f"{told}: computed with {_IN_CHUNKS}, it takes {_in_words(parts.total())}")
             return ""
-        for layer in module.modules():
-            if getattr(layer, "gradient_checkpointing", None) is False:
-                layer.gradient_checkpointing = True  # type: ignore[assignment]
+        _set_checkpointing(module.modules(), True)
         parts = estimate(trainer, module, batch)
         if parts.total() <= free:
             say(f"{told}: computed with {_RECOMPUTED}, it takes {_in_words(parts.total())}")
             return ""
         return f"{told}, and with {_RECOMPUTED} still {_in_words(parts.total())}; {_what_fits(trainer, parts, free)}"
+
+
+def _set_checkpointing(layers: Iterable[nn.Module], is_on: bool) -> None:
+    for layer in layers:
+        if hasattr(layer, "gradient_checkpointing"):
+            layer.gradient_checkpointing = is_on  # type: ignore[assignment]
+
+
+def _say_why_not(trainer: Trainer, module: UniteModule) -> None:
+    """Where the kernel would end a process without a word; a GPU says that its memory is full."""
+    if module.device.type == "cpu" and trainer.is_global_zero:
+        why = "a model that is compiled" if module.is_compiled else f"{trainer.world_size} processes"
+        say(
+            f"the memory of a step is not estimated for {why}: if the system ends one, take a smaller "
+            "--data.init_args.batch_size or --model.flow_chunk 1"
+        )
 
 
 @dataclass(frozen=True)

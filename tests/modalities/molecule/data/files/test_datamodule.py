@@ -82,6 +82,18 @@ def test_settings_of_the_adapter_are_found_in_the_data(own_sdf: Path) -> None:
     assert int(adapter.size_counts.sum()) == len(counted.rows("train"))
 
 
+def test_what_was_found_is_read_once_and_anew_when_a_file_has_changed(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.smi", "CC", "CO", "CN", "CCO")
+    found = datamodule(path).adapter_settings()
+    assert datamodule(path, **found)._selection[0].tolist() == [0, 1, 2, 3]
+    assert "table" not in vars(datamodule(path, **found)), "handed over once"
+    datamodule(path).adapter_settings()
+    assert "table" in vars(datamodule(path, **found))
+    datamodule(path).adapter_settings()
+    write_text(path, "CC", "CO", "CN")
+    assert len(datamodule(path, **found).table) == 3
+
+
 def test_what_the_model_has_no_place_for_is_counted_by_name(own_sdf: Path) -> None:
     data = datamodule(own_sdf, elements=["H", "C", "N", "O", "Cl", "Si"], max_atoms=16)
     assert data.left_out == {"too_large": 2, "element_B": 1, "element_P": 1, "element_I": 1}

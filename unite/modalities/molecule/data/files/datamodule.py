@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -32,6 +33,9 @@ MAX_ATOMS = 256
 
 _PROPERTY_SHARE = 0.5  # of the molecules that must have a number for batches to have it unasked
 _CACHE_HINT = "choose a writable folder with data.cache"
+
+_CACHED = ("sources", "folder", "table", "report", "_selection", "splits")
+_handed_over: dict[str, dict[str, Any]] = {}  # what the last `adapter_settings` has found, by :meth:`_key`
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +147,8 @@ class MoleculeFilesDataModule(MoleculeDataModule):
         self.bucket_by_size = self.hydrogens == "explicit" if bucket_by_size is None else bucket_by_size
         self.cache = Path(cache)
         self._is_told = False
+        if _handed_over:
+            vars(self).update(_handed_over.pop(self._key(self.view), {}))
 
     # ------------------------------------------------------------------ the table
 
@@ -179,6 +185,11 @@ class MoleculeFilesDataModule(MoleculeDataModule):
         )
         name = Path(self.paths["train"][0]).name.strip("*?.") or "molecules"
         return self.cache / f"{name}-{hashlib.sha256(repr(what).encode()).hexdigest()[:12]}"
+
+    def _key(self, view: View) -> str:
+        """What the table, the molecules that are kept and the splits depend on, the files as they are now included."""
+        split = (self.split, self.fractions, self.split_seed, self.paths)
+        return repr((self.folder, self.hydrogens, view, split))
 
     @property
     def _read_settings(self) -> ReadSettings:
@@ -249,18 +260,28 @@ class MoleculeFilesDataModule(MoleculeDataModule):
         return self.splits[split]
 
     def adapter_settings(self) -> dict[str, Any]:
-        """Elements, sizes and charges that occur in the molecules that are kept, with whose view this is."""
+        """Elements, sizes and charges that occur in the molecules that are kept, with whose view this is.
+
+        The next datamodule that is made of the same settings and these takes over what was read here, unless a file
+        has changed.
+        """
         kept = self._selection[0]
         _ = self.splits  # too few molecules are told before a model is made of them
         is_kept = torch.zeros(len(self.table), dtype=torch.bool)
         is_kept[kept] = True
         charges = self.table.charge[is_kept.repeat_interleave(self.table.num_atoms.long())]
         found = elements_of(self.table, kept)
-        return {
-            "elements": list(self.view.elements or found),
-            "max_atoms": int(self.table.num_atoms[kept].max()),
-            "max_charge": int(charges.abs().max()),
-        }
+        elements = list(self.view.elements or found)
+        max_atoms, max_charge = int(self.table.num_atoms[kept].max()), int(charges.abs().max())
+        filled = replace(
+            self.view,
+            elements=tuple(elements),
+            max_atoms=max_atoms if self.view.max_atoms == MAX_ATOMS else self.view.max_atoms,
+            max_charge=max_charge if self.view.max_charge is None else self.view.max_charge,
+        )
+        _handed_over.clear()
+        _handed_over[self._key(filled)] = {name: vars(self)[name] for name in _CACHED if name in vars(self)}
+        return {"elements": elements, "max_atoms": max_atoms, "max_charge": max_charge}
 
     def size_histogram(self) -> Tensor:
         """Training molecules by number of atoms, shape (largest + 1,); counted hydrogens are no atoms."""
