@@ -1,6 +1,5 @@
 """The command line. This file imports nothing heavy, so that ``unite --help`` answers at once."""
 
-import difflib
 import importlib
 import os
 import signal
@@ -110,10 +109,12 @@ class Terminated(SystemExit):
 def _main(args: list[str]) -> int:
     is_debug, is_quiet, is_trusting = ("--debug" in args, "--quiet" in args, "--trust" in args)
     args = [arg for arg in args if arg not in ("--debug", "--quiet", "--trust")]
+    if args[:1] == ["help"] and len(args) > 1:
+        args = [args[1], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="", file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
-    if args[0] in ("version", "--version"):
+    if args[0] in ("version", "--version", "-V"):
         print(f"unite {__version__}")
         return 0
     try:
@@ -183,13 +184,12 @@ def run_command(args: list[str]) -> None:
     Raises:
         UserError: There is no such command, or its options are wrong.
     """
+    from unite.commands.line.guesses import instead_of_command
     from unite.commands.line.options import run_as_command, run_one_of
     from unite.commands.line.typed import MODEL_COMMANDS, OTHER_NAMES, short_help, understood
 
     if args[0] not in {**COMMANDS, **OTHER_NAMES}:
-        close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
-        raise UserError(f"no command {args[0]!r}; {hint}")
+        raise UserError(f"no command {args[0]!r}; {instead_of_command(args[0])}")
     args = understood(args)
     if args[0] in MODEL_COMMANDS and {"-h", "--help"} & set(args):
         print(short_help(args[0]), end="")

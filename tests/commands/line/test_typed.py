@@ -44,6 +44,8 @@ QM9_MODEL = str(REPOSITORY / "docs" / "results" / "qm9_two_hours" / "model")
         ("reconstruct {run} --data.init_args.root=a-b", "reconstruct --ckpt_path {run} --data.init_args.root=a-b"),
         ("sample {run} --trainer.callbacks+=x", "sample --ckpt_path {run} --trainer.callbacks+=x"),
         ("export {run} out", "export {run} out"),
+        ("fit qm9_small --fast_dev_run", "fit --config {config} --trainer.fast_dev_run true"),
+        ("fit qm9_small --fast_dev_run 2", "fit --config {config} --trainer.fast_dev_run 2"),
     ],
 )
 def test_guesses_are_understood(typed: str, meant: str, tmp_path: Path) -> None:
@@ -53,6 +55,16 @@ def test_guesses_are_understood(typed: str, meant: str, tmp_path: Path) -> None:
     (tmp_path / "a.sdf").touch()
     places = {"config": QM9_SMALL, "model": QM9_MODEL, "run": tmp_path, "sdf": tmp_path / "a.sdf", "pictures": pictures}
     assert understood(typed.format(**places).split()) == meant.format(**places).split()
+
+
+def test_a_folder_that_is_no_run_does_not_hide_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "digits"
+    run.mkdir()
+    for typed in ("fit digits", "fit --config digits"):
+        assert understood(typed.split()) == ["fit", "--config", str(REPOSITORY / "configs" / "digits.yaml")]
+    (run / "last.ckpt").touch()
+    assert understood(["fit", "digits"]) == ["fit", "--ckpt_path", "digits"]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +80,28 @@ def test_guesses_are_understood(typed: str, meant: str, tmp_path: Path) -> None:
         ("sample qm9 --guidance 3", "unknown option: --guidance"),
         ("sample nowhere", "--ckpt_path nowhere: no such checkpoint"),
         ("align nowhere", "--ckpt_path nowhere: no such checkpoint"),
+        ("info qm10", "or a run folder with one, or the name of a model that comes with the package: qm9"),
+        ("sample QM9", "did you mean qm9?"),
+        ("sample digits", "digits is a config, no trained model; train it with: unite fit digits"),
+        ("fit", "unite fit needs --config FILE, or --ckpt_path of a run: unite fit qm9_small"),
+        ("sample", "unite sample RUN, or unite sample qm9"),
+        ("fit my.sdf", "to train on it: unite fit molecules_small --data.init_args.path my.sdf"),
+        ("fit qm9_small --data my.smi.gz", "to train on it: unite fit molecules_small --data.init_args.path my.smi.gz"),
+        ("sample qm9 n 16", "qm9 n: one config or model is expected, then options, which begin with --"),
+        ("sample qm9 -n ten", "num_samples: expected int, got ten"),
+        ("sample qm9 -n=0", "num_samples is 0; it must be at least 1"),
+        ("sample qm9 --seed x", "seed: expected int, got x"),
+        ("sample qm9 --steps 4", "did you mean --num_steps?"),
+        ("eval qm9", "no data: model is an exported model, which has none; give --config CONFIG"),
+        ("sample --model qm9", "a trained model is --ckpt_path qm9"),
+        ("fit qm9_small --gpus 2", "did you mean --device cuda for one GPU, --trainer.devices N for several?"),
+        ("fit qm9_small --epochs 2", "did you mean --trainer.max_epochs?"),
+        ("fit qm9_small --learning-rate 2", "did you mean --model.optimizer.lr?"),
+        ("fit qm9_small --resume", "did you mean --ckpt_path last?"),
+        ("sample qm9 --num 4", "did you mean --num_samples?"),
+        ("Sample qm9", "no command 'Sample'; did you mean sample?"),
+        ("list", "no command 'list'; did you mean: unite info"),
+        ("tensorboard runs/x", "did you mean: tensorboard --logdir runs"),
     ],
 )
 def test_mistakes_are_told_before_anything_heavy_is_imported(typed: str, words: str) -> None:
@@ -82,6 +116,11 @@ def test_mistakes_are_told_before_anything_heavy_is_imported(typed: str, words: 
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_is_asked_for_as_a_word(run_cli: RunCli) -> None:
+    assert run_cli("help", "sample").out == run_cli("sample", "--help").out
+    assert "usage: unite COMMAND" in run_cli("help").out
 
 
 @pytest.mark.parametrize("command", MODEL_COMMANDS)

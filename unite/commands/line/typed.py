@@ -6,9 +6,17 @@ import textwrap
 from pathlib import Path
 
 from unite.commands import COMMANDS
+from unite.commands.line.guesses import (
+    instead_of_option,
+    is_model,
+    no_model,
+    require_no_data,
+    require_numbers,
+    require_settings_for,
+)
 from unite.commands.line.source import command_options, model_options, trainer_options
-from unite.errors import UserError, no_checkpoint
-from unite.files.shipped import shipped_configs, shipped_model
+from unite.errors import UserError
+from unite.files.shipped import shipped_configs, shipped_model, shipped_models
 
 #: Commands that run a model, under LightningCLI.
 MODEL_COMMANDS = tuple(name for name, command in COMMANDS.items() if not command.functions)
@@ -67,11 +75,16 @@ def understood(args: list[str]) -> list[str]:
     args = [_long_form(command, arg) for arg in args[1:]]
     if command == "score":
         return [command, *_what_to_score(args)]
+    if command == "info" and args and not args[0].startswith("-"):
+        _checkpoint(args[0])
     if command in OF_A_MODEL:
         args = _with_first_word_named(command, args)
         args = _with_names_resolved(args)
     if command in MODEL_COMMANDS:
+        args = _with_bare_switches(args)
         _require_known_options(command, args)
+        require_settings_for(command, args)
+        require_numbers(args)
     return [command, *args]
 
 
@@ -103,12 +116,30 @@ def _what_to_score(args: list[str]) -> list[str]:
 
 
 def _with_first_word_named(command: str, args: list[str]) -> list[str]:
-    """A word right behind the command is a config in ``fit``, where it is one, and else a checkpoint."""
+    """A word right behind the command is a config in ``fit``, where it is one, and else a checkpoint.
+
+    Raises:
+        UserError: Another word follows, or the word is a file of molecules.
+    """
     if not args or args[0].startswith("-"):
         return args
     word, *others = args
+    if others and not others[0].startswith("-"):
+        raise UserError(f"{word} {others[0]}: one config or model is expected, then options, which begin with --")
     is_config = word.endswith((".yaml", ".yml")) or (command == "fit" and not os.path.exists(word))
+    if command == "fit" and not is_config:  # a folder that happens to have the name of a config
+        is_config = word in shipped_configs() and not is_model(word)
+    if is_config or command == "fit":
+        require_no_data("", word)
     return ["--config" if is_config else "--ckpt_path", word, *others]
+
+
+def _with_bare_switches(args: list[str]) -> list[str]:
+    """``--trainer.fast_dev_run`` without a value is on."""
+    switch = "--trainer.fast_dev_run"
+    if switch in args and (args[args.index(switch) + 1 :] or ["-"])[0].startswith("-"):
+        args.insert(args.index(switch) + 1, "true")
+    return args
 
 
 def _with_names_resolved(args: list[str]) -> list[str]:
@@ -137,11 +168,11 @@ def config_file(value: str) -> str:
         UserError: There is no such file.
     """
     path = os.path.expanduser(value)
+    names = shipped_configs()
+    if value in names and not os.path.isfile(path):
+        return str(names[value])
     if os.path.exists(path) or value.lstrip().startswith(("{", "[")):
         return path
-    names = shipped_configs()
-    if value in names:
-        return str(names[value])
     folder, name = os.path.split(path)
     there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
     files = [os.path.join(folder, entry) for entry in there if entry.endswith((".yaml", ".yml"))]
@@ -158,7 +189,7 @@ def _checkpoint(value: str) -> str:
         return value
     if (folder := shipped_model(value)) is not None:
         return str(folder)
-    raise no_checkpoint(path)
+    raise no_model(path)
 
 
 def _require_known_options(command: str, args: list[str]) -> None:
@@ -168,9 +199,13 @@ def _require_known_options(command: str, args: list[str]) -> None:
         UserError: There is one; its closest spelling is named.
     """
     own = {*COMMON, *command_options(command).arguments, *(["init_from"] if command == "fit" else [])}
-    for arg in args:
+    for arg, value in zip(args, [*args[1:], ""], strict=False):
         if not arg.startswith("--"):
             continue
+        if arg == "--data":
+            require_no_data("--data ", value)
+        if arg == "--model" and (value in shipped_models() or os.path.isdir(value)):
+            raise UserError(f"--model {value}: a trained model is --ckpt_path {value}, or in fit --init_from {value}")
         first, *rest = arg[2:].partition("=")[0].rstrip("+").split(".")
         parts = {"trainer": trainer_options, "model": model_options}
         if first in parts and rest:
@@ -180,7 +215,10 @@ def _require_known_options(command: str, args: list[str]) -> None:
             allowed = [f"--{name}" for name in own]
             is_known = first in own
         if not is_known:
-            raise UserError(f"unknown option: {_with_suggestion(arg.partition('=')[0], allowed, command)}")
+            option = arg.partition("=")[0]
+            if meant := instead_of_option(option[2:], command, own):
+                raise UserError(f"unknown option: {option}; did you mean {meant}?")
+            raise UserError(f"unknown option: {_with_suggestion(option, allowed, command)}")
 
 
 def _with_suggestion(option: str, allowed: list[str], command: str) -> str:
