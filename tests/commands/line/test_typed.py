@@ -93,6 +93,7 @@ def test_a_folder_that_is_no_run_does_not_hide_a_config(tmp_path: Path, monkeypa
         ("sample qm9 --seed x", "seed: expected int, got x"),
         ("sample qm9 --steps 4", "did you mean --num_steps?"),
         ("eval qm9", "no data: model is an exported model, which has none; give --config CONFIG"),
+        ("fit qm9_small --trainer.callbacks.1.init_args.num_samples 9", "num_samples: callbacks have no numbers; give"),
         ("sample --model qm9", "a trained model is --ckpt_path qm9"),
         ("fit qm9_small --gpus 2", "did you mean --device cuda for one GPU, --trainer.devices N for several?"),
         ("fit qm9_small --epochs 2", "did you mean --trainer.max_epochs?"),

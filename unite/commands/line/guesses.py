@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -95,6 +96,19 @@ def require_no_data(option: str, value: str) -> None:
         raise UserError(
             f"{option}{value} is a file of molecules; to train on it: unite fit molecules_small "
             f"--data.init_args.path {value}"
+        )
+
+
+def require_no_number(option: str) -> None:
+    """Refuse ``--trainer.callbacks.1.NAME``: callbacks have no numbers on the command line.
+
+    Raises:
+        UserError: It is one.
+    """
+    if re.match(r"--trainer\.callbacks\.\d", option):
+        raise UserError(
+            f"{option}: callbacks have no numbers; give all of them in a yaml of your own: --config CONFIG --config "
+            "MINE, or add one: --trainer.callbacks+=CLASS --trainer.callbacks.NAME VALUE"
         )
 
 

@@ -11,6 +11,7 @@ from unite.commands.line.guesses import (
     is_model,
     no_model,
     require_no_data,
+    require_no_number,
     require_numbers,
     require_settings_for,
 )
@@ -202,6 +203,7 @@ def _require_known_options(command: str, args: list[str]) -> None:
     for arg, value in zip(args, [*args[1:], ""], strict=False):
         if not arg.startswith("--"):
             continue
+        require_no_number(arg.partition("=")[0])
         if arg == "--data":
             require_no_data("--data ", value)
         if arg == "--model" and (value in shipped_models() or os.path.isdir(value)):
