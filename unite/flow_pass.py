@@ -1,20 +1,25 @@
 """The second pass of a training step: the Generative Encoder denoises copies of its own latents.
 
-``UniteModule.training_step`` shows its place in a step; :mod:`unite.flow` has the path, the times and the loss.
+``UniteModule.training_step`` shows its place in a step; :mod:`unite.flow` has the path, the times and the loss. Below the
+pass are two departures from the paper, off by default: other samples for it than those that are reconstructed, and
+latents of the averaged weights.
 Letters: B samples, K latents, C latent channels, D width, S flow steps.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from unite.engine.deferred import DeferredLoss
 from unite.errors import UserError, require
 from unite.flow import TimeDistribution, flow_loss, path_sample
 from unite.modalities.base import ModalityAdapter, Template
+from unite.modalities.batches import part_of
 from unite.nn.generative_encoder import GenerativeEncoder, Tokens
 
 
@@ -31,11 +36,26 @@ class FlowSettings:
     flow_loss: Literal["velocity", "data"]
     stop_gradient: bool
     time: TimeDistribution
+    flow_target: Literal["current", "average"] = "current"
+    reconstruction_share: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.flow_steps >= 1, f"model.flow_steps is {self.flow_steps}; it must be at least 1")
         if self.flow_chunk is not None and self.flow_chunk < 1:
             raise UserError(f"model.flow_chunk is {self.flow_chunk}; it must be at least 1, or null for all flow steps")
+        share, target = self.reconstruction_share, self.flow_target
+        require(0 < share <= 1, f"model.reconstruction_share is {share}; it must be above 0 and at most 1")
+        if not self.stop_gradient and self.has_separate_target:
+            changed = f"flow_target is {target}" if target == "average" else f"reconstruction_share is {share}"
+            raise UserError(
+                f"model.{changed}, and then the latents of the flow pass have no gradient: "
+                "leave model.stop_gradient at true"
+            )
+
+    @property
+    def has_separate_target(self) -> bool:
+        """Whether the flow pass learns other latents than those that are reconstructed."""
+        return self.flow_target == "average" or self.reconstruction_share < 1
 
 
 class FlowPass:
@@ -113,3 +133,105 @@ def _repeat_registers(registers: Tokens, repeats: int) -> Tokens:
     values = registers.values if len(registers.values) == 1 else registers.values.repeat(repeats, 1, 1)
     mask = None if registers.mask is None else registers.mask.repeat(repeats, 1)
     return replace(registers, values=values, mask=mask)
+
+
+# ------------------------------------------------------------------ other latents than those that are reconstructed
+
+
+class Tokenizing(Protocol):
+    """What :func:`separate_target` needs of a module."""
+
+    encoder: GenerativeEncoder
+    adapters: dict[str, ModalityAdapter]
+    flow_settings: FlowSettings
+    averaged_weights: Mapping[str, Tensor] | None
+
+
+def random_part(samples: Any, share: float, total: int) -> Any:
+    """A share of the samples of a batch, at least one, drawn anew each time, in the order of the batch.
+
+    Args:
+        samples: A batch of ``total`` samples as the datamodule yields it.
+        share: Share of them to take.
+        total: Number of samples B.
+    """
+    num = max(1, round(share * total))
+    return part_of(samples, sorted(torch.randperm(total)[:num].tolist()), total)
+
+
+def tokenized(
+    encoder: GenerativeEncoder,
+    adapter: ModalityAdapter,
+    prepared: Any,
+    template: Template,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Latents (B, K, C) of prepared samples.
+
+    Args:
+        encoder: The network.
+        adapter: Adapter of the modality.
+        prepared: The samples.
+        template: Their template.
+        generator: Source of the registers' noise and time.
+    """
+    registers, tokens = adapter.registers(template), adapter.tokens(prepared)
+    return encoder.tokenize(tokens, registers, adapter.null_condition(), generator=generator)
+
+
+@torch.no_grad()
+def separate_target(module: Tokenizing, modality: str, prepared: Any, template: Template) -> Tensor | None:
+    """Latents (B, K, C) of all samples for the flow pass to learn; None where it learns those that are reconstructed.
+
+    They are made with fresh noise on the registers, by the current weights or by the average, as the settings say.
+
+    Args:
+        module: The module in training.
+        modality: Name of the adapter.
+        prepared: All samples of the batch.
+        template: Their template.
+
+    Raises:
+        UserError: There is no average.
+    """
+    settings = module.flow_settings
+    if not settings.has_separate_target:
+        return None
+    if settings.flow_target == "current":
+        return tokenized(module.encoder, module.adapters[modality], prepared, template)
+    require_average(module)
+    tokenizer = _Tokenizer(module.encoder, module.adapters[modality])
+    places = {
+        "encoder.": "encoder.",
+        f"adapters.{modality}.": "adapter.",
+    }  # of names in the module and in the tokenizer
+    weights = {
+        own + name.removeprefix(there): value
+        for name, value in (module.averaged_weights or {}).items()
+        for there, own in places.items()
+        if name.startswith(there)
+    }
+    latents: Tensor = functional_call(tokenizer, weights, (prepared, template))
+    return latents
+
+
+def require_average(module: Tokenizing) -> None:
+    """Refuse ``flow_target: average`` with a :class:`UserError` where nothing averages the weights."""
+    require(
+        module.flow_settings.flow_target == "current" or module.averaged_weights is not None,
+        "model.flow_target is average, but nothing averages the weights: add unite.callbacks.WeightAveraging to "
+        "trainer.callbacks, or set it to current",
+    )
+
+
+class _Tokenizer(nn.Module):
+    """:func:`tokenized` as a module, whose weights can be replaced for a call."""
+
+    def __init__(self, encoder: GenerativeEncoder, adapter: ModalityAdapter) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.adapter = adapter
+        self.training = encoder.training
+
+    def forward(self, prepared: Any, template: Template) -> Tensor:
+        return tokenized(self.encoder, self.adapter, prepared, template)

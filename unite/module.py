@@ -9,7 +9,6 @@ continuation are in :mod:`unite.engine.seeding`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -25,7 +24,7 @@ from unite.engine.step_terms import StepTerms, latent_spread
 from unite.engine.training import require_precision
 from unite.errors import UserError, require
 from unite.flow import SamplingOptions, TimeDistribution, guided_prediction, reconstruction_noise, sample_path
-from unite.flow_pass import FlowPass, FlowSettings
+from unite.flow_pass import FlowPass, FlowSettings, random_part, require_average, separate_target, tokenized
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
 from unite.nn.generative_encoder import GenerativeEncoder, Tokens
@@ -53,6 +52,10 @@ class UniteModule(Configurable, SavedModule):
             losses agree, but Muon amplifies differences in the last digits of gradients, so the weights slowly diverge.
         flow_loss: ``velocity`` (released code) or ``data`` (paper), see :func:`unite.flow.flow_loss`.
         flow_weight: Weight of the flow loss against the reconstruction loss.
+        flow_target: Latents that the flow pass learns. ``current``: of the weights as they are (paper). ``average``: of
+            their moving average, which stand stiller; needs :class:`~unite.callbacks.WeightAveraging`.
+        reconstruction_share: Share of each batch, drawn anew in each step, that is reconstructed; the flow pass learns
+            all of it (paper: 1). The rest is tokenized without gradients, so steps cost less.
         noise_probability: Share of samples whose latents the decoder sees with a little noise in training.
         noise_min_time: Smallest t of that noise; 1 is none.
         compile: Compile the blocks of encoder and decoder with ``torch.compile``: faster steps on a GPU, after minutes
@@ -76,6 +79,8 @@ class UniteModule(Configurable, SavedModule):
         flow_chunk: int | None = None,
         flow_loss: Literal["velocity", "data"] = "velocity",
         flow_weight: float = 1.0,
+        flow_target: Literal["current", "average"] = "current",
+        reconstruction_share: float = 1.0,
         noise_probability: float = 0.5,
         noise_min_time: float = 0.7,
         compile: bool = False,
@@ -84,7 +89,9 @@ class UniteModule(Configurable, SavedModule):
     ) -> None:
         super().__init__(optimizer)
         # The method.
-        self.flow_settings = FlowSettings(flow_steps, flow_chunk, flow_loss, stop_gradient, time)
+        self.flow_settings = FlowSettings(
+            flow_steps, flow_chunk, flow_loss, stop_gradient, time, flow_target, reconstruction_share
+        )
         self.flow_weight = flow_weight
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
@@ -126,21 +133,28 @@ class UniteModule(Configurable, SavedModule):
             # Made first, so that its backward pass comes last.
             flow_pass = FlowPass(self.denoiser, adapter, template, registers, self.flow_settings)
 
+            target = separate_target(self, modality, prepared, template)  # None: the latents that are reconstructed
+            if self.flow_settings.reconstruction_share < 1:
+                prepared = adapter.prepare(random_part(samples, self.flow_settings.reconstruction_share, len(template)))
+                template = adapter.template(prepared)
+                registers = adapter.registers(template)
+
             terms = {}
             with torch.set_grad_enabled(self.trains_tokenizer):
                 tokens = adapter.tokens(prepared)
                 latents = self.encoder.tokenize(tokens, registers, adapter.null_condition())  # (B, K, C)
+            learned = latents if target is None else target
             if self.trains_tokenizer:
                 seen = reconstruction_noise(latents, self.noise_probability, self.noise_min_time)
                 terms = adapter.reconstruction_loss(adapter.decode(seen, template), prepared)
             if self.trains_denoiser:
-                terms["flow"] = flow_pass.loss(latents)
+                terms["flow"] = flow_pass.loss(learned)
 
             weights = self._term_weights(modality, terms)
             loss = loss + sum(weights[name] * term for name, term in terms.items())
-            spread = latent_spread(latents, registers.mask)
+            spread = latent_spread(learned, flow_pass.registers.mask)
             detached = {name: term.detach() for name, term in terms.items()}
-            self.step_terms[modality] = StepTerms(detached, weights, len(template), spread)
+            self.step_terms[modality] = StepTerms(detached, weights, len(learned), spread)
         if self.flow_settings.flow_chunk is None:
             self.log_step()  # else the flow loss is known only after the backward pass
         return loss
@@ -288,13 +302,7 @@ class UniteModule(Configurable, SavedModule):
         adapter = self.adapter(modality)
         with self.evaluation():
             prepared = adapter.prepare(samples)
-            return self._tokenize(adapter, prepared, adapter.template(prepared), generator)
-
-    def _tokenize(
-        self, adapter: ModalityAdapter, prepared: Any, template: Template, generator: torch.Generator | None = None
-    ) -> Tensor:
-        registers, tokens = adapter.registers(template), adapter.tokens(prepared)
-        return self.encoder.tokenize(tokens, registers, adapter.null_condition(), generator=generator)
+            return tokenized(self.encoder, adapter, prepared, adapter.template(prepared), generator)
 
     @torch.no_grad()
     def reconstruct(self, modality: str, samples: Any) -> list[Any]:
@@ -303,7 +311,7 @@ class UniteModule(Configurable, SavedModule):
         with self.evaluation(), whole_weights(self):
             prepared = adapter.prepare(samples)
             template = adapter.template(prepared)
-            latents = self._tokenize(adapter, prepared, template)
+            latents = tokenized(self.encoder, adapter, prepared, template)
             return adapter.finish(adapter.decode(latents, template), template)
 
     def adapter(self, modality: str) -> ModalityAdapter:
@@ -318,16 +326,6 @@ class UniteModule(Configurable, SavedModule):
                 "(batches are {modality: samples})"
             )
         return self.adapters[modality]
-
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Evaluation mode within the block: nothing is augmented or dropped. Restores the earlier mode."""
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(was_training)
 
     # ------------------------------------------------------------------ evaluation and logs
 
@@ -370,10 +368,11 @@ class UniteModule(Configurable, SavedModule):
         """
         super().setup(stage)
         require_precision(self.trainer.precision)
-        require_supported(self, self.flow_settings.flow_chunk, self.trainer)
+        require_supported(self, self.flow_settings.flow_chunk, self.flow_settings.flow_target, self.trainer)
         if self.is_compiled and self.trainer.is_global_zero:
             info("compiling encoder and decoder: the first steps take minutes")
         if stage == "fit":
+            require_average(self)
             for name, adapter in self.adapters.items():
                 adapter.fit_statistics(datamodule_of(self.trainer.datamodule, name))  # type: ignore[attr-defined]
 

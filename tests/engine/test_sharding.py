@@ -214,6 +214,9 @@ def test_strategies_that_divide_the_weights_otherwise_are_refused(strategy: type
 def test_fsdp2_refuses_what_needs_whole_weights() -> None:
     with pytest.raises(UserError, match=r"model\.flow_chunk is 2.* must be null"):
         set_up(make_module(flow_chunk=2), ShardedStrategy())
+    averaged = make_module(flow_target="average")
+    with pytest.raises(UserError, match=r"model\.flow_target is average.* must be current"):
+        set_up(averaged, ShardedStrategy())
     with pytest.raises(UserError, match=r"16-mixed does not go with .* fsdp2; use bf16-mixed"):
         set_up(make_module(), ShardedStrategy(), precision="16-mixed")
     with pytest.raises(UserError, match=r"model\.compile must be false"):

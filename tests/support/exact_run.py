@@ -1,4 +1,7 @@
-"""Settings of a run of the toy modality that repeats itself to the bit, and may be struck by a signal."""
+"""Settings of a run of the toy modality that repeats itself to the bit, and may be struck by a signal.
+
+The target of the flow pass is the average, and the samples to reconstruct are drawn, so that both must be continued.
+"""
 
 # Validation comes once between the batches of an accumulation (batch 4) and once behind an optimizer step (batch 9).
 EXACT = """
@@ -6,6 +9,8 @@ model:
   adapters:
     curve: {class_path: exact_curves.NoisyCurveAdapter, init_args: {num_points: 8}}
   optimizer: {lr: 0.01, warmup_steps: 2}
+  flow_target: average
+  reconstruction_share: 0.5
 data: {class_path: exact_curves.ExactCurveDataModule, init_args: {num_points: 8, num_curves: 48, batch_size: 4}}
 trainer:
   max_epochs: 2

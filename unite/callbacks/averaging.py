@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from unite.engine.sharding import gather, load_whole, part_like, release
+from unite.engine.training import TrainingEngine
 from unite.errors import UserError
 
 
@@ -50,6 +51,8 @@ class WeightAveraging(Callback):
         if self._module is None or self._module() is not pl_module:
             self._other, self._is_swapped, self.num_updates = {}, False, 0
             self._module = weakref.ref(pl_module)
+        if stage == "fit":
+            self._show(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the average as a copy of the weights, or take it from the checkpoint, on the module's device."""
@@ -58,6 +61,7 @@ class WeightAveraging(Callback):
             name: self._other.get(name, parameter.detach()).to(parameter.device, copy=True)
             for name, parameter in _trainable(pl_module)
         }
+        self._show(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count optimizer steps from here: only now has Lightning restored their number."""
@@ -88,6 +92,11 @@ class WeightAveraging(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the module with the averaged weights."""
         self._swap_in(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """What the module was shown is no average any more."""
+        if isinstance(pl_module, TrainingEngine):
+            pl_module.averaged_weights = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the raw weights, whatever happened."""
@@ -126,6 +135,12 @@ class WeightAveraging(Callback):
         self._is_swapped = False
         self.num_updates = 0
         self._other = {name: parameter.detach().clone() for name, parameter in _trainable(pl_module)}
+        self._show(pl_module)
+
+    def _show(self, pl_module: LightningModule) -> None:
+        """Let training steps use the average; while the weights are swapped, in evaluations, there are none."""
+        if isinstance(pl_module, TrainingEngine):
+            pl_module.averaged_weights = self._other
 
     def _swap_in(self, pl_module: LightningModule) -> None:
         if self._other and not self._is_swapped:

@@ -64,6 +64,11 @@ class TwoStageTraining(Callback):
             return
         if pl_module.separate_denoiser is None:
             raise UserError("TwoStageTraining trains a denoiser of its own: set model.weight_sharing to false")
+        if pl_module.flow_settings.has_separate_target:
+            raise UserError(
+                "TwoStageTraining needs model.flow_target at current and model.reconstruction_share at 1: stage one "
+                "reconstructs every sample, and stage two learns latents that stand still"
+            )
         if isinstance(trainer.strategy, ShardedStrategy):
             raise UserError(
                 "TwoStageTraining freezes weights on the way, which divided ones do not follow; use --trainer.strategy "

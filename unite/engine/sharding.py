@@ -90,7 +90,7 @@ class ShardedStrategy(ModelParallelStrategy):
 StrategyRegistry.register(STRATEGY, ShardedStrategy, description="Divides the weights among all processes (FSDP2).")
 
 
-def require_supported(module: nn.Module, flow_chunk: int | None, trainer: Trainer) -> None:
+def require_supported(module: nn.Module, flow_chunk: int | None, flow_target: str, trainer: Trainer) -> None:
     """Refuse what divided weights do not go with.
 
     Raises:
@@ -108,6 +108,10 @@ def require_supported(module: nn.Module, flow_chunk: int | None, trainer: Traine
         raise UserError(
             f"model.flow_chunk is {flow_chunk}, but with --trainer.strategy {STRATEGY} it must be null; "
             "model.encoder.init_args.gradient_checkpointing saves memory there"
+        )
+    if flow_target != "current":
+        raise UserError(
+            f"model.flow_target is {flow_target}, but with --trainer.strategy {STRATEGY} it must be current"
         )
     if trainer.precision == "16-mixed":
         raise UserError(f"--trainer.precision 16-mixed does not go with --trainer.strategy {STRATEGY}; use bf16-mixed")

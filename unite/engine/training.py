@@ -1,7 +1,8 @@
 """What a training step needs beside the method: its terms logged, one optimizer, compiled blocks, divided weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -44,6 +45,7 @@ class TrainingEngine(ReproducibleModule):
         super().__init__()
         self.optimizer_settings = optimizer
         self.step_terms: dict[str, StepTerms] = {}  # of the last training step, by modality
+        self.averaged_weights: Mapping[str, Tensor] | None = None  # by name, while WeightAveraging averages them
         self.num_trained = 0  # samples that training steps of this process have seen
         self._means: dict[str, SampleMean] = {}  # of loss terms over an evaluation
 
@@ -96,6 +98,16 @@ class TrainingEngine(ReproducibleModule):
         """Draw the seeds of the batch, and free what CUDA graphs hold of the last one."""
         super().on_train_batch_start(batch, batch_idx)
         mark_step_of_cuda_graphs()
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Evaluation mode (nothing is augmented or dropped), and afterwards the mode there was."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     def scaled_optimizer_settings(self) -> OptimizerSettings:
         """The optimizer's settings with the learning rate for this run's steps."""
