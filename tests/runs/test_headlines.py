@@ -45,8 +45,8 @@ def test_tensorboard_has_samples_first_and_rejects_apart() -> None:
     assert sorted(map(tensorboard_tag, names)) == [
         "1 quality/01 validity (val molecule)",
         "1 quality/03 novelty_bonds (val molecule)",
-        "1 quality/05 fid_digits (test image)",
-        "1 quality/13 rmsd (val molecule)",
+        "1 quality/06 fid_digits (test image)",
+        "1 quality/14 rmsd (val molecule)",
     ]
     assert tensorboard_tag("val/molecule/reject/clash") == "rejects/val molecule/clash"
     for name in ("train/loss", "lr/muon", "val/molecule/positions", "step"):

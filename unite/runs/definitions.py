@@ -41,6 +41,11 @@ _DEFINITIONS: dict[str, Definition] = {
     r"charged_carbon(_bonds)?": Definition(
         "Valid only with a charge on a carbon, which real molecules hardly have; part of the validity."
     ),
+    r"neutral(_bonds)?": Definition("Valid, and no carbon has a charge."),
+    r"neutral_unique(_bonds)?": Definition("Distinct valid molecules without a charge on a carbon, of all samples."),
+    r"mean_rings(_bonds)?": Definition(
+        "Rings of a valid molecule; fewer than the data's are a sign of narrowing.", _NUMBER
+    ),
     r"connected(_bonds)?": Definition("Samples in one piece, whatever the valences."),
     r"mean_atoms(_bonds)?": Definition("Atoms of a sample, counted hydrogens included.", _NUMBER),
     r"atom_stability": Definition("Atoms with the right valence by the distance table of Hoogeboom et al. (2022)."),

@@ -17,6 +17,7 @@ HEADLINES = (
     FIRST_OF_SAMPLES,
     r"uniqueness(_bonds)?",
     r"novelty(_bonds)?",
+    r"neutral(_bonds)?",
     r"charged_carbon(_bonds)?",
     r"fid.*",
     r"precision.*",

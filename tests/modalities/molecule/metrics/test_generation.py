@@ -82,6 +82,9 @@ def test_mixture_gives_the_numbers_counted_by_hand() -> None:
         "valid_unique": 3 / 8,
         "novelty": 2 / 3,
         "charged_carbon": 0.0,
+        "neutral": 5 / 8,
+        "neutral_unique": 3 / 8,
+        "mean_rings": 0.0,
         "connected": 6 / 8,
         "atom_stability": (num_atoms - 5 - 1) / num_atoms,
         "molecule_stability": 5 / 8,
@@ -100,9 +103,13 @@ def test_valid_molecules_with_a_charged_carbon_are_counted() -> None:
     ring = np.array([[0.0, 0.0, 0.0], [1.5, 0.0, 0.0], [0.75, 1.3, 0.0]])
     chain = np.array([[0.0, 0.0, 0.0], [1.5, 0.0, 0.0], [2.3, 1.3, 0.0]])
     carbons, hydrogens = np.array([6, 6, 6]), np.array([2, 2, 2])
-    metrics = generation_metrics([Molecule(carbons, ring, hydrogens), Molecule(carbons, chain, hydrogens)])
+    shapes = [ring, chain, chain, ring]
+    metrics = generation_metrics([Molecule(carbons, shape, hydrogens) for shape in shapes])
     assert metrics["validity"] == 1
-    assert metrics["charged_carbon"] == 0.5
+    assert metrics["charged_carbon"] == metrics["neutral"] == 0.5
+    assert metrics["valid_unique"] == 2 / 4
+    assert metrics["neutral_unique"] == 1 / 4
+    assert metrics["mean_rings"] == 2 / 4
 
 
 def test_reject_reasons_and_validity_add_up_to_one() -> None:

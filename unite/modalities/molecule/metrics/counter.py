@@ -54,10 +54,12 @@ class GenerationCounter(Metric):
     num_requested: Tensor
     num_valid: Tensor
     num_charged_carbon: Tensor
+    num_rings: Tensor
     num_connected: Tensor
     num_atoms: Tensor
     num_rejected: Tensor  # (len(reasons),)
     valid_keys: list[Tensor]  # hashes, each (V,)
+    charged_keys: list[Tensor]  # those of molecules with a charge on a carbon
     train_keys: Tensor | None
 
     def __init__(self, train_keys: Tensor | None = None) -> None:
@@ -70,11 +72,12 @@ class GenerationCounter(Metric):
                 f"{train_keys.dtype} of shape {tuple(train_keys.shape)}: sort them, as torch.sort does"
             )
         self.register_buffer("train_keys", train_keys, persistent=False)
-        own = ("num_requested", "num_valid", "num_charged_carbon", "num_connected", "num_atoms")
+        own = ("num_requested", "num_valid", "num_charged_carbon", "num_rings", "num_connected", "num_atoms")
         for name in (*own, *self.counters):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("num_rejected", torch.zeros(len(self.reasons), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("valid_keys", [], dist_reduce_fx="cat")
+        for name in ("valid_keys", "charged_keys"):
+            self.add_state(name, [], dist_reduce_fx="cat")
         self.reset()
 
     def reset(self) -> None:
@@ -82,7 +85,8 @@ class GenerationCounter(Metric):
         super().reset()
         # A process without molecules would otherwise contribute an empty float tensor when states are
         # gathered, and concatenating it would round everybody's hashes.
-        self.valid_keys.append(torch.empty(0, dtype=torch.int64, device=self.device))
+        for keys in (self.valid_keys, self.charged_keys):
+            keys.append(torch.empty(0, dtype=torch.int64, device=self.device))
 
     def count(self, verdicts: Sequence[Verdict], num_atoms: int) -> None:
         """Add what was found of molecules, and the number of all their atoms."""
@@ -90,10 +94,13 @@ class GenerationCounter(Metric):
         reasons = [self.reasons.index(found.reason) for found in verdicts if found.reason is not None]
         rejected = np.bincount(np.array(reasons, dtype=np.int64), minlength=len(self.reasons))
         keys = [hash_key(molecule_key(mol)) for mol in mols]
-        self.valid_keys.append(torch.tensor(keys, dtype=torch.int64, device=self.device))
+        charged = [key for key, mol in zip(keys, mols, strict=True) if has_charged_carbon(mol)]
+        for known, found in ((self.valid_keys, keys), (self.charged_keys, charged)):
+            known.append(torch.tensor(found, dtype=torch.int64, device=self.device))
         self.num_requested += len(verdicts)
         self.num_valid += len(mols)
-        self.num_charged_carbon += sum(map(has_charged_carbon, mols))
+        self.num_charged_carbon += len(charged)
+        self.num_rings += sum(mol.GetRingInfo().NumRings() for mol in mols)
         self.num_connected += sum(found.is_connected for found in verdicts)
         self.num_atoms += num_atoms
         self.num_rejected += torch.from_numpy(rejected).to(self.device)
@@ -102,11 +109,14 @@ class GenerationCounter(Metric):
         """The metrics by name, each a scalar."""
         distinct = torch.unique(dim_zero_cat(self.valid_keys))
         num_distinct = torch.tensor(len(distinct), device=self.device)
+        num_charged = torch.tensor(len(torch.unique(dim_zero_cat(self.charged_keys))), device=self.device)
         metrics = Counts(
             self.num_requested,
             self.num_valid,
             num_distinct,
             self.num_charged_carbon,
+            num_charged,
+            self.num_rings,
             self.num_connected,
             self.num_atoms,
         ).shares(self.suffix)

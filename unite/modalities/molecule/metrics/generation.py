@@ -33,6 +33,9 @@ class MoleculeGenerationMetrics(GenerationCounter):
     - ``valid_unique``: distinct valid keys (99.98 %).
     - ``charged_carbon``: valid, but with a charge on a carbon (0.02 %). The protocol accepts such ions where hydrogen
       counts and geometry disagree; subtract them from ``validity`` for a figure that does not.
+    - ``neutral``: valid without such a charge (99.95 %); ``neutral_unique``: distinct ones among them.
+    - ``mean_rings``: rings of a valid molecule (1.77). A sampler that narrows the distribution has fewer, at a
+      validity that may be higher.
     - ``novelty``: distinct valid keys that are not in ``train_keys``, among distinct valid keys; only with
       ``train_keys``. Not a quality: QM9 enumerates its space, and good samples are often known.
     - ``connected``: one piece, whatever its valences (> 99.9 %).

@@ -34,6 +34,8 @@ class GraphGenerationMetrics(GenerationCounter):
     - ``uniqueness_bonds``: distinct keys among valid molecules; falls with the number of samples.
     - ``valid_unique_bonds``: distinct valid keys.
     - ``charged_carbon_bonds``: valid, but with a charge on a carbon.
+    - ``neutral_bonds``: valid without such a charge; ``neutral_unique_bonds``: distinct ones among them.
+    - ``mean_rings_bonds``: rings of a valid molecule.
     - ``novelty_bonds``: distinct valid keys that are not in ``train_keys``, among distinct valid keys; only with
       ``train_keys``. Not a quality: QM9 enumerates its space, and good samples are often known.
     - ``connected_bonds``: one piece, whatever its valences.

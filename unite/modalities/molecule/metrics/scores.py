@@ -66,6 +66,7 @@ class Judged(NamedTuple):
         smiles: Its SMILES without stereochemistry; of a SMILES also if it is rejected, but can be read.
         symbols: How many atoms have each symbol.
         written: What its bonds as written make of it, if that was asked.
+        num_rings: Rings of a valid one.
     """
 
     file: str
@@ -84,6 +85,7 @@ class Judged(NamedTuple):
     smiles: str | None
     symbols: Counter[str]
     written: Written | None
+    num_rings: int = 0
 
 
 def judge(records: list[Record], as_written: bool = False) -> list[Judged]:
@@ -126,6 +128,7 @@ def judge_parsed(records: Sequence[Record], entries: Sequence[Entry], as_written
                 smiles=smiles,
                 symbols=_symbols(entry),
                 written=judge_as_written(record) if as_written else None,
+                num_rings=0 if found.mol is None else found.mol.GetRingInfo().NumRings(),
             )
         )
     return judged
@@ -150,6 +153,7 @@ def _judge_smiles(record: Record) -> Judged:
         smiles=found.smiles,
         symbols=Counter(found.symbols),
         written=None,
+        num_rings=found.num_rings if found.reason is None else 0,
     )
 
 
@@ -252,6 +256,7 @@ class MoleculeScores:
     _sizes: list[int] = field(default_factory=list)
     _symbols: Counter[str] = field(default_factory=Counter)
     _keys: dict[bool, set[int]] = field(default_factory=lambda: {False: set(), True: set()})  # by is_united
+    _charged_keys: set[tuple[bool, int]] = field(default_factory=set)  # those with a charge on a carbon
     _written_keys: set[int] = field(default_factory=set)
 
     def add(self, judged: Judged) -> None:
@@ -266,6 +271,7 @@ class MoleculeScores:
             valid=judged.key is not None,
             connected=judged.is_connected,
             charged_carbon=judged.has_charged_carbon,
+            rings=judged.num_rings,
             atoms=judged.num_atoms,
             stable_atoms=judged.num_stable_atoms,
             stable=judged.num_atoms > 0 and judged.num_stable_atoms == judged.num_atoms,
@@ -275,6 +281,8 @@ class MoleculeScores:
         )
         if judged.key is not None:
             self._keys[judged.is_united].add(judged.key)
+            if judged.has_charged_carbon:
+                self._charged_keys.add((judged.is_united, judged.key))
         if judged.reason is not None:
             self._reasons[judged.reason] += 1
             reject = {"file": judged.file, "record": judged.number, "reason": judged.reason}
@@ -328,7 +336,14 @@ class MoleculeScores:
         values = {
             "num_molecules": float(total),
             **Counts(
-                total, counts["valid"], num_distinct, counts["charged_carbon"], counts["connected"], counts["atoms"]
+                total,
+                counts["valid"],
+                num_distinct,
+                counts["charged_carbon"],
+                len(self._charged_keys),
+                counts["rings"],
+                counts["connected"],
+                counts["atoms"],
             ).shares(suffix),
         }
         if not self.num_outside_edm and not self.are_graphs:

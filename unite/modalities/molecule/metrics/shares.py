@@ -14,6 +14,8 @@ class Counts(NamedTuple):
         valid: Those that are valid.
         distinct: Keys of valid molecules, each counted once.
         charged_carbon: Those that are valid only with a charge on a carbon.
+        distinct_charged: Keys of these, each counted once.
+        rings: Rings of all valid molecules.
         connected: Those that are one piece.
         atoms: Atoms, counted hydrogens included.
     """
@@ -22,6 +24,8 @@ class Counts(NamedTuple):
     valid: Any
     distinct: Any
     charged_carbon: Any
+    distinct_charged: Any
+    rings: Any
     connected: Any
     atoms: Any
 
@@ -32,6 +36,9 @@ class Counts(NamedTuple):
             "uniqueness": share(self.distinct, self.valid),
             "valid_unique": share(self.distinct, self.requested),
             "charged_carbon": share(self.charged_carbon, self.requested),
+            "neutral": share(self.valid - self.charged_carbon, self.requested),
+            "neutral_unique": share(self.distinct - self.distinct_charged, self.requested),
+            "mean_rings": share(self.rings, self.valid),
             "connected": share(self.connected, self.requested),
             "mean_atoms": share(self.atoms, self.requested),
         }

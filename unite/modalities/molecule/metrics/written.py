@@ -71,6 +71,7 @@ class SmilesVerdict(NamedTuple):
         symbols: Symbol of every atom, hydrogens among them.
         is_connected: Whether it is one piece.
         has_charged_carbon: Whether a carbon has a charge.
+        num_rings: Rings of a molecule that can be read.
     """
 
     smiles: str | None
@@ -79,6 +80,7 @@ class SmilesVerdict(NamedTuple):
     symbols: list[str]
     is_connected: bool
     has_charged_carbon: bool
+    num_rings: int = 0
 
 
 def judge_smiles(text: str) -> SmilesVerdict:
@@ -102,4 +104,5 @@ def judge_smiles(text: str) -> SmilesVerdict:
     reason = None if is_connected else "disconnected"
     if reason is None and any(atom.GetNumRadicalElectrons() for atom in atoms):
         reason = "radical"
-    return SmilesVerdict(molecule_key(read), reason, "", symbols, is_connected, has_charged_carbon(read))
+    num_rings = read.GetRingInfo().NumRings()
+    return SmilesVerdict(molecule_key(read), reason, "", symbols, is_connected, has_charged_carbon(read), num_rings)
