@@ -3,35 +3,34 @@
 One network, the Generative Encoder, runs twice per step: once to tokenize the data, once to denoise its own latents
 (arXiv:2603.22283, section 3). Letters: B samples, K latents, C latent channels, S flow steps.
 
-Read on in :mod:`unite.flow_pass`, the second of the two passes; :mod:`unite.nn.generative_encoder`, the network;
-:mod:`unite.flow`, times, losses and solvers; :mod:`unite.modalities.base`, what a modality adds. Seeds and exact
-continuation are in :mod:`unite.engine.seeding`.
+Read on in :mod:`unite.flow_pass`, the second of the two passes; :mod:`unite.generation`, the inverse;
+:mod:`unite.nn.generative_encoder`, the network; :mod:`unite.flow`, times, losses and solvers;
+:mod:`unite.modalities.base`, what a modality adds. Seeds and exact continuation are in :mod:`unite.engine.seeding`.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from unite.configurable import Configurable, arguments_as_config
 from unite.console import info
-from unite.engine.noise import SampleNoise
 from unite.engine.optimizer import OptimizerSettings, parameter_groups
 from unite.engine.sharding import require_supported, whole_weights
 from unite.engine.step_terms import StepTerms, latent_spread
 from unite.engine.training import require_precision
-from unite.errors import UserError, require
-from unite.flow import SamplingOptions, TimeDistribution, guided_prediction, reconstruction_noise, sample_path
+from unite.errors import require
+from unite.flow import TimeDistribution, reconstruction_noise
 from unite.flow_pass import FlowPass, FlowSettings, random_part, require_average, separate_target, tokenized
+from unite.generation import GeneratingModule
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
 from unite.nn.generative_encoder import GenerativeEncoder, Tokens
 from unite.runs.saved_module import SavedModule
 
 
-class UniteModule(Configurable, SavedModule):
+class UniteModule(Configurable, GeneratingModule, SavedModule):
     """Trains tokenizer, generator and decoder together, for one or several modalities.
 
     With several, one encoder serves all of them in each step, and everything else is each adapter's own. The *modality
@@ -114,11 +113,6 @@ class UniteModule(Configurable, SavedModule):
         if compile:
             self.compile_blocks(compile_mode)
 
-    @property
-    def denoiser(self) -> GenerativeEncoder:
-        """The network of the flow pass. Not a submodule of its own: shared weights have one name in checkpoints."""
-        return self.encoder if self.separate_denoiser is None else self.separate_denoiser
-
     # ------------------------------------------------------------------ the method
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -169,124 +163,6 @@ class UniteModule(Configurable, SavedModule):
         share = self.modality_weights.get(modality, 1.0)
         return {name: share * given.get(name, 1.0) for name in terms}
 
-    @torch.no_grad()
-    def generate(
-        self,
-        modality: str,
-        num_samples: int,
-        *,
-        labels: Sequence[int] | None = None,
-        batch_size: int = 500,
-        seed: int | None = None,
-        show_progress: bool = False,
-        indices: Sequence[int] | None = None,
-        **sampling: Any,
-    ) -> list[Any]:
-        """Generate finished objects from noise: draw a template, solve the ODE, decode.
-
-        A sample depends on the seed and its index alone: neither on the batch size nor on the device, up to rounding.
-        Sampling options that are not given are the model's own, with which its metrics were computed.
-
-        Args:
-            modality: Name of the adapter.
-            num_samples: How many.
-            labels: Classes, cycled; None draws them evenly.
-            batch_size: Samples at a time; more needs more memory.
-            seed: Makes the result reproducible; None draws from the global generator.
-            show_progress: Show a progress bar with rate and remaining time.
-            indices: Which of the ``num_samples`` to make and return, such as the share of a process; None for all.
-            **sampling: Such as ``num_steps`` and ``solver``: the attributes of :class:`unite.flow.SamplingOptions`.
-
-        Raises:
-            UserError: An argument is outside its range.
-        """
-        require(num_samples >= 1, f"num_samples is {num_samples}; it must be at least 1")
-        adapter = self.adapter(modality)
-        how = adapter.sampling.but(**sampling)
-        adapter.require_guidable(how.guidance_scale)
-        seed = int(torch.randint(2**62, ())) if seed is None else seed  # of the generator that seed_everything sets
-        generator = torch.Generator().manual_seed(seed)
-        template = adapter.draw_template(num_samples, labels, generator)
-        wanted = torch.arange(num_samples)[slice(None) if indices is None else list(indices)]
-        objects: dict[int, Any] = {}
-        progress = tqdm(total=len(wanted), desc="generate", unit="sample", disable=not show_progress)
-        with whole_weights(self), progress as bar:
-            for chosen, part, latents in self.generate_latents(modality, template, wanted, how, batch_size, seed):
-                finished = adapter.finish(adapter.decode(latents, part), part)
-                objects.update(zip(chosen.tolist(), finished, strict=True))
-                bar.update(len(chosen))
-        return [objects[index] for index in wanted.tolist()]
-
-    @torch.no_grad()
-    def generate_latents(
-        self, modality: str, template: Template, indices: Tensor, how: SamplingOptions, batch_size: int, seed: int
-    ) -> Iterator[tuple[Tensor, Template, Tensor]]:
-        """Indices (B,), template and latents (B, K, C) of batches of samples, those of like size together.
-
-        Args:
-            modality: Name of the adapter.
-            template: Sizes and conditions of all samples, on the CPU.
-            indices: Which of them to generate, shape (N,).
-            how: Solver, steps, guidance and scale of the noise.
-            batch_size: Samples at a time.
-            seed: Of all samples.
-
-        Raises:
-            UserError: An argument is outside its range.
-        """
-        require(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1")
-        adapter = self.adapter(modality)
-        adapter.require_guidable(how.guidance_scale)
-        order = indices[torch.argsort(template.sizes[indices], stable=True)]
-        with self.evaluation():
-            for chosen in order.split(batch_size) if len(order) else ():
-                part = template[chosen].to(self.device)
-                yield chosen, part, self.sample_latents(adapter, part, SampleNoise(seed, chosen), how)
-
-    @torch.no_grad()
-    def sample_latents(
-        self,
-        adapter: ModalityAdapter,
-        template: Template,
-        noise: Callable[[int, tuple[int, int]], Tensor],
-        how: SamplingOptions = SamplingOptions(),  # noqa: B008 (frozen)
-        on_step: Callable[[int, float, Tensor], None] | None = None,
-        on_prediction: Callable[[float, Tensor], None] | None = None,
-    ) -> Tensor:
-        """Latents (B, K, C) at t = 1, from standard normal noise.
-
-        Args:
-            adapter: Adapter of the modality.
-            template: Sizes and conditions of the samples, on the module's device.
-            noise: Gives noise (B, K, C) for a number and (K, C), see :func:`unite.flow.sample_path`.
-            how: Solver, steps, guidance, restarts and scale of the noise.
-            on_step: Called after every step with its number, time and state.
-            on_prediction: Called with the time and the clean latents predicted then, whenever the solver asks; not for
-                ``dopri5``, which asks at other times for each sample.
-        """
-        registers = adapter.registers(template)
-        condition = adapter.condition(template)
-        null_condition = adapter.null_condition()
-        predict = guided_prediction(
-            lambda x, t: self.denoiser.denoise(x, t, condition, registers).float(),
-            lambda x, t: self.denoiser.denoise(x, t, null_condition, registers).float(),
-            how.guidance_scale,
-            how.guidance_interval,
-        )
-
-        def reported(latents: Tensor, time: float | Tensor) -> Tensor:
-            prediction = predict(latents, time)
-            if on_prediction is not None and not isinstance(time, Tensor):
-                on_prediction(time, prediction)
-            return prediction
-
-        shape = (registers.values.shape[1], self.encoder.latent_channels)
-
-        def draw_noise(step: int) -> Tensor:
-            return how.noise_scale * noise(step, shape).to(self.device)
-
-        return sample_path(reported, draw_noise, self.flow_settings.time, how, on_step, registers.mask)
-
     # ------------------------------------------------------------------ use
 
     @torch.no_grad()
@@ -313,19 +189,6 @@ class UniteModule(Configurable, SavedModule):
             template = adapter.template(prepared)
             latents = tokenized(self.encoder, adapter, prepared, template)
             return adapter.finish(adapter.decode(latents, template), template)
-
-    def adapter(self, modality: str) -> ModalityAdapter:
-        """The adapter of a modality.
-
-        Raises:
-            UserError: The model has no adapter of that name.
-        """
-        if modality not in self.adapters:
-            raise UserError(
-                f"modality {modality!r} is not in this model; it has {', '.join(self.adapters)} "
-                "(batches are {modality: samples})"
-            )
-        return self.adapters[modality]
 
     # ------------------------------------------------------------------ evaluation and logs
 

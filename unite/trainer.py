@@ -1,8 +1,7 @@
 """Lightning's trainer with a run folder, and with the commands that sample, reconstruct and predict."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,10 +25,9 @@ from unite.callbacks.slow_steps import SlowSteps
 from unite.callbacks.summary import OptimizerSummary
 from unite.callbacks.validation_line import ValidationLine
 from unite.console import shown
+from unite.engine.selection import Only, Selection
 from unite.engine.training import require_precision
 from unite.errors import require
-from unite.files import require_writable
-from unite.files.locks import RUN_HINT, only_one
 from unite.flow import Solver
 from unite.modalities.base import chosen_modality
 from unite.modalities.combined import datamodule_of
@@ -40,7 +38,7 @@ from unite.outputs.latents import Split, write_latents
 from unite.outputs.reconstructions import limit_batches, write_reconstructions
 from unite.outputs.samples import SampleSettings, write_samples
 from unite.runs.checkpoint_io import AtomicCheckpointIO
-from unite.runs.folder import write_metrics
+from unite.runs.folder import run_folder_for_itself, write_metrics
 from unite.runs.headlines import as_short_table
 from unite.runs.logs import LoggerName, log_callbacks, loggers_of
 
@@ -146,7 +144,7 @@ class UniteTrainer(Trainer):
             ckpt_path: Checkpoint to continue from, with optimizer, schedule and position in the data.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
         """
-        with self._run_folder_for_itself(), checkpoint_on_interrupt(self):
+        with run_folder_for_itself(self), checkpoint_on_interrupt(self):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
         metrics = {name: float(value) for name, value in self.callback_metrics.items()}
         last_validation = {name: value for name, value in metrics.items() if name.startswith("val/")}
@@ -215,6 +213,8 @@ class UniteTrainer(Trainer):
         overwrite: bool = False,
         modality: str | None = None,
         labels: list[int] | None = None,
+        only: Only | None = None,
+        max_drawn: int | None = None,
         num_steps: int | None = None,
         solver: Solver | None = None,
         guidance_scale: float | None = None,
@@ -245,6 +245,9 @@ class UniteTrainer(Trainer):
             overwrite: Replace files that the folder has already.
             modality: What to generate; may be left out if the model has one modality.
             labels: Classes to generate, cycled; default: all in turn.
+            only: ``valid`` draws until there are ``num_samples`` valid ones, and says how many that took, also in
+                only.json; the metrics stay those of the first ``num_samples`` drawn.
+            max_drawn: Most samples to draw with ``only``; default: twenty for each that is wanted.
             num_steps: Steps of the solver from noise to data; default: the model's.
             solver: Solver of the ODE; dopri5 chooses its own steps; default: the model's.
             guidance_scale: Classifier-free guidance; 1 is none; default: the model's.
@@ -265,7 +268,7 @@ class UniteTrainer(Trainer):
         """
         model = self._as_unite(model)
         modality = chosen_modality(model.adapters, modality)
-        require(num_samples >= 1, f"num_samples is {num_samples}; it must be at least 1")
+        Selection(num_samples, only, max_drawn)  # refuses what cannot be drawn
         require(film_strip >= 0, f"film_strip is {film_strip}; it must be at least 0")
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GenerationMetrics):
@@ -286,6 +289,8 @@ class UniteTrainer(Trainer):
             modality=modality,
             num_samples=num_samples,
             labels=labels,
+            only=only,
+            max_drawn=max_drawn,
             batch_size=batch_size,
             seed=torch.initial_seed(),
             **asdict(how),
@@ -376,18 +381,6 @@ class UniteTrainer(Trainer):
         if not isinstance(model, UniteModule):
             raise TypeError(f"this command needs a UniteModule, not a {type(model).__name__}")
         return model
-
-    @contextmanager
-    def _run_folder_for_itself(self) -> Iterator[None]:
-        """Keep other processes from training into the run folder, if this one writes there."""
-        is_writing = bool(self.loggers or self.checkpoint_callbacks) and not self.fast_dev_run  # type: ignore[attr-defined]
-        if not is_writing or not self.is_global_zero:
-            yield
-            return
-        folder = Path(self.default_root_dir)
-        require_writable(folder)
-        with only_one(folder, RUN_HINT):
-            yield
 
     def _report(self, results: list[Mapping[str, float]], verbose: bool, output: str | Path | None) -> None:
         """Print and write what an evaluation found."""

@@ -189,3 +189,39 @@ def test_a_full_disk_is_told_in_one_line(toy_run: Path, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "unite: failed: [Errno 27] File too large" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_only_valid_keeps_the_first_valid_samples_and_the_metrics_of_the_raw_draw(
+    run_cli: RunCli, toy_run: Path, tmp_path: Path, interrupt_after: Interrupt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sample(run_cli, toy_run, tmp_path / "many", "--num_samples", "200", "--batch_size", "200").code == 0
+    many = json.loads((tmp_path / "many" / "curves.json").read_text())
+    radii = torch.tensor(many).norm(dim=-1).mean(dim=-1)
+    middle = float(radii.median())
+    adapter = sys.modules["curves"].CurveAdapter  # the class that the run names
+    monkeypatch.setattr(adapter, "are_valid", lambda _, curves: [bool(p.norm(dim=-1).mean() > middle) for p in curves])
+    result = sample(run_cli, toy_run, tmp_path / "only", "--only", "valid")
+    assert result.code == 0
+    told = json.loads((tmp_path / "only" / "only.json").read_text())
+    expected = (radii > middle).nonzero()[:10, 0].tolist()
+    written = torch.tensor(json.loads((tmp_path / "only" / "curves.json").read_text()))
+    torch.testing.assert_close(written, torch.tensor(many)[expected], atol=1e-5, rtol=0)
+    assert told["num_kept"] == 10
+    assert told["num_drawn"] > expected[-1]
+    assert f"of {told['num_drawn']} samples drawn are valid" in result.out
+    labels = json.loads((tmp_path / "only" / "labels.json").read_text())["labels"]
+    assert labels == [index % 2 for index in expected]
+    raw = json.loads((tmp_path / "only" / "metrics.json").read_text())
+    assert raw == {"mean_radius": pytest.approx(float(radii[:10].mean()), abs=1e-5)}
+    interrupt_after(5)  # in the second draw
+    assert sample(run_cli, toy_run, tmp_path / "stopped", "--only", "valid").code == 130
+    interrupt_after(99)
+    assert sample(run_cli, toy_run, tmp_path / "stopped", "--only", "valid").code == 0
+    for name in ("curves.json", "metrics.json", "labels.json", "only.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "only" / name).read_bytes()
+
+
+def test_only_valid_is_refused_where_nothing_says_what_is_valid(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
+    result = sample(run_cli, toy_run, tmp_path / "only", "--only", "valid")
+    assert result.code == 2
+    assert "only is 'valid', but CurveAdapter has no word for what is valid: leave it out" in result.err

@@ -205,6 +205,14 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
     def finish(self, prediction: Any, template: Template) -> list[Any]:
         """Finished objects, one per sample, on the CPU: molecules, arrays of pixels, ..."""
 
+    def are_valid(self, objects: Sequence[Any]) -> list[bool]:
+        """Which finished objects are valid, as ``validity`` of :meth:`generation_metric` counts them.
+
+        Raises:
+            UserError: Nothing says what is valid.
+        """
+        raise UserError(f"only is 'valid', but {type(self).__name__} has no word for what is valid: leave it out")
+
     def originals(self, prepared: Any) -> list[Any]:
         """Prepared samples as finished objects, to be drawn beside their reconstructions; empty for no picture."""
         return []

@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from torchmetrics import Metric
 
 from unite.console import info, is_first_process
 from unite.engine.noise import SampleNoise
+from unite.engine.selection import Only, Selection
 from unite.errors import UserError, require
 from unite.files import write_json
 from unite.flow import SamplingOptions
@@ -39,6 +41,12 @@ class SampleSettings(SamplingOptions):
     labels: list[int] | None
     batch_size: int
     seed: int
+    only: Only | None = None
+    max_drawn: int | None = None
+
+    def selection(self) -> Selection:
+        """Which samples are kept; nothing is drawn yet."""
+        return Selection(self.num_samples, self.only, self.max_drawn)
 
 
 @runtime_checkable
@@ -58,6 +66,9 @@ def write_samples(
     film_strip: int = 0,
 ) -> None:
     """Generate samples; write them with a picture, their labels, and metrics.json.
+
+    With ``only`` the samples are drawn until there are enough, and only.json says how many that took. The metrics are
+    those of the first ``num_samples`` that were drawn, the same as without it.
 
     Each process generates a share of them and counts it in the metrics; the first one writes.
 
@@ -83,24 +94,32 @@ def write_samples(
                 f"film_strip is {film_strip}, but with dopri5 each sample has its own times: choose another --solver",
             )
             adapter.cycle_labels(settings.num_samples, settings.labels)  # refuses labels that there are not
+            if settings.only is not None:
+                adapter.are_valid([])  # refuses where there is no word for it
+                require(not guidance_sweep, "--only goes with one guidance scale: leave out --guidance_sweep")
+                require(not film_strip, "--film_strip shows samples as they are drawn: leave out --only")
             metric = _metric(adapter, datamodule, settings, guidance_sweep)
             if metric is not None:
                 metric.to(model.device)
         making = _Making(model, settings, job, metric)
         scale = settings.guidance_scale
         if guidance_sweep and metric is not None:
-            rows, scale, objects = _sweep(guidance_sweep, making)
-            values = next(row for row in rows if row["guidance_scale"] == scale)
+            rows, scale, made = _sweep(guidance_sweep, making)
         else:
-            objects, values = making.samples(scale)
+            made = making.samples(scale)
+        objects, values = made.objects, made.values
         caution = _caution(metric)
         if not job.processes.is_first:
             return
         if guidance_sweep:
             written.append(write_json(folder.path / "sweep.json", rows))
         written += adapter.save(objects, folder.path)
-        labels = adapter.drawn_labels(settings.num_samples, settings.labels, settings.seed)
+        if settings.only is not None:
+            info(made.selection.told())
+            written.append(write_json(folder.path / "only.json", made.selection.summary()))
+        labels = adapter.drawn_labels(made.selection.num_drawn, settings.labels, settings.seed)
         if labels is not None:
+            labels = [labels[index] for index in made.selection.kept]
             classes = {"class_names": adapter.class_names, "labels": labels}
             written.append(write_json(folder.path / "labels.json", classes))
         if film_strip:
@@ -139,39 +158,57 @@ class _Making:
     job: Job
     metric: Metric | None
 
-    def samples(self, scale: float) -> tuple[list[Any], dict[str, float]]:
-        """Samples of one guidance scale in their order, in the first process; and their metrics, in all."""
+    def samples(self, scale: float) -> "_Made":
+        """Samples of one guidance scale in their order, in the first process; and their metrics, in all.
+
+        Raises:
+            UserError: Only some are to be kept, and none is one of them.
+        """
         settings, processes = self.settings, self.job.processes
         if self.metric is not None:
             self.metric.reset()
-        template = _template(self.model, settings)
+        selection = settings.selection()
+        template = _template(self.model, settings, selection.most)
         kept = processes.from_first(lambda: KeptLatents(self.job.folder.parts / f"guidance_{scale:g}"))
         made: dict[int, Any] = {}
+        values: dict[str, Tensor] | None = None
+        adapter = self.model.adapter(settings.modality)
         with self.job.progress(total=settings.num_samples, desc="generate", unit="sample") as bar:
 
             def add(indices: Tensor, objects: list[Any]) -> None:
                 made.update(zip(indices.tolist(), objects, strict=True))
-                bar.update(len(objects))
+                accepted = [True] * len(objects) if settings.only is None else adapter.are_valid(objects)
+                bar.update(selection.add(indices.tolist(), accepted))
+                if settings.only is not None:
+                    bar.set_postfix(drawn=len(made))
 
             def take(batch: _Batch) -> None:
                 kept.save(batch.indices, batch.latents)
                 add(batch.indices, batch.objects)
 
-            def take_kept() -> Tensor:
+            def take_kept(drawn: range) -> Tensor:
                 for indices, latents in kept:
-                    add(indices, self._finished(latents, template[indices]))
-                left = [index for index in range(settings.num_samples) if index not in made]
-                return torch.tensor(left, dtype=torch.long)
+                    is_drawn = torch.isin(indices, torch.tensor(drawn))
+                    if is_drawn.any():
+                        objects = self._finished(latents[is_drawn], template[indices[is_drawn]], values is None)
+                        add(indices[is_drawn], objects)
+                return torch.tensor([index for index in drawn if index not in made], dtype=torch.long)
 
-            missing = processes.from_first(take_kept)
-            # Each process has samples of all sizes.
-            order = missing[torch.argsort(template.sizes[missing], stable=True)] if len(missing) else missing
-            share = order[processes.rank :: processes.size]
-            processes.share(self._batches(share, template, settings.but(guidance_scale=scale)), take)
-        values = {} if self.metric is None else self.metric.compute()
-        return [made[index] for index in sorted(made)], {name: float(value) for name, value in values.items()}
+            while drawn := processes.from_first(selection.next_draw):
+                missing = processes.from_first(partial(take_kept, drawn))
+                # Each process has samples of all sizes.
+                order = missing[torch.argsort(template.sizes[missing], stable=True)] if len(missing) else missing
+                share = order[processes.rank :: processes.size]
+                batches = self._batches(share, template, settings.but(guidance_scale=scale), values is None)
+                processes.share(batches, take)
+                if values is None:  # of the first draw, which is the same whatever is kept of it
+                    values = {} if self.metric is None else self.metric.compute()
+        objects = [made[index] for index in selection.kept] if processes.is_first else []
+        return _Made(objects, {name: float(value) for name, value in (values or {}).items()}, selection)
 
-    def _batches(self, indices: Tensor, template: Template, settings: SampleSettings) -> Iterator["_Batch"]:
+    def _batches(
+        self, indices: Tensor, template: Template, settings: SampleSettings, is_counted: bool
+    ) -> Iterator["_Batch"]:
         batches = self.model.generate_latents(
             settings.modality, template, indices, settings, settings.batch_size, settings.seed
         )
@@ -181,17 +218,31 @@ class _Making:
             if found is None:
                 return
             indices, part, latents = found
-            yield _Batch(indices, latents.cpu(), self._finished(latents, part))
+            yield _Batch(indices, latents.cpu(), self._finished(latents, part, is_counted))
 
     @torch.no_grad()
-    def _finished(self, latents: Tensor, template: Template) -> list[Any]:
-        """Finished objects from latents, counted in the metric."""
+    def _finished(self, latents: Tensor, template: Template, is_counted: bool) -> list[Any]:
+        """Finished objects from latents, counted in the metric or not."""
         adapter, template = self.model.adapter(self.settings.modality), template.to(self.model.device)
         with self.job.autocast(), self.model.evaluation():
             objects = adapter.finish(adapter.decode(latents.to(self.model.device), template), template)
-        if self.metric is not None:
+        if self.metric is not None and is_counted:
             self.metric.update(objects)
         return objects
+
+
+class _Made(NamedTuple):
+    """What all processes have made.
+
+    Attributes:
+        objects: The samples that are kept, in their order; in the first process only.
+        values: Metrics of the first draw.
+        selection: Which samples are kept, in the first process.
+    """
+
+    objects: list[Any]
+    values: dict[str, float]
+    selection: Selection
 
 
 class _Batch(NamedTuple):
@@ -208,10 +259,10 @@ class _Batch(NamedTuple):
     objects: list[Any]
 
 
-def _template(model: UniteModule, settings: SampleSettings) -> Template:
-    """Sizes and conditions of all samples, drawn as :meth:`unite.UniteModule.generate` draws them."""
+def _template(model: UniteModule, settings: SampleSettings, num_samples: int) -> Template:
+    """Sizes and conditions of samples, from the first, drawn as :meth:`unite.UniteModule.generate` draws them."""
     generator = torch.Generator().manual_seed(settings.seed)
-    return model.adapter(settings.modality).draw_template(settings.num_samples, settings.labels, generator)
+    return model.adapter(settings.modality).draw_template(num_samples, settings.labels, generator)
 
 
 def _caution(metric: Metric | None) -> str | None:
@@ -250,24 +301,24 @@ def _metric(
     return metric
 
 
-def _sweep(scales: list[float], making: _Making) -> tuple[list[dict[str, float]], float, list[Any]]:
-    """Metrics of all guidance scales, the scale of the lowest FID, and the samples made with it.
+def _sweep(scales: list[float], making: _Making) -> tuple[list[dict[str, float]], float, _Made]:
+    """Metrics of all guidance scales, the scale of the lowest FID, and what was made with it.
 
     Raises:
         UserError: No metric is a FID.
     """
     rows: list[dict[str, float]] = []
-    best: tuple[float, float, list[Any]] | None = None
+    best: tuple[float, float, _Made] | None = None
     for scale in scales:
-        objects, values = making.samples(scale)
-        fid = next((name for name in values if name.startswith("fid")), None)
+        made = making.samples(scale)
+        fid = next((name for name in made.values if name.startswith("fid")), None)
         if fid is None:
             raise UserError("--guidance_sweep compares scales by FID, and this modality has none")
         if making.job.processes.is_first:
-            print(f"guidance_scale {scale:g}: {fid} {values[fid]:.4g}")
-        rows.append({"guidance_scale": scale, **values})
-        if best is None or values[fid] < best[0]:
-            best = values[fid], scale, objects
+            print(f"guidance_scale {scale:g}: {fid} {made.values[fid]:.4g}")
+        rows.append({"guidance_scale": scale, **made.values})
+        if best is None or made.values[fid] < best[0]:
+            best = made.values[fid], scale, made
     assert best is not None  # there is at least one scale
     if making.job.processes.is_first:
         print(f"best: guidance_scale {best[1]:g}")
@@ -288,8 +339,7 @@ def draw_film_strip(model: UniteModule, settings: SampleSettings, guidance_scale
         num_rows: Samples to show.
     """
     adapter = model.adapter(settings.modality)
-    generator = torch.Generator().manual_seed(settings.seed)
-    template = adapter.draw_template(num_rows, settings.labels, generator).to(model.device)
+    template = _template(model, settings, num_rows).to(model.device)
     predictions: dict[float, Tensor] = {}
     with model.evaluation():
         latents = model.sample_latents(

@@ -3,9 +3,10 @@
 import io
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,11 +15,15 @@ from unite.errors import UserError, no_checkpoint
 from unite.files import require_writable as require_writable
 from unite.files import write_json
 from unite.files.checked import require_finite
+from unite.files.locks import RUN_HINT, only_one
 from unite.files.moved import moved
 from unite.files.shipped import shipped_model
 from unite.runs.checkpoint_io import LAST_CHECKPOINT
 from unite.runs.exported import SETTINGS_FILE, WEIGHTS_FILE, is_exported, read_exported
 from unite.runs.known_classes import require_few_settings
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer  # takes seconds, and commands without a trainer read run folders, too
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
@@ -28,6 +33,19 @@ def write_metrics(values: Mapping[str, float], folder: Path) -> Path:
     """Write ``metrics.json``, metric name -> number or null, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     return write_json(folder / METRICS_FILE, values)
+
+
+@contextmanager
+def run_folder_for_itself(trainer: "Trainer") -> Iterator[None]:
+    """Keep other processes from training into the run folder of a trainer, if this one writes there."""
+    is_writing = bool(trainer.loggers or trainer.checkpoint_callbacks) and not trainer.fast_dev_run  # type: ignore[attr-defined]
+    if not is_writing or not trainer.is_global_zero:
+        yield
+        return
+    folder = Path(trainer.default_root_dir)
+    require_writable(folder)
+    with only_one(folder, RUN_HINT):
+        yield
 
 
 def find_checkpoint(path: str | None) -> Path | None:

@@ -25,9 +25,11 @@ from unite.modalities.crystal.elements import MAX_ELEMENT, SYMBOLS, group, perio
 from unite.modalities.crystal.files.drawing import draw_cells
 from unite.modalities.crystal.files.gallery import gallery_of
 from unite.modalities.crystal.files.writing import write_crystals
+from unite.modalities.crystal.metrics.counts import verdict
 from unite.modalities.crystal.metrics.generation import CrystalGenerationMetrics
 from unite.modalities.crystal.metrics.reconstruction import CrystalReconstructionMetrics
 from unite.modalities.crystal.metrics.scores import score_crystals
+from unite.modalities.crystal.metrics.validity import require_smact
 from unite.modalities.crystal.preparation import (
     CrystalPrediction,
     PreparedCrystals,
@@ -280,6 +282,11 @@ class CrystalAdapter(ModalityAdapter):
         sizes = prepared.mask.sum(dim=1)
         cell = cell_of(prepared.cell * self.cell_spread + self.cell_mean, sizes)
         return finished(prepared.atomic_numbers, prepared.fractional, cell, sizes)
+
+    def are_valid(self, objects: Sequence[Crystal]) -> list[bool]:
+        """Whether structure and composition are valid, see :class:`CrystalGenerationMetrics`; needs smact."""
+        require_smact()
+        return [verdict(crystal) is None for crystal in objects]
 
     def annotations(self, samples: CrystalBatch) -> dict[str, Tensor]:
         """Rows of the crystals in their table, and their properties by name."""

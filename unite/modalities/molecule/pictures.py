@@ -1,4 +1,4 @@
-"""What molecules look like, and their files: the part of the adapter that shows."""
+"""What molecules look like, whether they are any, and their files: the part of the adapter that shows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +10,30 @@ from unite.modalities.gallery import Gallery
 from unite.modalities.molecule.files.drawing import draw_difference, draw_grid, draw_grid_in_space
 from unite.modalities.molecule.files.writing import write_sdf, write_xyz
 from unite.modalities.molecule.gallery import folder_gallery
-from unite.modalities.molecule.graph import MolecularGraph
+from unite.modalities.molecule.graph import MolecularGraph, assemble
 from unite.modalities.molecule.perception.molecule import Molecule
+from unite.modalities.molecule.perception.perceive import perceive_all
 
 
 class MoleculePictures(ModalityAdapter):
-    """Pictures and files of finished molecules."""
+    """Pictures, verdicts and files of finished molecules."""
 
     positions: bool
     """Whether molecules have a shape."""
+
+    def are_valid(self, objects: Sequence[Molecule | MolecularGraph]) -> list[bool]:
+        """Whether bonds perceived from positions make a molecule, and predicted ones, as far as there are any.
+
+        A model of both must agree with both, as its SDF has both.
+        """
+        molecules = [item for item in objects if isinstance(item, Molecule)]
+        perceived = iter(perceive_all(molecules))
+        graphs = [item.graph if isinstance(item, Molecule) else item for item in objects]
+        return [
+            (not isinstance(item, Molecule) or next(perceived).mol is not None)
+            and (graph is None or assemble(graph).mol is not None)
+            for item, graph in zip(objects, graphs, strict=True)
+        ]
 
     def draw(self, objects: Sequence[Molecule | MolecularGraph]) -> Image.Image:
         """A grid of structures, with predicted bonds if there are any; what is wrong with invalid ones is marked."""
