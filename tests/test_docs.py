@@ -34,15 +34,18 @@ def reference() -> ModuleType:
 
 @pytest.fixture
 def user_folder(tmp_path: Path, tiny_csv: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with runs/qm9_small of a tiny model, 64 molecules for QM9, and training of two steps."""
-    encoder = GenerativeEncoder("XS", latent_channels=4, depth=1, width=16, num_heads=2)
-    adapter = MoleculeAdapter(hydrogens="counted", max_atoms=9, decoder_depth=1, decoder_heads=2)
-    module = UniteModule(encoder, {"molecule": adapter})
-    adapter.size_counts[3:] = 1
-    run = tmp_path / "runs" / "qm9_small"
-    run.mkdir(parents=True)
-    checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "global_step": 0}
-    torch.save({**checkpoint, "pytorch-lightning_version": "2.6.0"}, run / "last.ckpt")
+    """A current folder with runs of tiny models, 64 molecules for QM9, and training of two steps."""
+    for name, properties in (("qm9_small", None), ("qm9_gap", ["gap"])):
+        encoder = GenerativeEncoder("XS", latent_channels=4, depth=1, width=16, num_heads=2)
+        adapter = MoleculeAdapter(
+            hydrogens="counted", max_atoms=9, decoder_depth=1, decoder_heads=2, properties=properties
+        )
+        module = UniteModule(encoder, {"molecule": adapter})
+        adapter.size_counts[3:] = 1
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "global_step": 0}
+        torch.save({**checkpoint, "pytorch-lightning_version": "2.6.0"}, run / "last.ckpt")
     monkeypatch.setattr(qm9_cache, "find_qm9pack", lambda: [tiny_csv])
     fit = UniteTrainer.fit
 

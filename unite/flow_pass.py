@@ -1,7 +1,7 @@
 """The second pass of a training step: the Generative Encoder denoises copies of its own latents.
 
-``UniteModule.training_step`` shows its place in a step; :mod:`unite.flow` has the path, the times and the loss. Below the
-pass are two departures from the paper, off by default: other samples for it than those that are reconstructed, and
+``UniteModule.training_step`` shows its place in a step; :mod:`unite.flow` has the path, the times and the loss. Below
+the pass are two departures from the paper, off by default: other samples for it than those that are reconstructed, and
 latents of the averaged weights.
 Letters: B samples, K latents, C latent channels, D width, S flow steps.
 """
@@ -87,7 +87,7 @@ class FlowPass:
         self.settings = settings
         self.registers = registers
         self.condition = adapter.null_condition()  # (1, D)
-        if template.condition is not None and adapter.num_classes:  # (S * B, D), copy by copy; dropped anew in each
+        if adapter.has_condition(template):  # (S * B, D), copy by copy; dropped anew in each
             self.condition = torch.cat([adapter.condition(template) for _ in range(settings.flow_steps)])
         self.is_deferred = settings.flow_chunk is not None and denoiser.training and torch.is_grad_enabled()
         self.deferred: DeferredLoss | None = None

@@ -3,7 +3,7 @@
 :mod:`unite.flow` has the path and its solvers. Letters: B samples, K latents, C latent channels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from unite.errors import UserError, require
 from unite.flow import SamplingOptions, guided_prediction, sample_path
 from unite.flow_pass import FlowSettings
 from unite.modalities.base import ModalityAdapter, Template
+from unite.modalities.template import Wanted
 from unite.nn.generative_encoder import GenerativeEncoder
 
 
@@ -43,6 +44,8 @@ class GeneratingModule(TrainingEngine):
         num_samples: int,
         *,
         labels: Sequence[int] | None = None,
+        sizes: Sequence[int] | None = None,
+        targets: Mapping[str, float | Sequence[float]] | None = None,
         only: Only | None = None,
         max_drawn: int | None = None,
         batch_size: int = 500,
@@ -60,6 +63,10 @@ class GeneratingModule(TrainingEngine):
             modality: Name of the adapter.
             num_samples: How many.
             labels: Classes, cycled; None draws them evenly.
+            sizes: Numbers of atoms (of heavy ones, where hydrogens are counted), cycled; None draws them as in the
+                training data.
+            targets: Properties that the samples shall have, such as ``{"gap": 5.0}``, in the units of the data;
+                several values of one are cycled. ``guidance_scale`` above 1 makes more of them.
             only: ``valid`` draws until there are ``num_samples`` valid ones, and says how many that took. They are the
                 first valid ones of the samples that the same seed gives without it.
             max_drawn: Most samples to draw with ``only``; None for twenty for each that is wanted. If that is too few,
@@ -82,14 +89,17 @@ class GeneratingModule(TrainingEngine):
         accepted = _everything if only is None else adapter.are_valid
         accepted([])  # refuses what there is no word for, before anything is drawn
         seed = int(torch.randint(2**62, ())) if seed is None else seed  # of the generator that seed_everything sets
-        template = adapter.draw_template(selection.most, labels, torch.Generator().manual_seed(seed))
+        wanted = Wanted(labels=labels, sizes=sizes, targets=targets)
+        template = adapter.wanted_template(selection.most, wanted, torch.Generator().manual_seed(seed))
+        for line in adapter.unusual(wanted):
+            info(line)
         objects: dict[int, Any] = {}
         total = num_samples if indices is None else len(indices)
         progress = tqdm(total=total, desc="generate", unit="sample", disable=not show_progress)
         with whole_weights(self), progress as bar:
             while drawn := selection.next_draw():
-                wanted = torch.tensor(drawn if indices is None else [drawn[index] for index in indices])
-                for chosen, part, latents in self.generate_latents(modality, template, wanted, how, batch_size, seed):
+                made = torch.tensor(drawn if indices is None else [drawn[index] for index in indices])
+                for chosen, part, latents in self.generate_latents(modality, template, made, how, batch_size, seed):
                     finished = adapter.finish(adapter.decode(latents, part), part)
                     objects.update(zip(chosen.tolist(), finished, strict=True))
                     bar.update(selection.add(chosen.tolist(), accepted(finished)))
@@ -98,7 +108,7 @@ class GeneratingModule(TrainingEngine):
         if only is not None:
             info(selection.told())
             return [objects[index] for index in selection.kept]
-        return [objects[index] for index in wanted.tolist()]
+        return [objects[index] for index in made.tolist()]
 
     @torch.no_grad()
     def generate_latents(

@@ -31,6 +31,7 @@ from unite.errors import require
 from unite.flow import Solver
 from unite.modalities.base import chosen_modality
 from unite.modalities.combined import datamodule_of
+from unite.modalities.template import read_sizes, read_targets
 from unite.module import UniteModule
 from unite.outputs.folder import folder_name
 from unite.outputs.job import load_weights, run_job
@@ -213,6 +214,8 @@ class UniteTrainer(Trainer):
         overwrite: bool = False,
         modality: str | None = None,
         labels: list[int] | None = None,
+        sizes: list[int | str] | None = None,
+        targets: list[str] | None = None,
         only: Only | None = None,
         max_drawn: int | None = None,
         num_steps: int | None = None,
@@ -245,6 +248,9 @@ class UniteTrainer(Trainer):
             overwrite: Replace files that the folder has already.
             modality: What to generate; may be left out if the model has one modality.
             labels: Classes to generate, cycled; default: all in turn.
+            sizes: Numbers of atoms (of heavy ones, where hydrogens are counted), cycled, such as 7 8 9 or 7-9; default:
+                as in the training data.
+            targets: Properties that samples shall have, such as gap=5.0 mu=2.0, of a model that was trained with them.
             only: ``valid`` draws until there are ``num_samples`` valid ones, and says how many that took, also in
                 only.json; the metrics stay those of the first ``num_samples`` drawn.
             max_drawn: Most samples to draw with ``only``; default: twenty for each that is wanted.
@@ -289,6 +295,8 @@ class UniteTrainer(Trainer):
             modality=modality,
             num_samples=num_samples,
             labels=labels,
+            sizes=read_sizes(sizes),
+            targets=read_targets(targets),
             only=only,
             max_drawn=max_drawn,
             batch_size=batch_size,

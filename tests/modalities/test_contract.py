@@ -169,7 +169,7 @@ def test_overfits_one_batch(case: Case, samples: Any) -> None:
         return torch.stack(list(terms.values())).sum()
 
     before = loss().item()
-    losses = []
+    losses: list[float] = []
     while min(losses, default=before) >= 0.1 * before and len(losses) < 2 * case.num_steps:
         optimizer.zero_grad()
         step_loss = loss()

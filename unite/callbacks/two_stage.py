@@ -132,7 +132,7 @@ class TwoStageTraining(Callback):
 
 
 def begin_second_stage(module: UniteModule) -> None:
-    """Freeze all but the denoiser and the embeddings of classes, and let training steps compute the flow loss alone."""
+    """Freeze all but the denoiser and the embeddings of conditions; let training steps compute the flow loss alone."""
     denoiser = set(module.denoiser.parameters())
     for parameter in module.parameters():
         parameter.requires_grad_(parameter in denoiser)
@@ -142,6 +142,8 @@ def begin_second_stage(module: UniteModule) -> None:
             embedding: nn.Embedding = adapter.condition_embedding
             embedding.weight.requires_grad_(True)
             embedding.weight.register_hook(_without_last_row)
+        if adapter.property_embedding is not None:
+            adapter.property_embedding.requires_grad_(True)
     module.trains_tokenizer, module.trains_denoiser = False, True
 
 

@@ -9,66 +9,26 @@ Letters: B samples, N data tokens, K registers, C latent channels, D width of th
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from unite.configurable import Configurable
 from unite.errors import UserError, require
 from unite.flow import SamplingOptions
+from unite.modalities.conditions import ConditionedAdapter
 from unite.modalities.gallery import Gallery
 from unite.modalities.pictures import SCREEN_WIDTH, draw_table
+from unite.modalities.template import Template as Template
 from unite.nn.generative_encoder import Tokens
 
 CLASS_COLUMNS = 10
 """Samples in a row of a picture of classes."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """What is known of samples before they are generated.
-
-    Attributes:
-        sizes: Number of elements (atoms, patches) of each sample, shape (B,).
-        condition: Class of each sample, shape (B,), or None if all are unconditional.
-        largest: Largest of the sizes, if known; computing it would make the CPU wait for a GPU.
-        is_full: Whether all sizes are known to be equal, so that no mask is needed.
-    """
-
-    sizes: Tensor
-    condition: Tensor | None = None
-    largest: int | None = None
-    is_full: bool = False
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __getitem__(self, index: Any) -> Self:
-        """The template of a part of the samples."""
-        condition = None if self.condition is None else self.condition[index]
-        return replace(self, sizes=self.sizes[index], condition=condition, largest=None, is_full=False)
-
-    def to(self, device: torch.device) -> Self:
-        """A copy with its tensors on ``device``; sizes that come from the CPU are compared there first."""
-        condition = None if self.condition is None else self.condition.to(device)
-        sizes, largest, is_full = self.sizes, self.largest, self.is_full
-        if sizes.device.type == "cpu" and len(sizes):
-            largest = int(sizes.max())
-            is_full = largest == int(sizes.min())
-        return replace(self, sizes=sizes.to(device), condition=condition, largest=largest, is_full=is_full)
-
-    @cached_property
-    def mask(self) -> Tensor:
-        """True where an element is real, shape (B, largest size)."""
-        largest = int(self.sizes.max()) if self.largest is None else self.largest
-        return torch.arange(largest, device=self.sizes.device) < self.sizes[:, None]
 
 
 @dataclass(frozen=True)
@@ -86,7 +46,7 @@ class FileScores:
     rejects: list[dict[str, Any]] = field(default_factory=list)
 
 
-class ModalityAdapter(Configurable, nn.Module, ABC):
+class ModalityAdapter(Configurable, ConditionedAdapter, ABC):
     """Everything that is specific to one modality: data to tokens, latents to data, loss, pictures, files.
 
     The contract tests check for every adapter: padding never changes another sample; the order of samples in a batch
@@ -96,15 +56,6 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
     makes the layers once the encoder's sizes are known. ``samples`` below are what the datamodule yields, on the
     module's device; ``prepared`` is what :meth:`prepare` makes of them.
     """
-
-    num_classes: int = 0
-    """Number of classes that samples can be conditioned on."""
-
-    condition_dropout: float = 0.1
-    """Share of training samples whose class is hidden, so that guidance has an unconditional prediction to use."""
-
-    class_names: list[str] | None = None
-    """Names of the classes, if the training data has some; checkpoints keep them."""
 
     sampling: SamplingOptions = SamplingOptions()
     """Sampling options by default: those of the metrics in training. Checkpoints keep them."""
@@ -133,9 +84,7 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
         """
         if hasattr(self, "condition_embedding"):
             raise UserError(f"this {type(self).__name__} is part of a module already; make another one")
-        # The last row is the null condition, which an unconditional modality always uses.
-        self.condition_embedding = nn.Embedding(self.num_classes + 1, width)
-        nn.init.normal_(self.condition_embedding.weight, std=0.02)
+        self.build_conditions(width)
 
     def row_names(self) -> dict[str, list[Hashable]]:
         """What the rows of parameters stand for, if it differs between models: elements, charges, places, classes.
@@ -164,25 +113,6 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
     @abstractmethod
     def template(self, prepared: Any) -> Template:
         """Sizes and conditions of the samples."""
-
-    @abstractmethod
-    def draw_template(
-        self, num_samples: int, labels: Sequence[int] | None = None, generator: torch.Generator | None = None
-    ) -> Template:
-        """Sizes and conditions of samples to generate, drawn as in the training data.
-
-        Args:
-            num_samples: How many.
-            labels: Classes to generate, cycled; None draws them evenly.
-            generator: CPU generator of all draws. More samples only add to those that fewer would give.
-        """
-
-    def drawn_labels(self, num_samples: int, labels: Sequence[int] | None, seed: int) -> list[int] | None:
-        """Class of each sample that :meth:`draw_template` draws with a seed; None without classes."""
-        if self.num_classes == 0:
-            return None
-        condition = self.draw_template(num_samples, labels, torch.Generator().manual_seed(seed)).condition
-        return None if condition is None else [int(label) for label in condition]
 
     @abstractmethod
     def registers(self, template: Template) -> Tokens:
@@ -324,46 +254,6 @@ class ModalityAdapter(Configurable, nn.Module, ABC):
     def baseline(self, samples: Any) -> tuple[str, Tensor] | None:
         """Features of samples that need no network, to compare latents with: their name and values (B, F)."""
         return None
-
-    def require_guidable(self, scale: float) -> None:
-        """Refuse guidance by a scale other than 1 with a :class:`UserError` where there are no classes."""
-        without = f"guidance_scale is {scale}, but this model was trained without classes: leave it at 1"
-        require(scale == 1 or self.num_classes > 0, without)
-
-    def null_condition(self) -> Tensor:
-        """Embedding of "no condition", shape (1, D)."""
-        return self.condition_embedding.weight[-1:]
-
-    def condition(self, template: Template) -> Tensor:
-        """Embedding (B, D) of the samples' classes, or (1, D) if there are none; in training some are hidden.
-
-        Raises:
-            UserError: A class is outside the range.
-        """
-        if template.condition is None or self.num_classes == 0:
-            return self.null_condition()
-        labels = template.condition
-        if self.training:
-            hidden = torch.rand(labels.shape, device=labels.device) < self.condition_dropout
-            labels = labels.masked_fill(hidden, self.num_classes)
-        embedded: Tensor = self.condition_embedding(labels)
-        return embedded
-
-    def cycle_labels(self, num_samples: int, labels: Sequence[int] | None) -> Tensor | None:
-        """Classes (num_samples,) of samples to generate: ``labels`` in turn, or all classes in turn.
-
-        Raises:
-            UserError: A label is outside the range, or the modality has no classes.
-        """
-        if self.num_classes == 0:
-            if labels:
-                raise UserError(f"labels {list(labels)} asked for, but this model was trained without classes")
-            return None
-        chosen = list(range(self.num_classes)) if labels is None else list(labels)
-        wrong = [label for label in chosen if not 0 <= label < self.num_classes]
-        if wrong:
-            raise UserError(f"label {wrong[0]} is outside 0 .. {self.num_classes - 1}")
-        return torch.tensor(chosen)[torch.arange(num_samples) % len(chosen)]
 
 
 def _in_rows(items: Sequence[Any], num_columns: int) -> list[list[Any]]:

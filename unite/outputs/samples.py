@@ -23,6 +23,7 @@ from unite.flow import SamplingOptions
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
 from unite.modalities.pictures import SCREEN_WIDTH, draw_table, shown_of, with_note
+from unite.modalities.template import Wanted
 from unite.module import UniteModule
 from unite.outputs.job import Job
 from unite.runs.headlines import as_short_table
@@ -43,6 +44,19 @@ class SampleSettings(SamplingOptions):
     seed: int
     only: Only | None = None
     max_drawn: int | None = None
+    sizes: list[int] | None = None
+    targets: dict[str, float] | None = None
+
+    @property
+    def wanted(self) -> Wanted:
+        """What samples are asked for."""
+        return Wanted(labels=self.labels, sizes=self.sizes, targets=self.targets)
+
+    def conditions(self) -> dict[str, Any]:
+        """What was asked for beside classes, as ``unite sample`` writes it; empty for nothing."""
+        asked = {"sizes": self.sizes, "targets": self.targets}
+        asked = {name: value for name, value in asked.items() if value}
+        return {**asked, "guidance_scale": self.guidance_scale} if asked else {}
 
     def selection(self) -> Selection:
         """Which samples are kept; nothing is drawn yet."""
@@ -93,7 +107,9 @@ def write_samples(
                 not film_strip or settings.solver != "dopri5",
                 f"film_strip is {film_strip}, but with dopri5 each sample has its own times: choose another --solver",
             )
-            adapter.cycle_labels(settings.num_samples, settings.labels)  # refuses labels that there are not
+            adapter.wanted_template(1, settings.wanted, torch.Generator())  # refuses what the model does not know
+            for line in adapter.unusual(settings.wanted):
+                info(line)
             if settings.only is not None:
                 adapter.are_valid([])  # refuses where there is no word for it
                 require(not guidance_sweep, "--only goes with one guidance scale: leave out --guidance_sweep")
@@ -117,6 +133,8 @@ def write_samples(
         if settings.only is not None:
             info(made.selection.told())
             written.append(write_json(folder.path / "only.json", made.selection.summary()))
+        if conditions := settings.but(guidance_scale=scale).conditions():
+            written.append(write_json(folder.path / "conditions.json", conditions))
         labels = adapter.drawn_labels(made.selection.num_drawn, settings.labels, settings.seed)
         if labels is not None:
             labels = [labels[index] for index in made.selection.kept]
@@ -262,7 +280,7 @@ class _Batch(NamedTuple):
 def _template(model: UniteModule, settings: SampleSettings, num_samples: int) -> Template:
     """Sizes and conditions of samples, from the first, drawn as :meth:`unite.UniteModule.generate` draws them."""
     generator = torch.Generator().manual_seed(settings.seed)
-    return model.adapter(settings.modality).draw_template(num_samples, settings.labels, generator)
+    return model.adapter(settings.modality).wanted_template(num_samples, settings.wanted, generator)
 
 
 def _caution(metric: Metric | None) -> str | None:

@@ -139,6 +139,7 @@ def _results(page: Page, title: str, results: Mapping[str, Results], lead: str) 
     galleries = {name: result.gallery for name, result in results.items() if result.gallery is not None}
     parts: list[Html] = []
     for name, result in results.items():
+        parts += _asked(name if len(results) > 1 else "", result.folder)
         parts += _sweep(name if len(results) > 1 else "", _json(result.folder / "sweep.json", []))
     if galleries:
         parts.append(page.gallery(galleries))
@@ -148,6 +149,19 @@ def _results(page: Page, title: str, results: Mapping[str, Results], lead: str) 
         parts += [_picture(result.folder / file, f"{name}: {words[file]}") for file in files]
     if any(parts):
         yield section(title, *parts, lead=lead)
+
+
+def _asked(name: str, folder: Path) -> list[Html]:
+    """What the samples of a folder were asked to be, and how many were drawn for those that are kept."""
+    asked = _json(folder / "conditions.json", {})
+    told = [f"{key} = {value:g}" for key, value in asked.get("targets", {}).items()]
+    if sizes := asked.get("sizes"):
+        told.append(f"sizes {', '.join(map(str, sizes))}")
+    if "guidance_scale" in asked:
+        told.append(f"guidance scale {asked['guidance_scale']:g}")
+    if only := _json(folder / "only.json", {}):
+        told.append(f"only {only['only']} ones: {only['num_accepted']:,} of {only['num_drawn']:,} drawn were")
+    return [element("p", f"{name + ': ' if name else ''}Asked for: {'; '.join(told)}.")] if told else []
 
 
 def _sweep(name: str, rows: Sequence[Mapping[str, float]]) -> list[Html]:

@@ -28,8 +28,8 @@ from unite.runs.folder import (
 )
 from unite.runs.known_classes import require_known_classes, require_known_config
 
-#: Options of numbers that may be written with blanks between them; jsonargparse wants [1,2].
-LIST_OPTIONS = ("labels", "guidance_sweep", "guidance_interval")
+#: Options of several values that may be written with blanks between them; jsonargparse wants [1,2].
+LIST_OPTIONS = ("labels", "sizes", "targets", "guidance_sweep", "guidance_interval")
 
 
 class Invocation:

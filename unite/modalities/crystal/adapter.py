@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from unite.errors import UserError, require
+from unite.errors import UserError, require, require_packages
 from unite.modalities.atoms import draw_sizes, full_precision
 from unite.modalities.base import FileScores, ModalityAdapter, Template
-from unite.modalities.crystal.crystal import Crystal
+from unite.modalities.crystal.crystal import EXTRA, Crystal
 from unite.modalities.crystal.data.table import CrystalBatch
 from unite.modalities.crystal.elements import MAX_ELEMENT, SYMBOLS, group, period
 from unite.modalities.crystal.files.drawing import draw_cells
@@ -29,7 +29,6 @@ from unite.modalities.crystal.metrics.counts import verdict
 from unite.modalities.crystal.metrics.generation import CrystalGenerationMetrics
 from unite.modalities.crystal.metrics.reconstruction import CrystalReconstructionMetrics
 from unite.modalities.crystal.metrics.scores import score_crystals
-from unite.modalities.crystal.metrics.validity import require_smact
 from unite.modalities.crystal.preparation import (
     CrystalPrediction,
     PreparedCrystals,
@@ -285,7 +284,7 @@ class CrystalAdapter(ModalityAdapter):
 
     def are_valid(self, objects: Sequence[Crystal]) -> list[bool]:
         """Whether structure and composition are valid, see :class:`CrystalGenerationMetrics`; needs smact."""
-        require_smact()
+        require_packages("validity of crystals", EXTRA, "pymatgen.core", "smact")
         return [verdict(crystal) is None for crystal in objects]
 
     def annotations(self, samples: CrystalBatch) -> dict[str, Tensor]:

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
-from torchmetrics import Metric
 
 from unite.errors import UserError, require
 from unite.modalities.atoms import ATOMIC_NUMBERS, centre, draw_sizes, full_precision, pair_distances
@@ -36,10 +35,7 @@ from unite.modalities.molecule.layers import (
     bond_loss,
     pair_mask,
 )
-from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
-from unite.modalities.molecule.metrics.graphs import GraphGenerationMetrics, GraphReconstructionMetrics, TwoViews
-from unite.modalities.molecule.metrics.reconstruction import MoleculeReconstructionMetrics
-from unite.modalities.molecule.pictures import MoleculePictures
+from unite.modalities.molecule.measured import MeasuredMolecules
 from unite.modalities.molecule.preparation import (
     MoleculePrediction,
     Preparation,
@@ -53,7 +49,7 @@ from unite.nn.decoder import LatentDecoder
 from unite.nn.generative_encoder import Tokens
 
 
-class MoleculeAdapter(MoleculePictures):
+class MoleculeAdapter(MeasuredMolecules):
     """Molecules: element (and hydrogen count) of every atom, with its position, its bonds, or both.
 
     Args:
@@ -81,13 +77,15 @@ class MoleculeAdapter(MoleculePictures):
         bond_weight: Weight of the cross-entropy of bonds.
         none_weight: Weight, in that term, of a pair without a bond against one with.
         charge_weight: Weight of the cross-entropy of charges.
+        properties: Properties of the data that molecules can be asked for by, such as gap; see the datamodule's.
+        condition_dropout: Share of training molecules of which each property is hidden, for guidance, and as often all.
 
     Raises:
         UserError: A setting is outside its range.
     """
 
     from_data: ClassVar[Mapping[str, Any]] = {"elements": ["H", "C", "N", "O", "F"], "max_atoms": 29, "max_charge": 1}
-    for_data: ClassVar[tuple[str, ...]] = ("hydrogens", "positions", "bonds")
+    for_data: ClassVar[tuple[str, ...]] = ("hydrogens", "positions", "bonds", "properties")
     adamw_parameters: ClassVar[tuple[str, ...]] = (
         "_embedding",
         "position_in",
@@ -120,6 +118,8 @@ class MoleculeAdapter(MoleculePictures):
         bond_weight: float = 1.0,
         none_weight: float = 1.0,
         charge_weight: float = 1.0,
+        properties: Sequence[str] | None = None,
+        condition_dropout: float = 0.1,
     ) -> None:
         super().__init__()
         elements = self.from_data["elements"] if elements is None else elements
@@ -137,6 +137,9 @@ class MoleculeAdapter(MoleculePictures):
             require(value >= 1, f"{name} is {value}; it must be at least 1")
         require(max_charge >= 0, f"max_charge is {max_charge}; it must not be negative")
         require(none_weight > 0, f"none_weight is {none_weight}; it must be above 0, or every pair becomes a bond")
+        require(0 <= condition_dropout <= 1, f"condition_dropout is {condition_dropout}; it must lie in [0, 1]")
+        self.properties = list(properties or ())
+        self.condition_dropout = condition_dropout
         self.positions = positions
         self.bonds = bonds
         self.hydrogens = hydrogens
@@ -206,7 +209,7 @@ class MoleculeAdapter(MoleculePictures):
     # ------------------------------------------------------------------ data in
 
     def fit_statistics(self, datamodule: LightningDataModule | None) -> None:
-        """Keep the histogram of training sizes; generation draws the number of atoms from it.
+        """Keep the histogram of training sizes, from which generation draws, and statistics of the properties.
 
         If the datamodule has ``training_molecules()``, all are checked here, and not again during training.
 
@@ -221,6 +224,7 @@ class MoleculeAdapter(MoleculePictures):
                 f"hydrogens is {hydrogens!r} in the data but {self.hydrogens!r} in the adapter: set both to the same "
                 "(init_args.hydrogens of the datamodule and of model.adapters.NAME)"
             )
+        self.fit_properties(datamodule)
         histogram: Tensor = datamodule.size_histogram()
         if len(histogram) > self.max_atoms + 1 and histogram[self.max_atoms + 1 :].any():
             raise UserError(
@@ -271,8 +275,13 @@ class MoleculeAdapter(MoleculePictures):
     # ------------------------------------------------------------------ latents
 
     def template(self, prepared: PreparedMolecules) -> Template:
-        """Numbers of atoms."""
-        return Template(prepared.mask.sum(dim=1), largest=prepared.mask.shape[1], is_full=prepared.is_full)
+        """Numbers of atoms, and known properties."""
+        return Template(
+            prepared.mask.sum(dim=1),
+            properties=self.known_properties(prepared.properties),
+            largest=prepared.mask.shape[1],
+            is_full=prepared.is_full,
+        )
 
     def draw_template(
         self, num_samples: int, labels: Sequence[int] | None = None, generator: torch.Generator | None = None
@@ -362,37 +371,3 @@ class MoleculeAdapter(MoleculePictures):
     def annotations(self, samples: Batch | Data) -> dict[str, Tensor]:
         """Numbers of the molecules in the data set, and their properties ``y`` if they have some."""
         return {name: samples[name] for name in ("molecule_id", "y") if name in samples}
-
-    def generation_metric(self, datamodule: LightningDataModule | None) -> Metric:
-        """Validity, uniqueness and the like; novelty if the datamodule knows its training molecules.
-
-        Judged from positions, from predicted bonds (names end in ``_bonds``), or both, as the view has it.
-        """
-        if not self.bonds:
-            return self._shape_metric(datamodule)
-        keys = getattr(datamodule, "training_graph_keys", None)
-        metric = GraphGenerationMetrics(None if keys is None else keys())
-        return TwoViews(self._shape_metric(datamodule), metric) if self.positions else metric
-
-    def _shape_metric(self, datamodule: LightningDataModule | None) -> Metric:
-        keys = getattr(datamodule, "training_keys", None)
-        return MoleculeGenerationMetrics(None if keys is None else keys(self.hydrogens))
-
-    def reconstruction_metric(self, datamodule: LightningDataModule | None = None) -> Metric:
-        """Match rates, RMSD and type accuracy of shapes; accuracies of bonds and exact graphs; or both."""
-        if not self.bonds:
-            return MoleculeReconstructionMetrics()
-        if not self.positions:
-            return GraphReconstructionMetrics()
-        return TwoViews(MoleculeReconstructionMetrics(), GraphReconstructionMetrics(), num_first=5)
-
-    def metric_arguments(self, prediction: MoleculePrediction, prepared: PreparedMolecules) -> tuple[Tensor, ...]:
-        """What the metric of the view takes: predicted and true values of shape, then of graph."""
-        mask = prepared.mask
-        arguments: tuple[Tensor, ...] = ()
-        if self.positions:
-            arguments += (prediction.types, prediction.positions, prepared.types, prepared.positions, mask)
-        if prediction.graph is not None and prepared.graph is not None:
-            found, true = prediction.graph, prepared.graph
-            arguments += (prediction.types, found.bonds, found.charges, prepared.types, true.bonds, true.charges, mask)
-        return arguments

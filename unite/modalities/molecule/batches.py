@@ -23,6 +23,7 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
         with_hydrogen_counts: Whether batches have `num_hydrogens`.
         bonds: Bonds of the molecules of the table; None for batches without.
         device: Where the molecules lie and batches are made.
+        properties: Properties of the molecules of the table, shape (N, properties); None for batches without.
     """
 
     def __init__(
@@ -31,8 +32,10 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
         with_hydrogen_counts: bool,
         bonds: BondTable | None = None,
         device: torch.device | str = "cpu",
+        properties: Tensor | None = None,
     ) -> None:
         self.table = table
+        self.properties = properties
         self.bonds = bonds
         self.device = torch.device(device)
         self.per_atom = {"z": table.z, "pos": table.pos}
@@ -57,8 +60,8 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
         Returns:
             The batch under the key `molecule`: `z` (A,) atomic numbers, `pos` (A, 3) in Å, `batch` (A,)
             molecule of each atom, `ptr` (B + 1,) first atom of each molecule, `molecule_id` (B,) number in
-            the data set, and `num_hydrogens` (A,) if asked for; with bonds also `edge_index` (2, E), every
-            bond in both directions, `edge_attr` (E,) their types, and `charge` (A,).
+            the data set, `num_hydrogens` (A,) and properties `y` (B, properties) if asked for; with bonds also
+            `edge_index` (2, E), every bond in both directions, `edge_attr` (E,) their types, and `charge` (A,).
         """
         rows = torch.atleast_1d(torch.as_tensor(rows))
         atoms = _segments(self.table.ptr, rows, self.device)
@@ -75,6 +78,8 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
         # The name is not `index`: PyG adds the number of atoms to attributes with "index" in their names
         # when it collates, so batching the molecules of a batch anew would change the numbers.
         per_molecule = {"molecule_id": send(self.table.molecule_id[rows], self.device)}
+        if self.properties is not None:
+            per_molecule["y"] = send(self.properties[rows], self.device)
 
         result = finished_batch(per_atom, per_edge, per_molecule, atoms, edge_ptr)
         return {"molecule": result}

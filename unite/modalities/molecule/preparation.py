@@ -48,6 +48,7 @@ class PreparedMolecules:
         mask: True where an atom is real, shape (B, A).
         graph: Bonds and charges, or None if the view is without bonds.
         is_full: Whether all molecules are of one size, so that the mask hides nothing.
+        properties: What the samples have as ``y``, shape (B, properties), or None.
     """
 
     types: Tensor
@@ -55,6 +56,7 @@ class PreparedMolecules:
     mask: Tensor
     graph: PreparedGraph | None = None
     is_full: bool = False
+    properties: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class Preparation:
         graph = self._graph(samples, places, mask, check) if self.bonds else None
         # Told by shapes alone: values would have to be waited for.
         is_full = len(samples.z) == len(sizes) * num_atoms
-        return PreparedMolecules(types, positions, mask, graph, is_full)
+        return PreparedMolecules(types, positions, mask, graph, is_full, samples.get("y"))
 
     def _positions(self, samples: Batch, check: bool) -> Tensor:
         if samples.get("pos") is None:

@@ -72,6 +72,12 @@ class MoleculeDataModule(LightningDataModule, ABC):
     def size_histogram(self) -> Tensor:
         """Training molecules by number of atoms, shape (largest + 1,); counted hydrogens are no atoms."""
 
+    def training_properties(self) -> Tensor:
+        """Properties of all training molecules, shape (N, properties); NaN where one is missing."""
+        molecules = self.molecules()
+        parts = [molecules[self.samples_of(rows)]["molecule"].y for rows in self.rows("train").split(8192)]
+        return torch.cat(parts)
+
     def training_molecules(self) -> Iterator[Batch]:
         """All training molecules in large batches on the CPU, to be looked at as a whole."""
         molecules = self.molecules()

@@ -18,6 +18,7 @@ from unite.modalities.molecule.data.base import Hydrogens, MoleculeDataModule, S
 from unite.modalities.molecule.data.qm9 import bonds as qm9_bonds
 from unite.modalities.molecule.data.qm9 import table as qm9_cache
 from unite.modalities.molecule.data.qm9.bonds import BondTable
+from unite.modalities.molecule.data.qm9.properties import PROPERTIES, load_or_read
 from unite.modalities.molecule.data.qm9.table import MoleculeTable, RawMolecule
 
 #: Elements of QM9, and most atoms of a molecule, of which at most nine are heavy.
@@ -33,7 +34,8 @@ class QM9DataModule(MoleculeDataModule):
     A batch has `z` (A,) atomic numbers, `pos` (A, 3) in Å, `batch` (A,) and `ptr` (B + 1,) as PyG defines
     them, `molecule_id` (B,) the number in the data set (42 for dsgdb9nsd_000042), and with counted hydrogens
     `num_hydrogens` (A,). With `bonds` it has also `edge_index` (2, E), every bond in both directions, `edge_attr`
-    (E,), indices into :data:`~unite.modalities.molecule.graph.BOND_TYPES`, and `charge` (A,), formal charges.
+    (E,), indices into :data:`~unite.modalities.molecule.graph.BOND_TYPES`, and `charge` (A,), formal charges. With
+    `properties` it has `y` (B, properties).
     Molecules are as the data set has them: neither centred nor rotated.
 
     The split is 100,000 / 17,748 / 13,083 molecules, the same on every machine and for every `seed`; other
@@ -53,6 +55,9 @@ class QM9DataModule(MoleculeDataModule):
         source: Where QM9 is read from when no cache is there: `qm9pack` for the CSV files of that package,
             `pyg` for the download of `torch_geometric.datasets.QM9`, `auto` for qm9pack if installed and
             else pyg.
+        properties: Properties that batches have as `y`, of mu (dipole moment, D), alpha (polarizability, bohr³), homo,
+            lumo, gap (eV) and cv (heat capacity, cal/(mol K)). They are read once, in ten seconds, and kept in `root`.
+            None for those that the model is conditioned on.
         csv_files: CSV files to read instead, in the layout of qm9pack: columns Index, SMILES, Elements,
             XYZ_Ang. SDF, MOL and XYZ files are taken, too; :class:`MoleculeFilesDataModule` does more with them.
         seed: Of the order of training molecules; it does not change the split.
@@ -79,6 +84,7 @@ class QM9DataModule(MoleculeDataModule):
         hydrogens: Hydrogens = "explicit",
         bonds: bool = False,
         source: Source = "auto",
+        properties: list[str] | None = None,
         csv_files: list[str] | None = None,
         seed: int = 0,
         bucket_by_size: bool | None = None,
@@ -107,12 +113,16 @@ class QM9DataModule(MoleculeDataModule):
                 raise UserError(f"data.{name} is {choice!r}; it must be one of {', '.join(get_args(kind))}")
         if on_device and num_workers:
             raise UserError(f"data.on_device is true, but data.num_workers is {num_workers}; set it to 0")
+        if unknown := [name for name in properties or () if name not in PROPERTIES]:
+            raise UserError(f"data.properties has {unknown[0]!r}; QM9 has {', '.join(PROPERTIES)}")
         if csv_files is not None and not csv_files:
             raise UserError("data.csv_files is empty; name at least one file, or leave it out to use QM9")
         self.root = Path(root)
         self.hydrogens: Hydrogens = hydrogens
         self.bonds = bonds
         self.source = source
+        self.property_names = list(properties or ())
+        """Columns of `y`."""
         self.csv_files = [Path(file) for file in csv_files] if csv_files else None
         self.bucket_by_size = hydrogens == "explicit" if bucket_by_size is None else bucket_by_size
         self.limits = limits
@@ -125,6 +135,7 @@ class QM9DataModule(MoleculeDataModule):
         table = self._explicit_table()
         if self.bonds:
             qm9_bonds.load_or_perceive(table, self.root)
+        self.properties()
 
     def setup(self, stage: str | None = None) -> None:
         """Loads the molecules, building the cache if need be; further calls do nothing.
@@ -172,6 +183,23 @@ class QM9DataModule(MoleculeDataModule):
         if self._bonds is None:
             self._bonds = qm9_bonds.load_or_perceive(self._explicit_table(), self.root)
         return self._bonds
+
+    def properties(self) -> Tensor | None:
+        """Properties of all molecules, shape (N, properties), NaN where one is missing; None without any.
+
+        Raises:
+            UserError: They cannot be read, or no molecule has one that is asked for.
+        """
+        if not self.property_names:
+            return None
+        table = self._explicit_table()
+        files = self.csv_files or ([] if self._is_from_pyg() else qm9_cache.find_qm9pack())
+        pyg_folder = self.root / "pyg" if self.csv_files is None and self._is_from_pyg() else None
+        known = load_or_read(table, self.root, files, pyg_folder)
+        known = known[:, [list(PROPERTIES).index(name) for name in self.property_names]]
+        for name, column in zip(self.property_names, known.unbind(dim=1), strict=True):
+            require(not bool(column.isnan().all()), f"data.properties has {name}, but no molecule of the data has one")
+        return known
 
     def _tell_what_is_left_out(self) -> None:
         is_left_out = ~self._explicit_bonds().has_bonds
@@ -253,6 +281,7 @@ class QM9DataModule(MoleculeDataModule):
                 with_hydrogen_counts=self.hydrogens == "counted",
                 bonds=self.bond_table() if self.bonds else None,
                 device=device,
+                properties=self.properties(),
             )
         return self._molecules
 
@@ -267,13 +296,17 @@ class QM9DataModule(MoleculeDataModule):
                 if not file.is_file():
                     raise UserError(f"{file} is not a file; set data.csv_files to files in the layout of qm9pack")
             return qm9_cache.load_or_build(self._csv_cache(files), lambda: _read_files(files))
-        from_qm9pack, from_pyg = self.root / "qm9pack.safetensors", self.root / "pyg.safetensors"
-        use_qm9pack = self.source == "qm9pack"
-        if self.source == "auto":  # a cache that is there needs neither package nor network
-            use_qm9pack = from_qm9pack.exists() or (not from_pyg.exists() and bool(qm9_cache.find_qm9pack()))
-        if use_qm9pack:
-            return qm9_cache.load_or_build(from_qm9pack, qm9_cache.read_qm9pack)
-        return qm9_cache.load_or_build(from_pyg, lambda: qm9_cache.read_pyg(self.root / "pyg"))
+        if self._is_from_pyg():
+            return qm9_cache.load_or_build(self.root / "pyg.safetensors", lambda: qm9_cache.read_pyg(self.root / "pyg"))
+        return qm9_cache.load_or_build(self.root / "qm9pack.safetensors", qm9_cache.read_qm9pack)
+
+    def _is_from_pyg(self) -> bool:
+        """Whether QM9 is PyG's download and not qm9pack's."""
+        if self.source != "auto":
+            return self.source == "pyg"
+        # A cache that is there needs neither package nor network.
+        is_read = (self.root / "qm9pack.safetensors").exists(), (self.root / "pyg.safetensors").exists()
+        return not is_read[0] and (is_read[1] or not qm9_cache.find_qm9pack())
 
     def _csv_cache(self, files: list[Path]) -> Path:
         """Cache of CSV files under a name that changes with them."""

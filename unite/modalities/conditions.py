@@ -1,0 +1,239 @@
+"""What samples can be conditioned on: a class, properties, sizes. The part of an adapter that all modalities share."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unite.errors import UserError, require
+from unite.modalities.template import Template, Wanted
+from unite.nn.conditions import ConditionEmbedding
+
+
+class ConditionedAdapter(nn.Module):
+    """Embeds the conditions of samples, and makes templates of what a user asks for.
+
+    The condition vector is the embedding of the class, or of none, plus that of each property that is known
+    (:class:`~unite.nn.conditions.ConditionEmbedding`). The null condition is that of no class alone.
+    """
+
+    num_classes: int = 0
+    """Number of classes that samples can be conditioned on."""
+
+    properties: Sequence[str] = ()
+    """Names of the properties that samples can be conditioned on, in the order of the templates' columns."""
+
+    condition_dropout: float = 0.1
+    """Share of training samples whose class is hidden, so that guidance has an unconditional prediction to use.
+
+    Each property is hidden as often, and as often again all of a sample at once.
+    """
+
+    class_names: list[str] | None = None
+    """Names of the classes, if the training data has some; checkpoints keep them."""
+
+    def build_conditions(self, width: int) -> None:
+        """Make the layers.
+
+        Args:
+            width: Channels D of the encoder.
+        """
+        # The last row is the null condition, which an unconditional modality always uses.
+        self.condition_embedding = nn.Embedding(self.num_classes + 1, width)
+        nn.init.normal_(self.condition_embedding.weight, std=0.02)
+        self.property_embedding: ConditionEmbedding | None = None  # without properties, weights have no names for it
+        if columns := self.condition_columns():
+            self.property_embedding = ConditionEmbedding(columns, width)
+
+    def condition_columns(self) -> dict[str, int]:
+        """Numbers of columns of the continuous conditions by name, in their order."""
+        return dict.fromkeys(self.properties, 1)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether samples have anything that guidance could strengthen."""
+        return self.num_classes > 0 or bool(self.condition_columns())
+
+    def fit_properties(self, datamodule: Any) -> None:
+        """Note the statistics of the training data's properties: the columns that its ``training_properties()`` gives.
+
+        Raises:
+            UserError: The data has other properties than the model, or in another order.
+        """
+        if not self.properties or self.property_embedding is None:
+            return
+        known = list(getattr(datamodule, "property_names", ()))
+        require(
+            known == list(self.properties),
+            f"properties is {list(self.properties)} in the adapter, but the data has {known or 'none'}: set both to "
+            "the same (init_args.properties of the datamodule and of model.adapters.NAME)",
+        )
+        self.property_embedding.fit_statistics(datamodule.training_properties())
+
+    def known_properties(self, values: Tensor | None) -> Tensor | None:
+        """Properties of samples (B, P) as a template has them; None where the model or the samples have none.
+
+        Raises:
+            UserError: They are more or fewer than the model was built for.
+        """
+        if not self.properties or values is None:
+            return None
+        require(
+            values.shape[1] == len(self.properties),
+            f"samples with {values.shape[1]} properties, but this model was built for {', '.join(self.properties)}: "
+            "see properties of the datamodule and of the adapter",
+        )
+        return values
+
+    # ------------------------------------------------------------------ embedding
+
+    def null_condition(self) -> Tensor:
+        """Embedding of "no condition", shape (1, D)."""
+        return self.condition_embedding.weight[-1:]
+
+    def has_condition(self, template: Template) -> bool:
+        """Whether the samples of a template have a condition other than the null condition."""
+        return (template.condition is not None and self.num_classes > 0) or template.properties is not None
+
+    def condition(self, template: Template) -> Tensor:
+        """Embedding (B, D) of the samples' conditions, or (1, D) if there are none; in training some are hidden.
+
+        Raises:
+            UserError: A class is outside the range.
+        """
+        embedded = self.null_condition()
+        if template.condition is not None and self.num_classes > 0:
+            labels = template.condition
+            if self.training:
+                hidden = torch.rand(labels.shape, device=labels.device) < self.condition_dropout
+                labels = labels.masked_fill(hidden, self.num_classes)
+            embedded = self.condition_embedding(labels)
+        if template.properties is not None and self.property_embedding is not None:
+            dropout = self.condition_dropout if self.training else 0.0
+            embedded = embedded + self.property_embedding(template.properties, dropout)
+        return embedded
+
+    # ------------------------------------------------------------------ what is asked for
+
+    @abstractmethod
+    def draw_template(
+        self, num_samples: int, labels: Sequence[int] | None = None, generator: torch.Generator | None = None
+    ) -> Template:
+        """Sizes and conditions of samples to generate, drawn as in the training data.
+
+        Args:
+            num_samples: How many.
+            labels: Classes to generate, cycled; None draws them evenly.
+            generator: CPU generator of all draws. More samples only add to those that fewer would give.
+        """
+
+    def wanted_template(self, num_samples: int, wanted: Wanted, generator: torch.Generator | None = None) -> Template:
+        """Sizes and conditions of samples to generate: those that are asked for, all others as :meth:`draw_template`.
+
+        Args:
+            num_samples: How many.
+            wanted: What is asked for.
+            generator: CPU generator of all draws. More samples only add to those that fewer would give.
+
+        Raises:
+            UserError: The model knows no such class, size or property.
+        """
+        template = self.draw_template(num_samples, wanted.labels, generator)
+        sizes, properties = template.sizes, template.properties
+        if wanted.sizes is not None:
+            sizes = self._cycled_sizes(num_samples, wanted.sizes)
+        if wanted.targets:
+            properties = self._target_columns(num_samples, wanted.targets)
+        return Template(sizes, template.condition, properties)
+
+    def drawn_labels(self, num_samples: int, labels: Sequence[int] | None, seed: int) -> list[int] | None:
+        """Class of each sample that :meth:`draw_template` draws with a seed; None without classes."""
+        if self.num_classes == 0:
+            return None
+        condition = self.draw_template(num_samples, labels, torch.Generator().manual_seed(seed)).condition
+        return None if condition is None else [int(label) for label in condition]
+
+    def require_guidable(self, scale: float) -> None:
+        """Refuse guidance by a scale other than 1 with a :class:`UserError` where there is nothing to strengthen."""
+        without = f"guidance_scale is {scale}, but this model was trained without classes or properties: leave it at 1"
+        require(scale == 1 or self.is_conditional, without)
+
+    def cycle_labels(self, num_samples: int, labels: Sequence[int] | None) -> Tensor | None:
+        """Classes (num_samples,) of samples to generate: ``labels`` in turn, or all classes in turn.
+
+        Raises:
+            UserError: A label is outside the range, or the modality has no classes.
+        """
+        if self.num_classes == 0:
+            if labels:
+                raise UserError(f"labels {list(labels)} asked for, but this model was trained without classes")
+            return None
+        chosen = list(range(self.num_classes)) if labels is None else list(labels)
+        wrong = [label for label in chosen if not 0 <= label < self.num_classes]
+        if wrong:
+            raise UserError(f"label {wrong[0]} is outside 0 .. {self.num_classes - 1}")
+        return _cycled(chosen, num_samples)
+
+    def _cycled_sizes(self, num_samples: int, sizes: Sequence[int]) -> Tensor:
+        """The sizes in turn, shape (num_samples,).
+
+        Raises:
+            UserError: The model has seen no such size, or all its samples are of one size.
+        """
+        counts: Tensor | None = getattr(self, "size_counts", None)
+        require(counts is not None, f"sizes {list(sizes)} asked for, but {type(self).__name__} has samples of one size")
+        assert counts is not None
+        seen = counts.nonzero()[:, 0].tolist()
+        require(bool(sizes), "sizes is empty; give at least one number")
+        if unseen := [size for size in sizes if size not in seen]:
+            raise UserError(f"sizes has {unseen[0]}, but the training data had {as_ranges(seen) or 'none at all'}")
+        return _cycled(sizes, num_samples)
+
+    def _target_columns(self, num_samples: int, targets: Mapping[str, float | Sequence[float]]) -> Tensor:
+        """Columns of the templates of which only the targets are known, shape (num_samples, P).
+
+        Raises:
+            UserError: The model knows no such property, or a target is no number.
+        """
+        known = ", ".join(self.properties)
+        embedding = self.property_embedding
+        columns = torch.full((num_samples, sum(self.condition_columns().values())), torch.nan)
+        for name, target in targets.items():
+            require(
+                name in self.properties and embedding is not None,
+                f"targets has {name!r}, but this model was trained "
+                + (f"with the properties {known}" if known else "without properties"),
+            )
+            assert embedding is not None
+            values = _cycled([target] if isinstance(target, int | float) else list(target), num_samples).float()
+            require(bool(values.isfinite().all()), f"targets has {name}={target}; it must be a finite number")
+            columns[:, embedding.column(name)] = values
+        return columns
+
+    def unusual(self, wanted: Wanted) -> list[str]:
+        """What the training data had nothing like, in a line each: targets outside the range that they were in."""
+        told = []
+        for name, target in (wanted.targets or {}).items():
+            assert self.property_embedding is not None
+            low, high = self.property_embedding.range_of(name)
+            values = [target] if isinstance(target, int | float) else list(target)
+            if low <= high and (outside := [value for value in values if value < low or value > high]):
+                told.append(f"target {name}={outside[0]:.4g} lies outside the training data, {low:.4g} .. {high:.4g}")
+        return told
+
+
+def _cycled(values: Sequence[Any], num_samples: int) -> Tensor:
+    return torch.tensor(list(values))[torch.arange(num_samples) % len(values)]
+
+
+def as_ranges(numbers: Sequence[int]) -> str:
+    """Ascending whole numbers in few words: ``1 .. 7, 9``."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low} .. {high}" for low, high in spans)
