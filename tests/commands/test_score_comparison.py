@@ -99,3 +99,24 @@ def test_a_file_without_molecules_is_refused(run_cli: RunCli, tmp_path: Path) ->
     result = run_cli("score", "molecules", write(tmp_path / "a.smi", [""]), "--no_novelty")
     assert result.code == 2
     assert "has no molecules" in result.err
+
+
+def test_distributions_of_shapes_beside_a_reference(run_cli: RunCli, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    molecules = [embedded(smiles)[0] for smiles in ("C1CC1", "CCC", "CCO", "CNC")]
+    write_sdf(molecules[:2], tmp_path / "gen.sdf")
+    write_sdf(molecules, tmp_path / "ref.sdf")
+    options = ("--no_novelty", "--reference", tmp_path / "ref.sdf", "--output", tmp_path / "out")
+    result = run_cli("score", "molecules", tmp_path / "gen.sdf", *options)
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["distance/bond_lengths_outside"] == 0
+    assert found["distance/rings"] == pytest.approx(1 / 4)
+    assert found["distance/elements"] == pytest.approx(1 / 6)
+    assert [found["samples/rings"], found["reference/rings"]] == [1 / 2, 1 / 4]
+    assert "distance to the reference" in result.out
+    assert (tmp_path / "out" / "distributions.png").stat().st_size > 1000
+    smiles = write(tmp_path / "ref.smi", ["CCO", "CCN"])
+    result = run_cli("score", "molecules", tmp_path / "gen.sdf", *options[:2], smiles, *options[3:], "--overwrite")
+    assert "no distributions of shapes: they need valid molecules with positions on both sides" in result.out
+    assert not any(name.startswith("distance/") for name in json.loads((tmp_path / "out/metrics.json").read_text()))

@@ -65,7 +65,9 @@ def score_molecules(
         routes: Also judge by other definitions, under their names: validity_adit, posebusters/...; slow, and each needs
             further packages: pip install "unite-lightning[scores]".
         reference: File of molecules to compare with: adds FCD, which needs a package: pip install
-            "unite-lightning[fcd]".
+            "unite-lightning[fcd]"; where both have positions also the distributions of bond lengths, angles, rings,
+            elements, groups and sizes (distance/..., beside floor/... between two halves of the reference), and
+            distributions.png if matplotlib is installed.
         benchmark: moses: adds the table of MOSES against --reference, its test or scaffold test split, under names
             moses/...
         train: File of the training molecules, for the novelty of --benchmark.
@@ -110,7 +112,7 @@ def score_molecules(
             )
         values = scores.metrics(train_keys) | _metrics_of_routes(routes, files, scores, num_workers)
         if comparison is not None:
-            values |= comparison.metrics(scores.smiles or [])
+            values |= comparison.metrics(scores.smiles or [], scores.shapes)
         rejects = {
             "num_rejected": len(scores.rejects),
             "unknown_elements": dict(scores.unknown_elements.most_common()),
@@ -118,6 +120,8 @@ def score_molecules(
         }
         # Before anything is printed: whoever reads the output may stop reading.
         written = [write_json(folder / "metrics.json", values), write_json(folder / "rejects.json", rejects)]
+        if comparison is not None:
+            written += comparison.draw(scores.shapes, folder)
     _say_scores(scores, values, list(files.formats), is_as_written)
     for line in comparison.remarks if comparison else []:
         print(line)
@@ -133,7 +137,7 @@ def _default_output(path: Path) -> Path:
 
 
 def _judge(
-    files: "AnyFiles", is_as_written: bool, num_workers: int | None, qm9_root: Path | None, keep_smiles: bool
+    files: "AnyFiles", is_as_written: bool, num_workers: int | None, qm9_root: Path | None, is_compared: bool
 ) -> "tuple[MoleculeScores, Callable[[bool], Collection[int]] | None, str]":
     """All records judged, with the keys of the training molecules, or why there are none."""
     from tqdm import tqdm
@@ -141,10 +145,10 @@ def _judge(
     from unite.engine.workers import num_cpus
     from unite.modalities.molecule.metrics.scores import MoleculeScores, judge_all
 
-    scores = MoleculeScores(are_graphs=files.are_smiles, smiles=[] if keep_smiles else None)
+    scores = MoleculeScores(are_graphs=files.are_smiles, smiles=[] if is_compared else None)
     novelty = "left out: no molecule is valid" if qm9_root else "left out as asked"
     train_keys = loading = None
-    judging = judge_all(files.records(), is_as_written, num_workers or num_cpus())
+    judging = judge_all(files.records(), is_as_written, num_workers or num_cpus(), with_shapes=is_compared)
     with closing(judging) as judged, ThreadPoolExecutor(1) as thread:
         for found in tqdm(judged, desc="score", unit="mol", leave=False, disable=is_quiet() or None):
             scores.add(found)
@@ -182,7 +186,9 @@ def _say_scores(scores: "MoleculeScores", values: dict[str, Any], files: list[Pa
     elif not is_as_written:
         print("bonds perceived from elements and coordinates; denominators count every record")
     rare = ("reject/", "reject_as_written/", "reject_bonds/")
-    print(as_table({name: value for name, value in list(values.items())[1:] if value or not name.startswith(rare)}))
+    compared = ("distance/", "floor/", "samples/", "reference/")
+    shown_values = [item for item in list(values.items())[1:] if not item[0].startswith(compared)]
+    print(as_table({name: value for name, value in shown_values if value or not name.startswith(rare)}))
     if num_flat := round(values.get("reject/flat", 0) * scores.num_records):
         print(f"{num_flat:,} are drawings in the plane (2D), all rejected; --bonds as_written judges their bonds")
     for reject in [reject for reject in scores.rejects if reject["reason"] in ("crashed", "too_slow")][:5]:

@@ -1,8 +1,9 @@
-"""What ``unite score molecules`` says of a set of molecules beside another one: FCD, and the table of MOSES."""
+"""What ``unite score molecules`` says of molecules beside others: FCD, distributions, and the table of MOSES."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -11,9 +12,11 @@ from unite.errors import UserError, require, require_packages
 from unite.modalities.molecule.files.any import AnyFiles
 
 if TYPE_CHECKING:
+    from unite.modalities.molecule.metrics.distributions import Shape
     from unite.modalities.molecule.metrics.moses import Described
 
 _SEED = 0  # of the choice among the reference
+_LEAST_COMPARED = 2  # molecules of a reference that can be halved
 _AT_ONCE = 1280  # molecules between two steps of the progress bar
 
 
@@ -28,6 +31,7 @@ class Comparison:
         num_reference: How many of the reference to take, 0 for all.
         num_workers: Processes that read molecules.
         remarks: What to tell the user of it.
+        shapes: Shapes of the reference, once it is read; of SMILES there are none.
     """
 
     reference: AnyFiles
@@ -36,6 +40,7 @@ class Comparison:
     num_reference: int
     num_workers: int
     remarks: list[str] = field(default_factory=list)
+    shapes: "list[Shape]" = field(default_factory=list)
 
     @classmethod
     def find(
@@ -69,11 +74,12 @@ class Comparison:
             num_workers or num_cpus(),
         )
 
-    def metrics(self, smiles: Sequence[str | None]) -> dict[str, float]:
+    def metrics(self, smiles: Sequence[str | None], shapes: "Sequence[Shape]") -> dict[str, float]:
         """The metrics by name.
 
         Args:
             smiles: Every generated molecule, None for those that are not valid.
+            shapes: Shapes of the valid ones; none of SMILES.
 
         Raises:
             UserError: The reference has no molecules.
@@ -98,24 +104,58 @@ class Comparison:
             if train is None:
                 self.remarks.append("moses/novelty is left out: name the training molecules with --train")
         values["moses/fcd" if self.is_moses else "fcd"] = self._fcd(generated, reference)
+        return values | self._distributions(shapes)
+
+    def _distributions(self, shapes: "Sequence[Shape]") -> dict[str, float]:
+        from unite.modalities.molecule.metrics.distributions import compare_shapes
+
+        if not shapes or len(self.shapes) < _LEAST_COMPARED:
+            self.remarks.append("no distributions of shapes: they need valid molecules with positions on both sides")
+            return {}
+        values = compare_shapes(shapes, self.shapes)
+        self.remarks += _side_by_side(values, "distance", "floor", "distance to the reference", "its halves")
+        self.remarks += _side_by_side(values, "samples", "reference", "in a molecule", "reference")
         return values
+
+    def draw(self, shapes: "Sequence[Shape]", folder: Path) -> list[Path]:
+        """Draw the distributions of shapes beside those of the reference, once it is read; nothing without matplotlib.
+
+        Args:
+            shapes: Shapes of the valid generated molecules.
+            folder: Where ``distributions.png`` is written.
+        """
+        if not shapes or len(self.shapes) < _LEAST_COMPARED:
+            return []
+        if find_spec("matplotlib") is None:
+            self.remarks.append(
+                'no picture of the distributions: it needs matplotlib (pip install "unite-lightning[analysis]")'
+            )
+            return []
+        from unite.analysis.distributions import draw_distributions
+
+        return [draw_distributions(shapes, self.shapes, folder / "distributions.png")]
 
     def _described(self, files: AnyFiles, description: str, most: int) -> "list[Described | None]":
         """Molecules of files, as the table needs them."""
         from unite.modalities.molecule.metrics.moses import describe_all
         from unite.modalities.molecule.metrics.scores import judge_all
 
+        found: list[tuple[str | None, Shape | None]]
         if files.are_smiles:
-            smiles: list[str | None] = [record.lines[0] for record in files.records()]
+            found = [(record.lines[0], None) for record in files.records()]
         else:
-            smiles = [judged.smiles for judged in judge_all(files.records(), num_workers=self.num_workers)]
-        total = len(smiles)
+            judging = judge_all(files.records(), num_workers=self.num_workers, with_shapes=files is self.reference)
+            found = [(judged.smiles, judged.shape) for judged in judging]
+        total = len(found)
         if 0 < most < total:
-            smiles = random.Random(_SEED).sample(smiles, most)
+            found = random.Random(_SEED).sample(found, most)
             self.remarks.append(
                 f"compared with {most:,} of the {total:,} molecules of {self._name(files)}, a fixed random choice "
                 "(--num_reference)"
             )
+        if files is self.reference:
+            self.shapes = [shape for _, shape in found if shape is not None]
+        smiles = [text for text, _ in found]
         return describe_all(smiles, self.num_workers, description, with_filters=False)
 
     def _fcd(self, generated: "Sequence[Described | None]", reference: "Sequence[Described | None]") -> float:
@@ -138,3 +178,13 @@ class Comparison:
     @staticmethod
     def _name(files: AnyFiles) -> str:
         return ", ".join(map(shown, files.formats))
+
+
+def _side_by_side(values: Mapping[str, float], first: str, second: str, title: str, other: str) -> list[str]:
+    """Lines of a table of the metrics ``first/NAME`` and ``second/NAME``."""
+    names = [name.removeprefix(f"{first}/") for name in values if name.startswith(f"{first}/")]
+    width = max(map(len, (title, *names)))
+    rows = [
+        f"{name:{width}}  {values[f'{first}/{name}']:>10.4g}  {values[f'{second}/{name}']:>10.4g}" for name in names
+    ]
+    return [f"{title:{width}}  {'samples':>10}  {other:>10}", *rows]

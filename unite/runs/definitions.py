@@ -73,6 +73,12 @@ _DEFINITIONS: dict[str, Definition] = {
     r"reject\w*/.*": Definition("Samples that were refused for this reason, the first that was found."),
     r"atoms/.*": Definition("Atoms of the molecules.", _NUMBER),
     r"element/.*": Definition("Of all atoms."),
+    r"distance/.*": Definition("How far the valid molecules are from the reference; see docs/evaluation.md.", _NUMBER),
+    r"floor/.*": Definition("The same distance between two halves of the reference.", _NUMBER),
+    r"(samples|reference)/group/.*": Definition("Valid molecules with this functional group."),
+    r"(samples|reference)/.*": Definition(
+        "Mean of a valid molecule; scaffolds: distinct ones of the first 1,000.", _NUMBER
+    ),
     r"num_molecules": Definition("Molecules that were judged.", _NUMBER),
     # crystals
     r"structure_validity": Definition("Crystals whose atoms are at least 0.5 Å apart, in a cell of at least 0.1 Å³."),

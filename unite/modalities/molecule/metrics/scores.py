@@ -16,6 +16,7 @@ from rdkit import Chem
 
 from unite.engine.workers import Divisible, Failure, in_order, work_apart
 from unite.modalities.molecule.files.reading import Entry, Record, parse
+from unite.modalities.molecule.metrics.distributions import Shape, shape_of
 from unite.modalities.molecule.metrics.shares import Counts, share
 from unite.modalities.molecule.metrics.written import WRITTEN_REASONS, Written, judge_as_written, judge_smiles
 from unite.modalities.molecule.perception.elements import ELEMENTS
@@ -67,6 +68,7 @@ class Judged(NamedTuple):
         symbols: How many atoms have each symbol.
         written: What its bonds as written make of it, if that was asked.
         num_rings: Rings of a valid one.
+        shape: What :mod:`~unite.modalities.molecule.metrics.distributions` needs of a valid one, if that was asked.
     """
 
     file: str
@@ -86,9 +88,10 @@ class Judged(NamedTuple):
     symbols: Counter[str]
     written: Written | None
     num_rings: int = 0
+    shape: Shape | None = None
 
 
-def judge(records: list[Record], as_written: bool = False) -> list[Judged]:
+def judge(records: list[Record], as_written: bool = False, with_shapes: bool = False) -> list[Judged]:
     """Judge records, each as :class:`~unite.modalities.molecule.metrics.generation.MoleculeGenerationMetrics` would.
 
     SMILES, which have no positions, are judged by their bonds.
@@ -96,13 +99,16 @@ def judge(records: list[Record], as_written: bool = False) -> list[Judged]:
     Args:
         records: Records of files.
         as_written: Judge the bonds of SDF records as well.
+        with_shapes: Describe the shapes of those that are valid and have positions.
     """
     if records and records[0].format == "smiles":  # of all or of none
         return [_judge_smiles(record) for record in records]
-    return judge_parsed(records, [parse(record) for record in records], as_written)
+    return judge_parsed(records, [parse(record) for record in records], as_written, with_shapes)
 
 
-def judge_parsed(records: Sequence[Record], entries: Sequence[Entry], as_written: bool = False) -> list[Judged]:
+def judge_parsed(
+    records: Sequence[Record], entries: Sequence[Entry], as_written: bool = False, with_shapes: bool = False
+) -> list[Judged]:
     """What :func:`judge` finds of records, given what they hold."""
     molecules = [_EMPTY if file_reason(entry) else entry.molecule or _EMPTY for entry in entries]
     edm = edm_stability(molecules)
@@ -129,6 +135,7 @@ def judge_parsed(records: Sequence[Record], entries: Sequence[Entry], as_written
                 symbols=_symbols(entry),
                 written=judge_as_written(record) if as_written else None,
                 num_rings=0 if found.mol is None else found.mol.GetRingInfo().NumRings(),
+                shape=shape_of(molecules[index], found.mol) if with_shapes and found.mol is not None else None,
             )
         )
     return judged
@@ -182,7 +189,7 @@ def _symbols(entry: Entry) -> Counter[str]:
 
 
 def judge_all(
-    records: Iterable[Record], as_written: bool = False, num_workers: int = 1
+    records: Iterable[Record], as_written: bool = False, num_workers: int = 1, with_shapes: bool = False
 ) -> Generator[Judged, None, None]:
     """What :func:`judge` finds of many records, in their order.
 
@@ -193,11 +200,12 @@ def judge_all(
         records: Records of files, read as they are needed.
         as_written: Judge the bonds of SDF records as well.
         num_workers: Processes that judge.
+        with_shapes: Describe the shapes of those that are valid and have positions.
     """
     remaining = iter(records)
     chunks = iter(lambda: list(islice(remaining, RECORDS_AT_ONCE)), [])
     judging: Divisible[list[Record], list[Judged]] = Divisible(
-        work=partial(judge, as_written=as_written),
+        work=partial(judge, as_written=as_written, with_shapes=with_shapes),
         split=lambda chunk: [[record] for record in chunk],
         refuse=lambda chunk, failure: [refused(chunk[0], failure, as_written)],
         join=lambda parts: list(chain.from_iterable(parts)),
@@ -238,7 +246,8 @@ class MoleculeScores:
 
     Attributes:
         are_graphs: Whether the records are SMILES, which have bonds and no positions.
-        smiles: SMILES of the records that have one, if they are to be kept.
+        smiles: SMILES of the records, None for those without, if they are to be kept.
+        shapes: Shapes of the valid records, if they are to be kept.
         rejects: The rejected records: file, record, reason, detail.
         unknown_elements: Molecules rejected for an element, by its symbol.
         num_with_hydrogens: Records that have hydrogens, as atoms or counted.
@@ -246,6 +255,7 @@ class MoleculeScores:
 
     are_graphs: bool = False
     smiles: list[str | None] | None = None
+    shapes: list[Shape] = field(default_factory=list)
     num_records: int = 0
     num_with_hydrogens: int = 0
     rejects: list[dict[str, Any]] = field(default_factory=list)
@@ -264,6 +274,8 @@ class MoleculeScores:
         self.num_records += 1
         if self.smiles is not None:
             self.smiles.append(judged.smiles)
+        if judged.shape is not None:
+            self.shapes.append(judged.shape)
         if judged.num_atoms or judged.reason not in ("unreadable", "crashed"):
             self._sizes.append(judged.num_atoms)
         self._symbols.update(judged.symbols)
