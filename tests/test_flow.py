@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -281,6 +282,19 @@ class Counter:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
         return torch.full_like(x, self.value)
+
+
+def test_a_solver_that_is_named_goes_without_restarts_in_as_many_steps() -> None:
+    model = SamplingOptions(num_steps=26, stochasticity=1.0, restarts=12, restart_steps=6, noise_scale=0.9)
+    assert model.but() == model.but(solver=None) == model
+    assert model.but(num_steps=10) == replace(model, num_steps=10)
+    assert model.but(solver="euler") == replace(model, num_steps=98, stochasticity=0.0, restarts=0)
+    assert model.but(solver="heun", num_steps=8) == replace(
+        model, solver="heun", num_steps=8, stochasticity=0.0, restarts=0
+    )
+    few = model.but(solver="ancestral", restarts=2)
+    assert (few.num_steps, few.restarts, few.stochasticity) == (26, 2, 0.0)
+    assert model.but(solver="euler", stochasticity=0.5).stochasticity == 0.5
 
 
 @pytest.mark.parametrize(

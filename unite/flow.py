@@ -194,13 +194,20 @@ class SamplingOptions:
     def but(self, **given: Any) -> Self:
         """A copy with other values; None leaves a value unchanged.
 
+        A solver that is named goes without the stochasticity and the restarts there were, unless they are named too:
+        once, in as many steps in all.
+
         Raises:
             UserError: There is no option of that name, or a value is outside its range.
         """
         known = [field.name for field in fields(self)]
         for name in given:
             require(name in known, f"sampling has no option {name!r}; it has {', '.join(known)}")
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if "solver" in chosen:
+            once = self.num_steps + (0 if "restarts" in chosen else self.restarts * self.restart_steps)
+            chosen = {"num_steps": once, "stochasticity": 0.0, "restarts": 0} | chosen
+        return replace(self, **chosen)
 
     @classmethod
     def read(cls, found: object) -> "SamplingOptions":

@@ -255,7 +255,8 @@ class UniteTrainer(Trainer):
                 only.json; the metrics stay those of the first ``num_samples`` drawn.
             max_drawn: Most samples to draw with ``only``; default: twenty for each that is wanted.
             num_steps: Steps of the solver from noise to data; default: the model's.
-            solver: Solver of the ODE; dopri5 chooses its own steps; default: the model's.
+            solver: Solver of the ODE; dopri5 chooses its own steps; default: the model's. One that is named goes
+                without the model's stochasticity and restarts, in as many steps.
             guidance_scale: Classifier-free guidance; 1 is none; default: the model's.
             guidance_sweep: Scales to try, each with ``num_samples``: their metrics go to sweep.json, and the samples
                 of the lowest FID (or of the lowest metric of that family) are written.
