@@ -8,7 +8,6 @@ of the current folder, and prepared there if need be.
 import os
 import pty
 import shlex
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,16 +16,21 @@ from rich.terminal_theme import DIMMED_MONOKAI
 from rich.text import Text
 
 FOLDER = Path(__file__).parent / "screens"
-FIT = (
-    "unite fit qm9_small --init_from qm9 --lr 1e-3 --data.root {data} --data.num_val 200 --max_steps 40 "
-    "--trainer.val_check_interval 20 --trainer.callbacks.1.init_args.num_samples 50"
-)
+SMALL = """\
+data: {init_args: {num_val: 200}}
+trainer:
+  max_steps: 40
+  val_check_interval: 20
+  callbacks:
+    - {class_path: unite.callbacks.WeightAveraging, init_args: {decay: 0.9}}
+    - {class_path: unite.callbacks.GenerationMetrics, init_args: {num_samples: 50, num_steps: 50, solver: ancestral}}
+"""
 SCREENS = {
     "help": "unite --help",
     "help_sample": "unite sample --help",
     "sample": "unite sample qm9 -n 24",
-    "fit": FIT,
-    "report": "unite report runs/qm9_small",
+    "fit": "unite fit qm9_small --config small.yaml --init_from qm9 --lr 1e-3",
+    "report": "unite report runs/qm9_small-small",
 }
 WIDTH = 120
 #: rich's own page without its fonts, which would be fetched from the network.
@@ -69,21 +73,19 @@ def draw(title: str, command: str, text: str) -> None:
     console.print(Text.from_ansi(last_of_each_line(text)))
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{title}.svg").write_text(
-        console.export_svg(title=command.split(" --")[0], theme=DIMMED_MONOKAI, code_format=PAGE, unique_id=title),
+        console.export_svg(title="unite", theme=DIMMED_MONOKAI, code_format=PAGE, unique_id=title),
         encoding="utf8",
     )
 
 
 def main() -> None:
-    """Record and draw all screens, or those that are named."""
+    """Record and draw all screens."""
     data = Path("data/qm9").resolve()
-    wanted = sys.argv[1:] or list(SCREENS)
     os.chdir(tempfile.mkdtemp())
-    for title in wanted:
-        command = SCREENS[title].format(data="data/qm9")
-        Path("data").mkdir(exist_ok=True)
-        if not Path("data/qm9").exists():
-            Path("data/qm9").symlink_to(data)
+    Path("small.yaml").write_text(SMALL)
+    Path("data").mkdir()
+    Path("data/qm9").symlink_to(data)
+    for title, command in SCREENS.items():
         draw(title, command, record(command))
 
 

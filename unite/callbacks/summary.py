@@ -8,19 +8,20 @@ from unite.module import UniteModule
 
 
 class OptimizerSummary(ModelSummary):
-    """Lightning's summary of the model, then which parameters Muon and AdamW take, and at which learning rate.
+    """Which parameters Muon and AdamW take of each part of the model, and at which learning rate.
 
-    Args:
-        max_depth: Levels of submodules in Lightning's summary; -1 for all.
+    It stands for Lightning's summary, whose FLOPs are 0 for a module without an example of its input.
     """
 
-    def __init__(self, max_depth: int = 1) -> None:
-        super().__init__(max_depth)
+    def __init__(self) -> None:
+        super().__init__()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print."""
-        super().on_fit_start(trainer, pl_module)
-        if not isinstance(pl_module, UniteModule) or not trainer.is_global_zero:
+        if not isinstance(pl_module, UniteModule):
+            super().on_fit_start(trainer, pl_module)
+            return
+        if not trainer.is_global_zero:
             return
         print(parameter_table(pl_module, pl_module.parameter_groups()))
         settings = pl_module.optimizer_settings
