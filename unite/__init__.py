@@ -6,7 +6,7 @@ The names below are imported on first use, so that ``import unite`` and ``unite 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from unite.version import __version__ as __version__
+from unite.files.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from unite.configurable import Configurable

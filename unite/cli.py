@@ -13,8 +13,8 @@ from types import FrameType
 from unite.commands import COMMANDS
 from unite.console import coloured, is_told_elsewhere, quiet
 from unite.errors import TrainingError, UserError, lost_loader
+from unite.files.version import __version__
 from unite.runs.known_classes import trusting
-from unite.version import __version__
 
 HELP = f"""usage: unite COMMAND [options]
 

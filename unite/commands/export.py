@@ -13,6 +13,7 @@ from unite.console import one_line, shown
 from unite.errors import UserError
 from unite.files import file_checksum, leaving_no_empty_folders, read_json, replacing, require_writable
 from unite.files.locks import only_one
+from unite.files.version import __version__
 from unite.runs.exported import (
     CARD_FILE,
     FILES,
@@ -25,7 +26,6 @@ from unite.runs.exported import (
 )
 from unite.runs.exported import push_to_hub as upload
 from unite.runs.metrics_table import validations
-from unite.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor

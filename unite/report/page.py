@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+from unite.files.version import __version__
 from unite.modalities.gallery import Gallery, Item, Scene
 from unite.report.elements import Html, element, joined
 from unite.vendor import viewer_script
-from unite.version import __version__
 
 SCRIPTS = ("viewer.js", "gallery.js")
 

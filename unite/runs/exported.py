@@ -15,9 +15,9 @@ from unite.files import file_checksum, read_json
 from unite.files import require_writable as require_writable
 from unite.files.moved import moved
 from unite.files.shipped import shipped_model
+from unite.files.version import __version__
 from unite.runs.known_classes import require_few_settings, require_known_classes
 from unite.runs.sizes import no_larger_than
-from unite.version import __version__
 
 Module = TypeVar("Module", bound=LightningModule)
 

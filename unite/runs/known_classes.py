@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from unite.errors import UserError
-from unite.version import __version__
+from unite.files.version import __version__
 
 #: Packages whose classes a run folder may name.
 KNOWN_MODULES: Final = (
