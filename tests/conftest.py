@@ -12,8 +12,9 @@ from lightning.pytorch import seed_everything
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.support.commands import PATIENCE, CommandResult, RunCli, shell
+from tests.support.commands import CommandResult, RunCli
 from tests.support.paths import TESTS, TINY_CSV, TOY
+from tests.support.processes import run_forked
 from unite.cli import main
 
 # On a shared machine two threads can be a hundred times slower than one on small tensors.
@@ -73,7 +74,7 @@ def in_toy_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of the toy modality: one python file and one yaml, trained as a user would.
+    """Run folder of the toy modality: one python file and one yaml, trained in a process of its own.
 
     The file is imported, so that commands in this process may use what the run names without ``--trust``.
     """
@@ -83,8 +84,8 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         sys.path.remove(str(TOY))
     folder = tmp_path_factory.mktemp("toy") / "run"
-    process = shell("fit", "--config", "curves.yaml", "--trainer.default_root_dir", folder)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
-    assert "last.ckpt" in out
+    printed = folder.with_name("printed")
+    codes = run_forked("fit", "--config", TOY / "curves.yaml", "--trainer.default_root_dir", folder, output=printed)
+    assert codes == [0], (printed / "out0").read_text()
+    assert "last.ckpt" in (printed / "out0").read_text()
     return folder

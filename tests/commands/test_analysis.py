@@ -56,6 +56,19 @@ def molecule_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty files in place of figures, which take most of the time, where they are not what is tested."""
+    for name in [name for name in vars(figures) if name.startswith("draw_") and name != "draw_objects"]:
+        monkeypatch.setattr(figures, name, _blank)
+
+
+def _blank(*args: Any) -> Path:
+    path: Path = args[-1]
+    path.touch()
+    return path
+
+
 def strict_json(path: Path) -> Any:
     """JSON without NaN, which is no JSON."""
 
@@ -84,13 +97,23 @@ def test_align_in_a_shell(toy_run: Path, tmp_path: Path) -> None:
     command += ["--trust"]
     done = subprocess.run(command, cwd=TOY, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"align.json", *ALIGN_FIGURES}
+    check_alignment(tmp_path / "out", done.stdout, done.stderr)
+
+
+def test_align_draws_figures_and_writes_what_they_show(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
+    done = run_cli("align", "--ckpt_path", toy_run, *QUICK, "--output", tmp_path / "out")
+    assert done.code == 0, done.err
+    check_alignment(tmp_path / "out", done.out, done.err)
+
+
+def check_alignment(folder: Path, out: str, err: str) -> None:
+    assert {path.name for path in folder.iterdir()} == {"align.json", *ALIGN_FIGURES}
     for name in ALIGN_FIGURES:
-        check_figure(tmp_path / "out" / name)
-        assert f"{name}\n" in done.stdout
-    assert "CKA    trained" in done.stdout
-    assert "align: 100%" in done.stderr
-    result = strict_json(tmp_path / "out" / "align.json")
+        check_figure(folder / name)
+        assert f"{name}\n" in out
+    assert "CKA    trained" in out
+    assert "align: 100%" in err
+    result = strict_json(folder / "align.json")
     assert result["run"] == "my_run, step 2"
     assert result["modality"] == "curve"
     assert result["alignment"]["times"] == [0.3, 0.8]
@@ -98,6 +121,7 @@ def test_align_in_a_shell(toy_run: Path, tmp_path: Path) -> None:
     assert result["compression"]["bin_width"] == 2**-15
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_align_writes_into_the_run_and_replaces_nothing_unasked(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(toy_run, folder)
@@ -112,6 +136,7 @@ def test_align_writes_into_the_run_and_replaces_nothing_unasked(run_cli: RunCli,
     assert (folder / "align" / "align.json").read_text() != before
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize(
     ("command", "options", "figure"),
     [
@@ -142,6 +167,7 @@ def test_an_interruption_among_the_figures_does_not_count_as_done(
     assert (tmp_path / "out" / f"{command}.json").is_file()
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("command", ["align", "latents"])
 def test_a_seed_fixes_the_order_of_shuffled_data_too(
     run_cli: RunCli, toy_run: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
@@ -181,6 +207,7 @@ def test_latents_of_curves(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> No
     assert found["trajectory"]["times"][-1] == 1
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_align_and_latents_of_molecules(run_cli: RunCli, molecule_run: Path, tmp_path: Path) -> None:
     align = run_cli("align", "--ckpt_path", molecule_run, *QUICK, "--split", "train", "--output", tmp_path / "a")
     assert align.code == 0, align.err
@@ -196,6 +223,7 @@ def test_align_and_latents_of_molecules(run_cli: RunCli, molecule_run: Path, tmp
     assert math.isclose(found["trajectory"]["cosine_to_end"][-1], 1, abs_tol=1e-5)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_data_can_be_overridden_and_described(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
     shutil.copy(toy_run / "last.ckpt", tmp_path / "alone.ckpt")
     args = ("align", "--ckpt_path", tmp_path / "alone.ckpt", *QUICK, "--output", tmp_path / "out")
@@ -208,6 +236,7 @@ def test_data_can_be_overridden_and_described(run_cli: RunCli, toy_run: Path, tm
     assert strict_json(tmp_path / "out" / "align.json")["run"] == "alone, step 2"
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_an_exported_model_is_aligned_as_its_checkpoint_is(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
     assert run_cli("export", toy_run, tmp_path / "shared").code == 0
     found = []

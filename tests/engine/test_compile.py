@@ -1,5 +1,6 @@
 """Compiled blocks: the same results, the same names, and nothing compiled anew for another batch."""
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from unite.modalities.image.adapter import ImageAdapter
 from unite.module import UniteModule
-from unite.nn.generative_encoder import GenerativeEncoder
+from unite.nn.generative_encoder import CUDA_GRAPHS, GenerativeEncoder, mark_step_of_cuda_graphs
 
 
 def make_module(compile: bool, chunk: int | None = None) -> UniteModule:
@@ -93,3 +94,14 @@ def test_compiling_is_told_before_it_takes_its_time(compile: bool, capsys: pytes
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiled_blocks_equal_eager_ones(chunk: int | None) -> None:
     compare(chunk, guidance_scale=2.0)
+
+
+def test_the_compiler_is_not_imported_to_mark_graphs_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    marked: list[None] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marked.append(None))
+    monkeypatch.delitem(sys.modules, CUDA_GRAPHS, raising=False)
+    mark_step_of_cuda_graphs()
+    assert not marked
+    monkeypatch.setitem(sys.modules, CUDA_GRAPHS, SimpleNamespace())
+    mark_step_of_cuda_graphs()
+    assert len(marked) == 1

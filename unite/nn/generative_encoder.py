@@ -9,6 +9,7 @@ Letters: B batch, K registers, N data tokens, C latent channels, D width.
 """
 
 import copy
+import sys
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
@@ -61,6 +62,8 @@ SIZES = {
     "XL": Size(28, 1152, 16),
 }
 LATENT_NORM_EPS = 1e-5
+CUDA_GRAPHS = "torch._inductor.cudagraph_trees"
+"""The module of torch that a block compiled with CUDA graphs imports when it runs."""
 
 
 class GenerativeEncoder(Configurable, nn.Module):
@@ -271,8 +274,11 @@ class GenerativeEncoder(Configurable, nn.Module):
 
 
 def mark_step_of_cuda_graphs() -> None:
-    """Let blocks compiled with ``mode="reduce-overhead"`` write over what they gave before; others do not care."""
-    if not torch.compiler.is_compiling():
+    """Let blocks compiled with ``mode="reduce-overhead"`` write over what they gave before; others do not care.
+
+    Without such blocks there is nothing to mark, and the call alone would import the compiler, which takes two seconds.
+    """
+    if not torch.compiler.is_compiling() and CUDA_GRAPHS in sys.modules:
         torch.compiler.cudagraph_mark_step_begin()
 
 
