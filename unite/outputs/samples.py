@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -103,17 +103,7 @@ def write_samples(
     with job.kept_on_interrupt():
         settings = job.processes.from_first(lambda: settings)  # a seed may be drawn by each process
         with job.processes.agreed():
-            require(
-                not film_strip or settings.solver != "dopri5",
-                f"film_strip is {film_strip}, but with dopri5 each sample has its own times: choose another --solver",
-            )
-            adapter.wanted_template(1, settings.wanted, torch.Generator())  # refuses what the model does not know
-            for line in adapter.unusual(settings.wanted):
-                info(line)
-            if settings.only is not None:
-                adapter.are_valid([])  # refuses where there is no word for it
-                require(not guidance_sweep, "--only goes with one guidance scale: leave out --guidance_sweep")
-                require(not film_strip, "--film_strip shows samples as they are drawn: leave out --only")
+            _require_possible(adapter, settings, guidance_sweep, film_strip)
             metric = _metric(adapter, datamodule, settings, guidance_sweep)
             if metric is not None:
                 metric.to(model.device)
@@ -145,19 +135,49 @@ def write_samples(
                 strip = draw_film_strip(model, settings, scale, min(film_strip, settings.num_samples))
             written.append(folder.path / "film_strip.png")
             strip.save(written[-1])
-        drawn = objects[:MAX_DRAWN]
-        pictures = {"grid.png": adapter.draw_samples(drawn, labels), "grid_3d.png": adapter.draw_in_space(drawn)}
-        for name, picture in pictures.items():
-            if picture is not None:
-                note = shown_of(len(drawn), len(objects))
-                (picture if len(drawn) == len(objects) else with_note(picture, note)).save(folder.path / name)
-                written.append(folder.path / name)
+        written += _write_pictures(adapter, objects, labels, folder.path)
         if metric is not None:
             print(as_short_table(values))
             if caution is not None:
                 warnings.warn(caution, stacklevel=1)
             written.append(write_json(folder.path / "metrics.json", values))
     job.finish(written)
+
+
+def _require_possible(
+    adapter: ModalityAdapter, settings: SampleSettings, guidance_sweep: list[float] | None, film_strip: int
+) -> None:
+    """Refuse settings that the model, or one another, do not allow.
+
+    Raises:
+        UserError: There are such settings.
+    """
+    require(
+        not film_strip or settings.solver != "dopri5",
+        f"film_strip is {film_strip}, but with dopri5 each sample has its own times: choose another --solver",
+    )
+    adapter.wanted_template(1, settings.wanted, torch.Generator())  # refuses what the model does not know
+    for line in adapter.unusual(settings.wanted):
+        info(line)
+    if settings.only is not None:
+        adapter.are_valid([])  # refuses where there is no word for it
+        require(not guidance_sweep, "--only goes with one guidance scale: leave out --guidance_sweep")
+        require(not film_strip, "--film_strip shows samples as they are drawn: leave out --only")
+
+
+def _write_pictures(
+    adapter: ModalityAdapter, objects: Sequence[Any], labels: list[int] | None, folder: Path
+) -> list[Path]:
+    """Write a picture of the first samples, and one in space for a modality that has one; returns the files."""
+    written = []
+    drawn = objects[:MAX_DRAWN]
+    pictures = {"grid.png": adapter.draw_samples(drawn, labels), "grid_3d.png": adapter.draw_in_space(drawn)}
+    for name, picture in pictures.items():
+        if picture is not None:
+            note = shown_of(len(drawn), len(objects))
+            (picture if len(drawn) == len(objects) else with_note(picture, note)).save(folder / name)
+            written.append(folder / name)
+    return written
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,10 @@ def test_help_is_asked_for_as_a_word(run_cli: RunCli) -> None:
 
 
 @pytest.mark.parametrize("command", MODEL_COMMANDS)
-def test_options_read_from_the_source_are_those_of_the_parser(command: str) -> None:
+def test_options_read_from_the_source_are_those_of_the_parser(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a command makes the folder of its results, runs/qm9/samples
     check = SettingsCheck([command, "--config", QM9_SMALL, *(["--ckpt_path", QM9_MODEL] if command != "fit" else [])])
     known = {action.dest for action in check._subcommand_parsers[command]._actions}
     assert {f"trainer.{name}" for name in trainer_options()} == {
