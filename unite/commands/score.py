@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unite.commands.line.options import torch_device
+from unite.commands.score_files import default_output, say_written
+from unite.commands.score_files import score_crystals as score_crystals
+from unite.commands.score_files import score_files as score_files
 from unite.console import as_table, is_quiet, printable, shown, silence_noise
 from unite.errors import UserError, require
 from unite.files import write_json
@@ -19,7 +22,6 @@ from unite.outputs.folder import new_results
 FileFormat = Literal["sdf", "xyz"]
 
 if TYPE_CHECKING:
-    from unite.modalities.base import ModalityAdapter
     from unite.modalities.image.metrics.features import FeatureNetwork
     from unite.modalities.image.metrics.scores import ImageFiles
     from unite.modalities.molecule.files.any import AnyFiles
@@ -41,6 +43,7 @@ def score_molecules(
     benchmark: Literal["moses"] | None = None,
     train: Path | None = None,
     num_reference: int = 30_000,
+    physics: int | None = None,
     smiles_column: str | None = None,
     num_workers: int | None = None,
     output: Path | None = None,
@@ -72,6 +75,9 @@ def score_molecules(
             moses/...
         train: File of the training molecules, for the novelty of --benchmark.
         num_reference: Molecules of --reference to compare with, a fixed random choice; 0 for all.
+        physics: Relax the first N valid molecules by GFN2-xTB, and those of --reference: strain, what moves, bonds that
+            survive, under names physics/...; a fraction of a second each at QM9's size. Needs further packages: pip
+            install "unite-lightning[physics]".
         smiles_column: Column of the SMILES in tables; default: the one named smiles.
         num_workers: Processes that judge; default: one per CPU, at most 8.
         output: Folder for the files; default: beside what is scored, samples_sdf_scores for samples.sdf.
@@ -82,7 +88,9 @@ def score_molecules(
     """
     from unite.commands.score_comparison import Comparison
     from unite.modalities.molecule.files.any import AnyFiles
+    from unite.modalities.molecule.metrics.physics import PACKAGES
     from unite.modalities.molecule.metrics.routes import require_route
+    from unite.modalities.physics import require_physics
 
     require(num_workers is None or num_workers >= 1, f"--num_workers is {num_workers}; it must be at least 1")
     files = AnyFiles.find(path, format, smiles_column)
@@ -96,10 +104,13 @@ def score_molecules(
         raise UserError(f"--bonds as_written: {other} has no bonds; leave the option out, or give SDF files")
     if routes and files.are_smiles:
         raise UserError(f"--routes needs positions, and {path} has SMILES; leave the option out")
+    if physics is not None:
+        require_physics(physics, PACKAGES)
+        require(not files.are_smiles, f"--physics needs positions, and {path} has SMILES; leave the option out")
     comparison = Comparison.find(reference, benchmark, train, num_reference, smiles_column, num_workers)
     for route in routes:
         require_route(route)
-    with new_results(output or _default_output(path), overwrite) as folder:
+    with new_results(output or default_output(path), overwrite) as folder:
         scores, train_keys, novelty = _judge(
             files, is_as_written, num_workers, None if no_novelty else qm9_root, comparison is not None
         )
@@ -113,6 +124,8 @@ def score_molecules(
         values = scores.metrics(train_keys) | _metrics_of_routes(routes, files, scores, num_workers)
         if comparison is not None:
             values |= comparison.metrics(scores.smiles or [], scores.shapes)
+        if physics is not None:
+            values |= _physics(physics, files, comparison.reference if comparison else None, scores, num_workers)
         rejects = {
             "num_rejected": len(scores.rejects),
             "unknown_elements": dict(scores.unknown_elements.most_common()),
@@ -127,13 +140,7 @@ def score_molecules(
         print(line)
     if train_keys is None:
         print(f"novelty: {novelty}")
-    _report(written)
-
-
-def _default_output(path: Path) -> Path:
-    """A folder named after what is scored, beside it."""
-    name = path.resolve().name if path.is_dir() else f"{path.stem}_{path.suffix[1:]}"
-    return (path.resolve() if path.is_dir() else path.absolute()).parent / f"{name}_scores"
+    say_written(written)
 
 
 def _judge(
@@ -163,6 +170,22 @@ def _judge(
     return scores, train_keys, novelty
 
 
+def _physics(
+    most: int, files: "AnyFiles", reference: "AnyFiles | None", scores: "MoleculeScores", num_workers: int | None
+) -> dict[str, float]:
+    from unite.modalities.molecule.metrics.physics import molecule_physics
+
+    values = molecule_physics(files.records(), most, "physics", num_workers, _deadly(scores))
+    if reference is not None and not reference.are_smiles:
+        values |= molecule_physics(reference.records(), most, "physics_reference", num_workers)
+    return values
+
+
+def _deadly(scores: "MoleculeScores") -> set[tuple[str, int]]:
+    """File and number of the records that ended the process that judged them."""
+    return {(reject["file"], reject["record"]) for reject in scores.rejects if reject["reason"] == "crashed"}
+
+
 def _metrics_of_routes(
     routes: Iterable[str], files: "AnyFiles", scores: "MoleculeScores", num_workers: int | None
 ) -> dict[str, float]:
@@ -173,7 +196,7 @@ def _metrics_of_routes(
 
     if not routes:
         return {}
-    deadly = {(reject["file"], reject["record"]) for reject in scores.rejects if reject["reason"] == "crashed"}
+    deadly = _deadly(scores)
     entries = [None if (record.file, record.number) in deadly else parse(record) for record in files.records()]
     molecules = [None if entry is None or file_reason(entry) else entry.molecule for entry in entries]
     return route_metrics(list(routes), molecules, num_workers or num_cpus())
@@ -207,11 +230,6 @@ def _say_scores(scores: "MoleculeScores", values: dict[str, Any], files: list[Pa
         print(f"and {num_others:,} more unknown elements; see rejects.json")
 
 
-def _report(written: list[Path]) -> None:
-    for path in written:
-        print(f"wrote {shown(path)}")
-
-
 def _training_keys(root: Path) -> Callable[[bool], Collection[int]]:
     """Gives the keys of QM9's training molecules, with hydrogens counted or not.
 
@@ -233,81 +251,6 @@ def _training_keys(root: Path) -> Callable[[bool], Collection[int]]:
         return frozenset(qm9_keys.training_keys(table, table.splits()["train"], is_united, root).tolist())
 
     return keys
-
-
-def score_crystals(
-    path: Path, *, num_workers: int | None = None, output: Path | None = None, overwrite: bool = False
-) -> None:
-    """Validity and other metrics of crystals in CIF, POSCAR or extended XYZ files.
-
-    Crystals are judged as unite's own samples are. Every record of the files counts, unreadable ones as rejected.
-    Writes metrics.json and rejects.json. Needs pip install "unite-lightning[crystals]".
-
-    Args:
-        path: CIF, POSCAR or extended XYZ file, or a folder with such files.
-        num_workers: Processes that judge; default: one per CPU, at most 8.
-        output: Folder for the files; default: beside what is scored, samples_cif_scores for samples.cif.
-        overwrite: Replace files that the folder has already.
-
-    Raises:
-        UserError: There is nothing to score, or an option is wrong.
-    """
-    adapter = "unite.modalities.crystal.CrystalAdapter"
-    score_files(adapter, path, num_workers=num_workers, output=output, overwrite=overwrite)
-
-
-def score_files(
-    adapter: str,
-    path: Path,
-    *,
-    num_workers: int | None = None,
-    output: Path | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Files of any modality, by its adapter.
-
-    Judge files as the adapter's score_files does. Writes metrics.json and rejects.json.
-
-    Args:
-        adapter: Its class_path, package.module.Class; the current folder is importable.
-        path: File or folder.
-        num_workers: Processes that judge; default: the adapter's.
-        output: Folder for the files; default: beside what is scored.
-        overwrite: Replace files that the folder has already.
-
-    Raises:
-        UserError: There is no such adapter, it cannot read files, or there is nothing to score.
-    """
-    require(num_workers is None or num_workers >= 1, f"--num_workers is {num_workers}; it must be at least 1")
-    require(path.exists(), f"{path} does not exist")
-    kind = _adapter_class(adapter)
-    with new_results(output or _default_output(path), overwrite) as folder:
-        scores = kind.score_files(path, num_workers)
-        rejects = {"num_rejected": len(scores.rejects), "rejected": scores.rejects}
-        written = [write_json(folder / "metrics.json", scores.metrics), write_json(folder / "rejects.json", rejects)]
-    print(f"{scores.num_records:,} records in {shown(path)}; denominators count every one")
-    print(as_table({name: value for name, value in scores.metrics.items() if value or not name.startswith("reject/")}))
-    _report(written)
-
-
-def _adapter_class(name: str) -> "type[ModalityAdapter]":
-    """The class of an adapter by its path.
-
-    Raises:
-        UserError: There is none, or it is no adapter.
-    """
-    import importlib
-
-    from unite.modalities.base import ModalityAdapter
-
-    module, _, class_name = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{name} is no class that can be imported ({error}); give package.module.Class") from error
-    if not (isinstance(found, type) and issubclass(found, ModalityAdapter)):
-        raise UserError(f"{name} is no ModalityAdapter")
-    return found
 
 
 def score_images(
@@ -355,7 +298,7 @@ def score_images(
     is_file = reference.suffix.lower() == ".npz"
     compared = reference if is_file else ImageFiles(reference, channels, image_size)
     chosen_device = torch_device(device)
-    with new_results(output or _default_output(path), overwrite) as folder:
+    with new_results(output or default_output(path), overwrite) as folder:
         network = _feature_network(features, inception_weights, digits_root, images)
         values = score_images(images, compared, network, batch_size, chosen_device)
         written = [write_json(folder / "metrics.json", values)]
@@ -369,7 +312,7 @@ def score_images(
     print(as_table({name: value for name, value in values.items() if not name.startswith("num_")}))
     if rejects:
         print(f"{len(rejects):,} files were left out, because they cannot be used")
-    _report(written)
+    say_written(written)
 
 
 def _feature_network(features: str, weights: str | None, digits_root: str, images: "ImageFiles") -> "FeatureNetwork":

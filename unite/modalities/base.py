@@ -39,11 +39,13 @@ class FileScores:
         num_records: Records in the files, the broken ones included.
         metrics: Metrics by name.
         rejects: Rejected records, each with ``file``, ``record``, ``reason`` and perhaps ``detail``.
+        valid: The valid objects, for further metrics.
     """
 
     num_records: int
     metrics: dict[str, float]
     rejects: list[dict[str, Any]] = field(default_factory=list)
+    valid: list[Any] = field(default_factory=list)
 
 
 class ModalityAdapter(Configurable, ConditionedAdapter, ABC):

@@ -78,7 +78,19 @@ def score_crystals(path: Path, num_workers: int | None = None) -> FileScores:
     }
     values |= copy_metrics(valid, None, num_workers)
     values |= reject_metrics({name: counts[name] for name in (*FILE_REASONS, *REASONS, "composition")}, total)
-    return FileScores(total, {"num_crystals": float(total), **values}, rejects)
+    return FileScores(total, {"num_crystals": float(total), **values}, rejects, valid)
+
+
+def valid_crystals(path: Path, num_workers: int | None = None) -> Generator[Crystal, None, None]:
+    """The valid crystals of a file or folder, one after another.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    with closing(judge_all(find_files(path), num_workers)) as judged:
+        for _, found in judged:
+            if found.crystal is not None and found.reason is None:
+                yield found.crystal
 
 
 def judge_all(files: list[Path], num_workers: int | None = None) -> Generator[tuple[Record, Judged], None, None]:
