@@ -24,20 +24,21 @@ class Definition(NamedTuple):
 
 
 _DEFINITIONS: dict[str, Definition] = {
-    # molecules
+    # molecules, some of them of crystals, too
     r"validity": Definition(
-        "Samples that are molecules, of all asked for: one piece, known valences, bond orders that RDKit finds and "
-        "sanitizes, no radical. Bonds are perceived from elements and positions."
+        "Of all samples asked for. Molecules: those of one piece with known valences, bond orders that RDKit finds and "
+        "sanitizes, no radical; bonds are perceived from elements and positions. Crystals: those whose structure and "
+        "composition are valid."
     ),
     r"validity_(bonds|as_written)": Definition("Samples that are molecules by the bonds that they come with."),
     r"validity_edm": Definition("Valid by the distance table of Hoogeboom et al. (2022), which fills up hydrogens."),
     r"validity_adit": Definition("Valid as ADiT counts it, with OpenBabel's bonds."),
-    r"uniqueness(_\w+)?": Definition("Distinct molecules among the valid ones; falls with the number of samples."),
+    r"uniqueness(_\w+)?": Definition("Distinct ones among the valid; falls with the number of samples."),
     r"valid_unique(_\w+)?": Definition("Distinct valid molecules, of all samples asked for."),
     r"validity_icsd24": Definition(
         "Crystals whose structure and composition are valid, with the oxidation states that are smact 4's default."
     ),
-    r"novelty(_\w+)?": Definition("Distinct valid molecules that the training data lacks. Not a measure of quality."),
+    r"novelty(_\w+)?": Definition("Distinct valid ones that the training data lacks. Not a measure of quality."),
     r"charged_carbon(_bonds)?": Definition(
         "Valid only with a charge on a carbon, which real molecules hardly have; part of the validity."
     ),
@@ -80,6 +81,21 @@ _DEFINITIONS: dict[str, Definition] = {
         "Mean of a valid molecule; scaffolds: distinct ones of the first 1,000.", _NUMBER
     ),
     r"num_molecules": Definition("Molecules that were judged.", _NUMBER),
+    # physics
+    r"physics\w*/strain_(median|90th)": Definition(
+        "Energy that relaxing a molecule by GFN2-xTB sets free.", _NUMBER, "eV"
+    ),
+    r"physics\w*/energy_drop_(median|90th)": Definition(
+        "Energy that relaxing a crystal by CHGNet sets free.", _NUMBER, "eV/atom"
+    ),
+    r"physics\w*/energy_drop_below_.*": Definition("Crystals that set free less than so many eV/atom."),
+    r"physics\w*/rmsd_median": Definition("Way of the atoms on relaxation.", _NUMBER, "Å"),
+    r"physics\w*/volume_change_median": Definition("Relative change of the cell's volume on relaxation."),
+    r"physics\w*/bonds_kept": Definition("Bonds that are bonds after relaxation, mean over molecules."),
+    r"physics\w*/same_bonds": Definition("Molecules with the same bonds after relaxation, neither fewer nor more."),
+    r"physics\w*/converged": Definition("Relaxed within the steps allowed."),
+    r"physics\w*/failed": Definition("Of those to be relaxed, those that the method could not treat."),
+    r"physics\w*/num": Definition("Molecules or crystals that were to be relaxed.", _NUMBER),
     # crystals
     r"structure_validity": Definition("Crystals whose atoms are at least 0.5 Å apart, in a cell of at least 0.1 Å³."),
     r"structure_validity_random": Definition("The control: the same cells and elements with random coordinates."),
