@@ -78,5 +78,5 @@ def test_a_missing_package_is_told_with_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
     result = run_cli("score", kind, tmp_path / file, "--physics", "1")
     assert result.code == 2
-    assert f'--physics needs {package}: pip install "unite-lightning[physics]"' in result.err
+    assert f'--physics needs {package}, which is not installed: pip install "unite-lightning[physics]"' in result.err
     assert result.err.count("\n") == 1

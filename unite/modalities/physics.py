@@ -4,7 +4,6 @@ What is relaxed, and by which model, the modality says. Here are the processes, 
 torch.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Final, TypeVar
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from unite.console import is_quiet
 from unite.engine.workers import Divisible, Failure, in_order, num_cpus, work_apart
-from unite.errors import UserError, require
+from unite.errors import require, require_packages
 
 Item = TypeVar("Item")
 Measured = Mapping[str, float]
@@ -22,8 +21,6 @@ Measured = Mapping[str, float]
 
 RECORD_SECONDS: Final = 120.0
 """Time of a processor for one object; one that takes more has failed."""
-
-INSTALL: Final = 'pip install "unite-lightning[physics]"'
 
 
 def require_physics(num: int | None, packages: Sequence[str]) -> None:
@@ -39,8 +36,7 @@ def require_physics(num: int | None, packages: Sequence[str]) -> None:
     if num is None:
         return
     require(num >= 1, f"--physics is {num}; it must be at least 1")
-    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
-        raise UserError(f"--physics needs {' and '.join(missing)}: {INSTALL}")
+    require_packages("--physics", "physics", *packages)
 
 
 def relax_first(
