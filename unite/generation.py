@@ -46,6 +46,7 @@ class GeneratingModule(TrainingEngine):
         labels: Sequence[int] | None = None,
         sizes: Sequence[int] | None = None,
         targets: Mapping[str, float | Sequence[float]] | None = None,
+        composition: str | None = None,
         only: Only | None = None,
         max_drawn: int | None = None,
         batch_size: int = 500,
@@ -67,6 +68,7 @@ class GeneratingModule(TrainingEngine):
                 training data.
             targets: Properties that the samples shall have, such as ``{"gap": 5.0}``, in the units of the data;
                 several values of one are cycled. ``guidance_scale`` above 1 makes more of them.
+            composition: Formula of the crystals, such as ``BaTiO3``, of a model that was trained with compositions.
             only: ``valid`` draws until there are ``num_samples`` valid ones, and says how many that took. They are the
                 first valid ones of the samples that the same seed gives without it.
             max_drawn: Most samples to draw with ``only``; None for twenty for each that is wanted. If that is too few,
@@ -89,7 +91,7 @@ class GeneratingModule(TrainingEngine):
         accepted = _everything if only is None else adapter.are_valid
         accepted([])  # refuses what there is no word for, before anything is drawn
         seed = int(torch.randint(2**62, ())) if seed is None else seed  # of the generator that seed_everything sets
-        wanted = Wanted(labels=labels, sizes=sizes, targets=targets)
+        wanted = Wanted(labels=labels, sizes=sizes, targets=targets, composition=composition)
         template = adapter.wanted_template(selection.most, wanted, torch.Generator().manual_seed(seed))
         for line in adapter.unusual(wanted):
             info(line)

@@ -216,6 +216,7 @@ class UniteTrainer(Trainer):
         labels: list[int] | None = None,
         sizes: list[int | str] | None = None,
         targets: list[str] | None = None,
+        composition: str | None = None,
         only: Only | None = None,
         max_drawn: int | None = None,
         num_steps: int | None = None,
@@ -248,9 +249,9 @@ class UniteTrainer(Trainer):
             overwrite: Replace files that the folder has already.
             modality: What to generate; may be left out if the model has one modality.
             labels: Classes to generate, cycled; default: all in turn.
-            sizes: Numbers of atoms (of heavy ones, where hydrogens are counted), cycled, such as 7 8 9 or 7-9; default:
-                as in the training data.
+            sizes: Numbers of atoms (heavy ones, where hydrogens are counted), in turn: 7 8 9, 7-9; default: as trained.
             targets: Properties that samples shall have, such as gap=5.0 mu=2.0, of a model that was trained with them.
+            composition: Formula of crystals, such as BaTiO3, of a model that was trained with compositions.
             only: ``valid`` draws until there are ``num_samples`` valid ones, and says how many that took, also in
                 only.json; the metrics stay those of the first ``num_samples`` drawn.
             max_drawn: Most samples to draw with ``only``; default: twenty for each that is wanted.
@@ -260,8 +261,7 @@ class UniteTrainer(Trainer):
             guidance_scale: Classifier-free guidance; 1 is none; default: the model's.
             guidance_sweep: Scales to try, each with ``num_samples``: their metrics go to sweep.json, and the samples
                 of the lowest FID (or of the lowest metric of that family) are written.
-            guidance_interval: Times (0 is noise, 1 is data) between which guidance acts, such as [0.1,1.0]; default:
-                the model's.
+            guidance_interval: Times (0 noise, 1 data) when guidance acts, such as [0.1,1.0]; default: the model's.
             noise_scale: Standard deviation of the noise; below 1 trades variety for fidelity; default: the model's.
             stochasticity: Fresh noise in the steps of ``euler``: 0 is none, 1 the posterior (DDPM) step; default: the
                 model's.
@@ -298,6 +298,7 @@ class UniteTrainer(Trainer):
             labels=labels,
             sizes=read_sizes(sizes),
             targets=read_targets(targets),
+            composition=composition,
             only=only,
             max_drawn=max_drawn,
             batch_size=batch_size,

@@ -141,6 +141,10 @@ class ConditionedAdapter(nn.Module):
             UserError: The model knows no such class, size or property.
         """
         template = self.draw_template(num_samples, wanted.labels, generator)
+        require(
+            wanted.composition is None or "composition" in self.condition_columns(),
+            f"composition {wanted.composition} asked for, but this model was trained without compositions",
+        )
         sizes, properties = template.sizes, template.properties
         if wanted.sizes is not None:
             sizes = self._cycled_sizes(num_samples, wanted.sizes)

@@ -46,15 +46,16 @@ class SampleSettings(SamplingOptions):
     max_drawn: int | None = None
     sizes: list[int] | None = None
     targets: dict[str, float] | None = None
+    composition: str | None = None
 
     @property
     def wanted(self) -> Wanted:
         """What samples are asked for."""
-        return Wanted(labels=self.labels, sizes=self.sizes, targets=self.targets)
+        return Wanted(labels=self.labels, sizes=self.sizes, targets=self.targets, composition=self.composition)
 
     def conditions(self) -> dict[str, Any]:
         """What was asked for beside classes, as ``unite sample`` writes it; empty for nothing."""
-        asked = {"sizes": self.sizes, "targets": self.targets}
+        asked = {"sizes": self.sizes, "targets": self.targets, "composition": self.composition}
         asked = {name: value for name, value in asked.items() if value}
         return {**asked, "guidance_scale": self.guidance_scale} if asked else {}
 

@@ -155,6 +155,8 @@ def _asked(name: str, folder: Path) -> list[Html]:
     """What the samples of a folder were asked to be, and how many were drawn for those that are kept."""
     asked = _json(folder / "conditions.json", {})
     told = [f"{key} = {value:g}" for key, value in asked.get("targets", {}).items()]
+    if "composition" in asked:
+        told.append(f"composition {asked['composition']}")
     if sizes := asked.get("sizes"):
         told.append(f"sizes {', '.join(map(str, sizes))}")
     if "guidance_scale" in asked:

@@ -5,6 +5,7 @@ becomes tokens; that, the heads and the losses are ours. Letters: B crystals, A 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import pi
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,10 +38,13 @@ from unite.modalities.crystal.preparation import (
     cell_features,
     cell_of,
     finished,
+    read_formula,
+    shares_of_elements,
     shuffled,
     waves,
 )
 from unite.modalities.gallery import Gallery
+from unite.modalities.template import Wanted
 from unite.nn.blocks import sinusoidal_embedding
 from unite.nn.decoder import LatentDecoder
 from unite.nn.generative_encoder import Tokens
@@ -68,6 +72,9 @@ class CrystalAdapter(ModalityAdapter):
         position_weight: Weight of the squared error of places (Å squared, along the cell vectors, summed over them).
         lengths_weight: Weight of the squared error of the logarithms of the cell's lengths, standardised.
         angles_weight: Weight of the squared error of the cell's angles, standardised.
+        properties: Properties of the data that crystals can be asked for by; those that a crystal lacks are absent.
+        composition: Whether crystals can be asked for by a formula.
+        condition_dropout: Share of training crystals of which each condition is hidden, for guidance, and as often all.
 
     Raises:
         UserError: A setting is outside its range.
@@ -93,10 +100,17 @@ class CrystalAdapter(ModalityAdapter):
         position_weight: float = 1.0,
         lengths_weight: float = 1.0,
         angles_weight: float = 1.0,
+        properties: Sequence[str] | None = None,
+        composition: bool = False,
+        condition_dropout: float = 0.1,
     ) -> None:
         super().__init__()
         for name, value in {"max_atoms": max_atoms, "num_frequencies": num_frequencies}.items():
             require(value >= 1, f"{name} is {value}; it must be at least 1")
+        require(0 <= condition_dropout <= 1, f"condition_dropout is {condition_dropout}; it must lie in [0, 1]")
+        self.properties = list(properties or ())
+        self.composition = composition
+        self.condition_dropout = condition_dropout
         self.max_atoms = max_atoms
         self.shuffle = shuffle
         self.num_frequencies = num_frequencies
@@ -152,6 +166,13 @@ class CrystalAdapter(ModalityAdapter):
         sizes, numbers = crystals["num_atoms"], crystals["atomic_numbers"]
         self.size_counts.copy_(sizes.bincount(minlength=self.max_atoms + 1))
         self.element_counts.copy_(numbers[numbers > 0].bincount(minlength=MAX_ELEMENT + 1))
+        if self.property_embedding is not None:
+            known = [name for name, values in crystals.items() if values.is_floating_point() and values.dim() == 1]
+            for name in self.properties:
+                require(name in known, f"properties has {name!r}, but the data has {', '.join(known) or 'none'}")
+            conditions = self._conditions(crystals)
+            assert conditions is not None
+            self.property_embedding.fit_statistics(conditions)
         features = cell_features(crystals["cell"].double(), sizes)
         self.cell_mean.copy_(features.mean(dim=0))
         self.cell_spread.copy_(features.std(dim=0).nan_to_num().clamp(min=MIN_SPREAD))
@@ -171,6 +192,7 @@ class CrystalAdapter(ModalityAdapter):
             samples = batch_of(samples)
             # Of a data set, a few validation crystals may have an element that no training crystal has.
             self._require_known(samples["atomic_numbers"].to(self.element_counts.device))
+        conditions = self._conditions(samples)
         samples = {name: samples[name].to(self.cell_mean.device) for name in ("num_atoms", *_FIELDS)}
         numbers, fractional, sizes = samples["atomic_numbers"], samples["fractional"], samples["num_atoms"]
         num_atoms = numbers.shape[1]
@@ -180,7 +202,22 @@ class CrystalAdapter(ModalityAdapter):
             numbers, fractional = shuffled(numbers, fractional, mask)
         fractional = ((fractional - fractional[:, :1]) % 1.0) * mask[..., None]
         features = (cell_features(samples["cell"], sizes) - self.cell_mean) / self.cell_spread
-        return PreparedCrystals(numbers, fractional, features, samples["cell"][:, :3], mask)
+        return PreparedCrystals(numbers, fractional, features, samples["cell"][:, :3], mask, conditions=conditions)
+
+    def condition_columns(self) -> dict[str, int]:
+        """The properties, then the shares of the elements."""
+        return super().condition_columns() | ({"composition": MAX_ELEMENT + 1} if self.composition else {})
+
+    def _conditions(self, samples: CrystalBatch) -> Tensor | None:
+        """Columns of the conditions of samples, shape (B, P), NaN where one is absent; None for a model without any."""
+        if not self.condition_columns():
+            return None
+        numbers = samples["atomic_numbers"]
+        absent = torch.full((len(numbers),), torch.nan, device=numbers.device)
+        columns = [samples.get(name, absent)[:, None] for name in self.properties]
+        if self.composition:
+            columns.append(shares_of_elements(numbers))
+        return torch.cat(columns, dim=1).to(self.cell_mean.device)
 
     def _require_known(self, numbers: Tensor) -> None:
         counts = self.element_counts
@@ -207,8 +244,13 @@ class CrystalAdapter(ModalityAdapter):
     # ------------------------------------------------------------------ latents
 
     def template(self, prepared: PreparedCrystals) -> Template:
-        """Numbers of atoms."""
-        return Template(prepared.mask.sum(dim=1), largest=prepared.mask.shape[1], is_full=prepared.is_full)
+        """Numbers of atoms, and known conditions."""
+        return Template(
+            prepared.mask.sum(dim=1),
+            properties=prepared.conditions,
+            largest=prepared.mask.shape[1],
+            is_full=prepared.is_full,
+        )
 
     def draw_template(
         self, num_samples: int, labels: Sequence[int] | None = None, generator: torch.Generator | None = None
@@ -216,6 +258,30 @@ class CrystalAdapter(ModalityAdapter):
         """Numbers of atoms drawn from the training histogram."""
         self.cycle_labels(num_samples, labels)
         return Template(draw_sizes(self.size_counts, num_samples, generator, "crystals"))
+
+    def wanted_template(self, num_samples: int, wanted: Wanted, generator: torch.Generator | None = None) -> Template:
+        """As of all adapters; of a composition, cells of whole formulas, in the sizes that the training data had.
+
+        Raises:
+            UserError: The model knows no such class, size, property or element.
+        """
+        template = super().wanted_template(num_samples, wanted, generator)
+        if wanted.composition is None:
+            return template
+        formula = read_formula(wanted.composition)
+        self._require_known(formula[None])
+        counts = self.size_counts.clone()
+        counts[torch.arange(len(counts)) % len(formula) != 0] = 0
+        if wanted.sizes is not None:
+            allowed = torch.tensor(list(wanted.sizes))
+            counts = torch.zeros_like(counts).index_fill(0, allowed, 1) * counts.sign()
+        asked = f"composition {wanted.composition} has {len(formula)} atoms"
+        require(bool(counts.any()), f"{asked}, but no cell of a multiple of that was in the training data or in sizes")
+        properties = template.properties
+        if properties is None:
+            properties = torch.full((num_samples, sum(self.condition_columns().values())), torch.nan)
+        properties[:, -MAX_ELEMENT - 1 :] = shares_of_elements(formula[None])
+        return replace(template, sizes=draw_sizes(counts, num_samples, generator, "crystals"), properties=properties)
 
     def registers(self, template: Template) -> Tokens:
         """One register per atom."""
@@ -322,8 +388,7 @@ class CrystalAdapter(ModalityAdapter):
 
     def baseline(self, samples: CrystalBatch) -> tuple[str, Tensor]:
         """Share of each element, shape (B, E)."""
-        counts = F.one_hot(samples["atomic_numbers"], MAX_ELEMENT + 1).sum(dim=1)[:, 1:]
-        return "composition", counts / counts.sum(dim=1, keepdim=True)
+        return "composition", shares_of_elements(samples["atomic_numbers"])[:, 1:]
 
     def metric_arguments(self, prediction: Any, prepared: PreparedCrystals) -> tuple[list[Crystal], list[Crystal]]:
         """Reconstructions and originals."""

@@ -5,16 +5,19 @@ which some atoms are written in a neighbouring cell, gives the same tensors. It 
 which no rotation changes.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import pi
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from unite.errors import require
 from unite.modalities.crystal.crystal import Crystal, as_crystal
 from unite.modalities.crystal.data.table import CrystalBatch, table_of
-from unite.modalities.crystal.elements import MAX_ELEMENT
+from unite.modalities.crystal.elements import MAX_ELEMENT, NUMBERS
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class PreparedCrystals:
         lengths: Lengths of the cell in Å, shape (B, 3).
         mask: True where an atom is real, shape (B, A).
         is_full: Whether all crystals are of one size, so that the mask hides nothing.
+        conditions: Columns of their conditions, shape (B, P), NaN where absent; None for a model without any.
     """
 
     atomic_numbers: Tensor
@@ -36,6 +40,7 @@ class PreparedCrystals:
     lengths: Tensor
     mask: Tensor
     is_full: bool = False
+    conditions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,30 @@ def cell_of(features: Tensor, sizes: Tensor) -> Tensor:
     """Inverse of :func:`cell_features`; angles are kept between 1 and 179 degrees."""
     lengths = (features[:, :3] + sizes[:, None].to(features.dtype).log() / 3).exp()
     return torch.cat([lengths, torch.rad2deg(features[:, 3:]).clamp(1, 179)], dim=1)
+
+
+def shares_of_elements(numbers: Tensor) -> Tensor:
+    """Share of each element in crystals (B, A), 0 where padded; shape (B, E + 1), of which column 0 is 0."""
+    counts = F.one_hot(numbers, MAX_ELEMENT + 1).sum(dim=1).float()
+    counts[:, 0] = 0
+    return counts / counts.sum(dim=1, keepdim=True)
+
+
+def read_formula(text: str) -> Tensor:
+    """Atomic numbers of the atoms of a formula such as ``BaTiO3``, shape (A,).
+
+    Raises:
+        UserError: It is none, has brackets, or an element that there is not.
+    """
+    parts = re.findall(r"([A-Z][a-z]?)(\d*)", text)
+    is_formula = bool(parts) and "".join(symbol + number for symbol, number in parts) == text
+    require(is_formula, f"composition is {text!r}; it takes a formula without brackets, such as BaTiO3")
+    atoms: list[int] = []
+    for symbol, number in parts:
+        require(symbol in NUMBERS, f"composition is {text!r}, but {symbol} is no element that crystals can have")
+        atoms += [NUMBERS[symbol]] * (int(number) if number else 1)
+    require(bool(atoms), f"composition is {text!r}, which has no atom")
+    return torch.tensor(atoms)
 
 
 def batch_of(objects: Sequence[object]) -> CrystalBatch:
