@@ -252,8 +252,7 @@ class UniteTrainer(Trainer):
             sizes: Numbers of atoms (heavy ones, where hydrogens are counted), in turn: 7 8 9, 7-9; default: as trained.
             targets: Properties that samples shall have, such as gap=5.0 mu=2.0, of a model that was trained with them.
             composition: Formula of crystals, such as BaTiO3, of a model that was trained with compositions.
-            only: ``valid`` draws until there are ``num_samples`` valid ones, and says how many that took, also in
-                only.json; the metrics stay those of the first ``num_samples`` drawn.
+            only: ``valid`` draws until so many are valid, and says how many that took; metrics stay of raw samples.
             max_drawn: Most samples to draw with ``only``; default: twenty for each that is wanted.
             num_steps: Steps of the solver from noise to data; default: the model's.
             solver: Solver of the ODE; dopri5 chooses its own steps; default: the model's. One that is named goes

@@ -3,14 +3,17 @@
 import base64
 import hashlib
 import re
+from pathlib import Path
 
 import pytest
 
 from tests.support.pages import Page as ReadPage
+from unite.files import write_json
 from unite.modalities.gallery import Gallery, Item, Scene
 from unite.report.elements import Html, element, joined, section, table
 from unite.report.metrics import metrics_tables
 from unite.report.page import Page
+from unite.report.runs import _asked
 from unite.report.settings import settings_parts
 from unite.vendor import VIEWER, VIEWER_SHA256
 
@@ -113,3 +116,11 @@ def test_runs_of_other_settings_tell_them() -> None:
 def test_a_run_without_a_metric_has_a_dash() -> None:
     text = "".join(metrics_tables({"a": {"validity": 0.5}, "b": {"rmsd": float("nan")}}))
     assert text.count(">–</td>") == 3  # noqa: RUF001
+
+
+def test_a_page_says_what_samples_were_asked_to_be(tmp_path: Path) -> None:
+    assert _asked("", tmp_path) == []
+    write_json(tmp_path / "conditions.json", {"targets": {"gap": 5.0}, "sizes": [8, 9], "guidance_scale": 2.0})
+    write_json(tmp_path / "only.json", {"only": "valid", "num_accepted": 61, "num_drawn": 69})
+    (told,) = _asked("run", tmp_path)
+    assert "run: Asked for: gap = 5; sizes 8, 9; guidance scale 2; only valid ones: 61 of 69 drawn were." in str(told)
