@@ -88,7 +88,8 @@ def _say_what_is_left(trainer: Trainer, module: LightningModule, seconds: float)
 
 def _in_words(seconds: float) -> str:
     if seconds < 2 * _HOUR:
-        return f"{seconds / _MINUTE:.0f} minutes"
+        minutes = round(seconds / _MINUTE)
+        return f"{minutes} minutes" if minutes > 1 else "1 minute"
     if seconds < 2 * _DAY:
         return f"{seconds / _HOUR:.0f} hours"
     return f"{seconds / _DAY:,.0f} days" if seconds < 2 * _YEAR else f"{seconds / _YEAR:,.0f} years"
