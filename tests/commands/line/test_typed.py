@@ -71,7 +71,7 @@ def test_a_folder_that_is_no_run_does_not_hide_a_config(tmp_path: Path, monkeypa
     ("typed", "words"),
     [
         ("fit qm9_smal", "--config qm9_smal does not exist; did you mean qm9_small?"),
-        ("fit nonsense", "those of the package are cifar10, crystals_small, digits, "),
+        ("fit quite_another", "those of the package are cifar10, "),
         ("fit --config configs/qm9_smal.yaml", "did you mean configs/qm9_small.yaml?"),
         ("fit qm9_small --trainer.max_step 3", "unknown option: --trainer.max_step; did you mean --trainer.max_steps?"),
         ("fit qm9_small --max_stps 3", "unknown option: --max_stps; did you mean --trainer.max_steps?"),
@@ -146,7 +146,7 @@ def test_help_is_a_screen_and_help_all_is_everything(run_cli: RunCli, command: s
     short, whole = run_cli(command, "--help"), run_cli(command, "--help-all")
     assert short.code == whole.code == 0
     assert short.out == short_help(command)
-    assert len(short.out.splitlines()) <= 40
+    assert len(short.out.splitlines()) <= 45
     assert max(map(len, short.out.splitlines())) <= 120
     assert f"unite {command} --help-all" in short.out
     assert len(whole.out.splitlines()) > 300
