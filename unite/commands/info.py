@@ -45,7 +45,7 @@ def info(model: str | None = None) -> None:
         print(f"  {line}")
     print("\nwhat to type:")
     if is_exported(path):
-        print(f"  unite sample {model} -n 100")
+        print(f"  unite sample {model}{_modality(path.parent)} -n 100")
     else:
         for command in ("sample", "test", "reconstruct", "report"):
             print(f"  unite {command} {model}")
@@ -57,12 +57,18 @@ def info(model: str | None = None) -> None:
 def _list_shipped() -> None:
     print("models that come with the package:")
     for name, folder in shipped_models().items():
-        print(f"  {name:<12} {shown(folder)}; unite sample {name} -n 16, unite info {name}")
+        print(f"  {name:<12} {shown(folder)}; unite sample {name}{_modality(folder)} -n 16, unite info {name}")
     print("\nconfigs that come with the package:")
     for name, file in shipped_configs().items():
         if "/" not in name:
             print(f"  {name:<16} {_first_sentence(file)}")
     print("\ntrain one: unite fit NAME")
+
+
+def _modality(folder: Path) -> str:
+    """The option that an exported model of several modalities needs to be sampled: the last of them."""
+    modalities = list(json.loads((folder / "config.json").read_text(encoding="utf8"))["model"]["adapters"])
+    return f" --modality {modalities[-1]}" if len(modalities) > 1 else ""
 
 
 def _first_sentence(file: Path) -> str:
