@@ -155,7 +155,9 @@ def measure(
 
 
 def draw(targets: Tensor, reached: dict[str, tuple[Tensor, Tensor]], name: str, path: Path) -> None:
-    figure, axes = plt.subplots(1, len(reached), figsize=(3.2 * len(reached), 3.4), sharex=True, sharey=True)
+    figure, axes = plt.subplots(
+        1, len(reached), figsize=(3.2 * len(reached), 3.6), sharex=True, sharey=True, layout="constrained"
+    )
     low, high = float(targets.min()) - 0.5, float(targets.max()) + 0.5
     for axis, (title, (predicted, is_valid)) in zip(axes, reached.items(), strict=True):
         axis.plot([low, high], [low, high], color="0.6", linewidth=1)
@@ -164,7 +166,6 @@ def draw(targets: Tensor, reached: dict[str, tuple[Tensor, Tensor]], name: str, 
         axis.set(title=title, xlabel=f"{name} asked for", xlim=(low, high), ylim=(low, high), aspect="equal")
     axes[0].set_ylabel(f"{name} reached, by the regressor")
     axes[0].legend(loc="upper left", markerscale=2, frameon=False)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 

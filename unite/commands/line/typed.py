@@ -243,7 +243,7 @@ def short_help(command: str) -> str:
         "ckpt_path PATH": "run to continue; last: the latest run of this config"
         if command == "fit"
         else "checkpoint, run folder or exported folder, with its settings; may be given as RUN",
-        **{name: text for name, text in described.arguments.items() if name != "ckpt_path"},
+        **{name: text for name, text in described.arguments.items() if name not in ("ckpt_path", *SELDOM)},
         "seed N": "makes the command reproducible",
         "device NAME": "cpu, cuda, cuda:N or mps",
         **(HELP_OF_FIT if command == "fit" else {}),
@@ -253,9 +253,23 @@ def short_help(command: str) -> str:
         head = f"  --{name}"
         lines += [f"{head:<33}{words[0]}" if len(head) < 32 else f"{head}\n{'':33}{words[0]}"]
         lines += [f"{'':33}{line}" for line in words[1:]]
-    lines += ["", f"Every key of a config is also an option; unite {command} --help-all lists them"]
+    seldom = [f"--{name}" for name in SELDOM if name in described.arguments]
+    lines += ["", *textwrap.wrap(f"Further: {', '.join(seldom)}", 112)] if seldom else [""]
+    lines += [f"Every key of a config is also an option; unite {command} --help-all lists them"]
     return "\n".join(lines) + "\n"
 
+
+SELDOM = (
+    "guidance_sweep",
+    "guidance_interval",
+    "noise_scale",
+    "stochasticity",
+    "restarts",
+    "restart_time",
+    "restart_steps",
+    "max_drawn",
+)
+"""Options of commands that the short help names without a line of their own."""
 
 HELP_OF_FIT = {
     "init_from MODEL": "start from the weights of a model (run, checkpoint, export, or qm9), matched by element",
