@@ -166,7 +166,7 @@ def draw(targets: Tensor, reached: dict[str, tuple[Tensor, Tensor]], name: str, 
         axis.set(title=title, xlabel=f"{name} asked for", xlim=(low, high), ylim=(low, high), aspect="equal")
     axes[0].set_ylabel(f"{name} reached, by the regressor")
     axes[0].legend(loc="upper left", markerscale=2, frameon=False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def main() -> None:

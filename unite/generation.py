@@ -100,7 +100,8 @@ class GeneratingModule(TrainingEngine):
         progress = tqdm(total=total, desc="generate", unit="sample", disable=not show_progress)
         with whole_weights(self), progress as bar:
             while drawn := selection.next_draw():
-                made = torch.tensor(drawn if indices is None else [drawn[index] for index in indices])
+                chosen_draws = drawn if indices is None else [drawn[index] for index in indices]
+                made = torch.tensor(chosen_draws, dtype=torch.long)
                 for chosen, part, latents in self.generate_latents(modality, template, made, how, batch_size, seed):
                     finished = adapter.finish(adapter.decode(latents, part), part)
                     objects.update(zip(chosen.tolist(), finished, strict=True))

@@ -32,10 +32,10 @@ def test_a_record_that_kills_its_process_is_named_and_the_others_are_judged(
 ) -> None:
     write_sdf(REALS[:5], tmp_path / "m.sdf")
 
-    def judge(records: list[Record], as_written: bool) -> list[scores.Judged]:
+    def judge(records: list[Record], as_written: bool, with_shapes: bool) -> list[scores.Judged]:
         if any(record.number == 3 for record in records):
             os.kill(os.getpid(), signal.SIGKILL)
-        return judge_really(records, as_written)
+        return judge_really(records, as_written, with_shapes)
 
     judge_really = scores.judge
     monkeypatch.setattr(scores, "judge", judge)

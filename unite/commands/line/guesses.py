@@ -120,7 +120,11 @@ def require_settings_for(command: str, args: Sequence[str]) -> None:
     """
     names = {arg.partition("=")[0] for arg in args}
     is_told = any(name in ("--config", "-c", "--ckpt_path") or name.startswith("--model.") for name in names)
-    if command != "sample" and "--ckpt_path" in args[:-1] and not any(name.startswith("--data") for name in names):
+    if (
+        command not in ("fit", "sample")
+        and "--ckpt_path" in args[:-1]
+        and not any(name.startswith("--data") for name in names)
+    ):
         model = Path(args[args.index("--ckpt_path") + 1])
         if "--config" not in names and (model / "config.json").is_file() and not (model / "last.ckpt").is_file():
             raise UserError(

@@ -212,7 +212,7 @@ def test_prepare_that_fails_leaves_no_folder(run_cli: RunCli, tmp_path: Path, mo
     monkeypatch.setattr("unite.modalities.molecule.data.qm9.table.find_qm9pack", list)
     result = run_cli("prepare", "qm9", "--root", tmp_path / "data" / "qm9", "--source", "qm9pack")
     assert result.code == 2
-    assert "qm9pack, which is missing" in result.err
+    assert "qm9pack, which is not installed" in result.err
     assert not list(tmp_path.iterdir())
 
 

@@ -14,9 +14,8 @@ from typing import Any, Final
 from rdkit import Chem, rdBase
 
 from unite.errors import UserError, require_packages
-from unite.modalities.atoms import ATOMIC_NUMBERS
 
-_SYMBOLS: Final = {number: symbol for symbol, number in ATOMIC_NUMBERS.items()}
+_SYMBOLS: Final = {number: Chem.GetPeriodicTable().GetElementSymbol(number) for number in range(1, 119)}
 _MAX_ITEM: Final = 1 << 30  # bytes of one item of a msgpack file; GEOM writes a thousand molecules in each
 
 
