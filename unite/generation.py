@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -195,16 +194,6 @@ class GeneratingModule(TrainingEngine):
                 "(batches are {modality: samples})"
             )
         return self.adapters[modality]
-
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Evaluation mode (nothing is augmented or dropped), and afterwards the mode there was."""
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(was_training)
 
 
 def _everything(objects: Sequence[Any]) -> list[bool]:
