@@ -19,6 +19,8 @@ from unite.cli import main
 
 # On a shared machine two threads can be a hundred times slower than one on small tensors.
 torch.set_num_threads(int(os.environ.get("UNITE_TEST_THREADS", "1")))
+# A fork has none of OpenMP's other threads, and would wait for them for ever.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 # A shell ignores Ctrl-C in what it runs in the background, and so would all commands that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
