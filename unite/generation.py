@@ -87,7 +87,7 @@ class GeneratingModule(TrainingEngine):
         how = adapter.sampling.but(**sampling)
         adapter.require_guidable(how.guidance_scale)
         require(only is None or indices is None, "only and indices exclude each other: leave one of them out")
-        accepted = _everything if only is None else adapter.are_valid
+        accepted = acceptance(adapter, only)
         accepted([])  # refuses what there is no word for, before anything is drawn
         seed = int(torch.randint(2**62, ())) if seed is None else seed  # of the generator that seed_everything sets
         wanted = Wanted(labels=labels, sizes=sizes, targets=targets, composition=composition)
@@ -196,6 +196,6 @@ class GeneratingModule(TrainingEngine):
         return self.adapters[modality]
 
 
-def _everything(objects: Sequence[Any]) -> list[bool]:
-    """All of them."""
-    return [True] * len(objects)
+def acceptance(adapter: ModalityAdapter, only: Only | None) -> Callable[[Sequence[Any]], list[bool]]:
+    """Which of some finished objects are kept: all, or those that the adapter has for valid."""
+    return adapter.are_valid if only == "valid" else lambda objects: [True] * len(objects)

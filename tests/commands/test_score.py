@@ -304,12 +304,7 @@ def test_wrong_input_is_told_in_one_line(
     before = sorted(tmp_path.rglob("*"))
     result = run_cli("score", *(arg.format(tmp=tmp_path) for arg in args))
     assert sorted(tmp_path.rglob("*")) == before
-    lines = result.err.strip().splitlines()
-    assert result.code == 2
-    assert len(lines) == 1, result.err
-    assert lines[0].startswith("unite: error: ")
-    for word in words:
-        assert word in lines[0]
+    result.assert_refused(*words)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,15 @@ class CommandResult(NamedTuple):
     out: str
     err: str
 
+    def assert_refused(self, *words: str) -> None:
+        """It was refused in one line that has these words."""
+        lines = self.err.strip().splitlines()
+        assert self.code == 2
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("unite: error: ")
+        for word in words:
+            assert word in lines[0]
+
 
 RunCli = Callable[..., CommandResult]
 

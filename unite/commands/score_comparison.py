@@ -3,12 +3,11 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from unite.console import is_quiet, shown
-from unite.errors import UserError, require, require_packages
+from unite.errors import UserError, is_installed, require, require_packages
 from unite.modalities.molecule.files.any import AnyFiles
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ class Comparison:
         """
         if not shapes or len(self.shapes) < _LEAST_COMPARED:
             return []
-        if find_spec("matplotlib") is None:
+        if not is_installed("matplotlib"):
             self.remarks.append(
                 'no picture of the distributions: it needs matplotlib (pip install "unite-lightning[analysis]")'
             )

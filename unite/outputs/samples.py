@@ -20,6 +20,7 @@ from unite.engine.selection import Only, Selection
 from unite.errors import UserError, require
 from unite.files import write_json
 from unite.flow import SamplingOptions
+from unite.generation import acceptance
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
 from unite.modalities.pictures import SCREEN_WIDTH, draw_table, shown_of, with_note
@@ -211,13 +212,12 @@ class _Making:
         kept = processes.from_first(lambda: KeptLatents(self.job.folder.parts / f"guidance_{scale:g}"))
         made: dict[int, Any] = {}
         values: dict[str, Tensor] | None = None
-        adapter = self.model.adapter(settings.modality)
+        accepted = acceptance(self.model.adapter(settings.modality), settings.only)
         with self.job.progress(total=settings.num_samples, desc="generate", unit="sample") as bar:
 
             def add(indices: Tensor, objects: list[Any]) -> None:
                 made.update(zip(indices.tolist(), objects, strict=True))
-                accepted = [True] * len(objects) if settings.only is None else adapter.are_valid(objects)
-                bar.update(selection.add(indices.tolist(), accepted))
+                bar.update(selection.add(indices.tolist(), accepted(objects)))
                 if settings.only is not None:
                     bar.set_postfix(drawn=len(made))
 

@@ -74,9 +74,7 @@ class MoleculeDataModule(LightningDataModule, ABC):
 
     def training_properties(self) -> Tensor:
         """Properties of all training molecules, shape (N, properties); NaN where one is missing."""
-        molecules = self.molecules()
-        parts = [molecules[self.samples_of(rows)]["molecule"].y for rows in self.rows("train").split(8192)]
-        return torch.cat(parts)
+        return torch.cat([molecules.y for molecules in self.training_molecules()])
 
     def training_molecules(self) -> Iterator[Batch]:
         """All training molecules in large batches on the CPU, to be looked at as a whole."""

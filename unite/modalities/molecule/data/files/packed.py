@@ -14,8 +14,8 @@ from typing import Any, Final
 from rdkit import Chem, rdBase
 
 from unite.errors import UserError, require_packages
+from unite.modalities.molecule.files.structures import symbol_of
 
-_SYMBOLS: Final = {number: Chem.GetPeriodicTable().GetElementSymbol(number) for number in range(1, 119)}
 _MAX_ITEM: Final = 1 << 30  # bytes of one item of a msgpack file; GEOM writes a thousand molecules in each
 
 
@@ -172,8 +172,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 def _frame(numbers: Sequence[int], positions: Sequence[Sequence[float]], values: Mapping[str, float]) -> list[str]:
     """An XYZ frame, with numbers as ``key=value`` in its comment; an unknown element is written as X."""
     atoms = [
-        f"{_SYMBOLS.get(number, 'X')} {x:.9g} {y:.9g} {z:.9g}"
-        for number, (x, y, z) in zip(numbers, positions, strict=True)
+        f"{symbol_of(number)} {x:.9g} {y:.9g} {z:.9g}" for number, (x, y, z) in zip(numbers, positions, strict=True)
     ]
     said = " ".join(f"{name}={value!r}" for name, value in values.items() if math.isfinite(value))
     return [str(len(atoms)), said, *atoms]
