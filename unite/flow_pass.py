@@ -103,7 +103,9 @@ class FlowPass:
         settings = self.settings
         clean = latents.detach() if settings.stop_gradient else latents
         batch, steps = len(clean), settings.flow_steps
-        noise = torch.randn_like(clean.repeat(steps, 1, 1))  # (S * B, K, C), copy by copy
+        # In float32, or latents of mixed precision would get other noise than those of float32.
+        copies = clean.repeat(steps, 1, 1)  # (S * B, K, C), copy by copy
+        noise = torch.randn_like(copies.float()).to(copies.dtype)
         timesteps = settings.time.sample(len(noise), noise.device)
 
         def error(first: int, last: int, condition: Tensor, registers: Tensor, clean: Tensor = clean) -> Tensor:
