@@ -77,6 +77,9 @@ COMMANDS = {
         {"": "import_official"},
     ),
     "info": Command("unite.commands.info", "what a model is, and how to use it: unite info RUN", {"": "info"}),
+    "doctor": Command(
+        "unite.commands.doctor.command", "what is installed, what is missing, what is slow here", {"": "doctor"}
+    ),
     "completion": Command(
         "unite.commands.line.completion",
         'completion for the shell: eval "$(unite completion bash)"',

@@ -321,20 +321,16 @@ def _feature_network(features: str, weights: str | None, digits_root: str, image
     Raises:
         UserError: There are no weights for Inception.
     """
-    from unite.modalities.image.metrics.inception import (
-        WEIGHTS_HINT,
-        WEIGHTS_VARIABLE,
-        inception_weights,
-        load_inception,
-    )
+    from unite.files.weights import INCEPTION
+    from unite.modalities.image.metrics.inception import WEIGHTS_HINT, load_inception
 
     if features == "digits":
         from unite.modalities.image.digits import DigitsDataModule
 
         return DigitsDataModule(digits_root, image_size=max(images.first().shape[1], 8)).feature_network()
-    if weights is None and inception_weights() is None:
+    if weights is None and INCEPTION.named() is None:
         raise UserError(
             f"FID needs Inception's weights: name the file {WEIGHTS_HINT} with --inception_weights or in "
-            f"{WEIGHTS_VARIABLE}; for handwritten digits there is --features digits, whose metric is named fid_digits"
+            f"{INCEPTION.variable}; for handwritten digits there is --features digits, whose metric is named fid_digits"
         )
     return load_inception(weights)

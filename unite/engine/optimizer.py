@@ -8,7 +8,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Literal, Self, get_type_hints
 
 import torch
@@ -19,6 +18,7 @@ from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
 from unite.configurable import check_choices
+from unite.engine.processor import multiplies_bfloat16
 from unite.engine.sharding import local, own_rows, whole_matrices
 from unite.errors import UserError, require
 
@@ -279,16 +279,6 @@ def orthogonalize(matrices: Tensor, eps: float = 1e-7) -> Tensor:
         gram_update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, gram_update, x, beta=a)
     return x.mT if is_tall else x
-
-
-@cache
-def multiplies_bfloat16() -> bool:
-    """Whether PyTorch has kernels for products in bfloat16 on this processor; without them they take 20 times longer.
-
-    oneDNN has them from AVX-512 on. Measured on an EPYC with AVX2: 79 ms instead of 3 ms for a product of eight
-    matrices of 384 x 96 with their transposes.
-    """
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def parameter_groups(module: nn.Module, parts: Iterable[nn.Module], muon: bool) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unite.errors import UserError
+from unite.files.weights import VGG16
 from unite.modalities.image.adapter import ImageAdapter
 from unite.modalities.image.metrics.perceptual import (
     BLOCK_CHANNELS,
-    WEIGHTS_VARIABLE,
     PerceptualDistance,
     linear_heads,
     load_perceptual_distance,
@@ -103,18 +103,18 @@ def test_adapter_adds_the_term_but_not_the_network(vgg16: dict[str, Tensor], tmp
 
 
 def test_without_weights_training_runs_on_l1_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
+    monkeypatch.delenv(VGG16.variable, raising=False)
     adapter = ImageAdapter(16, 4, decoder_size="XS")
     adapter.build(32, 4)
     prepared = adapter.prepare({"images": torch.rand(2, 3, 16, 16)})
-    with pytest.warns(UserWarning, match=WEIGHTS_VARIABLE) as caught:
+    with pytest.warns(UserWarning, match=VGG16.variable) as caught:
         terms = [adapter.reconstruction_loss(prepared.images, prepared) for _ in range(3)]
     assert [list(named) for named in terms] == [["pixels"]] * 3
     assert len(caught) == 1
 
 
 def test_without_weight_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
+    monkeypatch.delenv(VGG16.variable, raising=False)
     adapter = ImageAdapter(16, 4, decoder_size="XS", perceptual_weight=0)
     adapter.build(32, 4)
     with warnings.catch_warnings():
@@ -127,7 +127,7 @@ def test_the_environment_may_name_the_weights(
     vgg16: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(vgg16, tmp_path / "vgg16.pth")
-    monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path / "vgg16.pth"))
+    monkeypatch.setenv(VGG16.variable, str(tmp_path / "vgg16.pth"))
     assert load_perceptual_distance(None, 16) is not None
     with pytest.raises(UserError, match="at least 16 pixels, not 8: set perceptual_weight to 0"):
         load_perceptual_distance(None, 8)
@@ -146,6 +146,6 @@ def test_wrong_weights_are_refused(vgg16: dict[str, Tensor], tmp_path: Path, mon
     torch.save({**vgg16, "features.5.weight": torch.zeros(1)}, path)
     with pytest.raises(UserError, match=r"another network than VGG16: features.5.weight is of shape \(1,\)"):
         load_perceptual_distance(str(path), 32)
-    monkeypatch.setenv(WEIGHTS_VARIABLE, str(path))
-    with pytest.raises(UserError, match=WEIGHTS_VARIABLE):
+    monkeypatch.setenv(VGG16.variable, str(path))
+    with pytest.raises(UserError, match=VGG16.variable):
         load_perceptual_distance(None, 32)

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from unite.console import is_quiet
 from unite.errors import UserError
+from unite.files.weights import INCEPTION
 from unite.modalities.image.metrics.features import FeatureNetwork
-from unite.modalities.image.metrics.inception import WEIGHTS_HINT, WEIGHTS_VARIABLE, inception_weights, load_inception
+from unite.modalities.image.metrics.inception import WEIGHTS_HINT, WEIGHTS_VARIABLE, load_inception
 from unite.modalities.image.metrics.statistics import (
     NUM_NEIGHBOURS,
     FeatureStatistics,
@@ -266,7 +267,7 @@ def feature_network(datamodule: LightningDataModule | None, weights: str | None 
     network: FeatureNetwork | None = own() if own is not None else None
     if network is not None:
         return network
-    if inception_weights() is None:
+    if INCEPTION.named() is None:
         _say_what_is_left_out()
         return None
     return load_inception()

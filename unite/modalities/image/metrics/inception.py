@@ -7,7 +7,6 @@ TensorFlow 1's bilinear rule. Parameters are named as in torch-fidelity, whose w
 name a file with an argument or in the environment variable `UNITE_INCEPTION_WEIGHTS`.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -17,11 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unite.errors import UserError
+from unite.files.weights import INCEPTION
 from unite.modalities.image.metrics.features import FeatureNetwork
 
-WEIGHTS_VARIABLE = "UNITE_INCEPTION_WEIGHTS"
-WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"
-WEIGHTS_HINT = f"{WEIGHTS_FILE} of torch-fidelity's release v0.2.0"
+WEIGHTS_VARIABLE = INCEPTION.variable
+WEIGHTS_HINT = f"{INCEPTION.file} of torch-fidelity's release v0.2.0"
 
 INPUT_SIZE = 299
 
@@ -238,12 +237,6 @@ def resize_like_tensorflow(images: Tensor, size: int) -> Tensor:
     return images
 
 
-def inception_weights(path: str | Path | None = None) -> Path | None:
-    """The weight file to use: the one named, else that of the environment variable, else None."""
-    named = path or os.environ.get(WEIGHTS_VARIABLE)
-    return Path(named) if named else None
-
-
 def load_inception(path: str | Path | None = None) -> InceptionV3:
     """The network with weights from a file.
 
@@ -253,7 +246,7 @@ def load_inception(path: str | Path | None = None) -> InceptionV3:
     Raises:
         UserError: No file is named, it cannot be read, or it is of another network.
     """
-    file = inception_weights(path)
+    file = INCEPTION.named(path)
     if file is None:
         raise UserError(f"FID needs the weights of Inception: set {WEIGHTS_VARIABLE} to the file {WEIGHTS_HINT}")
     with torch.device("meta"):  # draws no random weights: training must not depend on what metrics are computed

@@ -6,7 +6,6 @@ dropout; the released training code (arXiv:2603.22283) did otherwise by mistake.
 """
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from unite.errors import UserError
+from unite.files.weights import VGG16
 
-WEIGHTS_VARIABLE = "UNITE_VGG16_WEIGHTS"
 BLOCK_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Channels of the convolutions of VGG16; features are read after each block, before its pooling."""
 
@@ -86,32 +85,32 @@ def load_perceptual_distance(path: str | None, image_size: int) -> PerceptualDis
     Raises:
         UserError: The file is missing, damaged or of another network, or the images are too small.
     """
-    source = "vgg16_weights" if path else WEIGHTS_VARIABLE
-    path = path or os.environ.get(WEIGHTS_VARIABLE)
-    if not path:
+    source = VGG16.setting if path else VGG16.variable
+    file = VGG16.named(path)
+    if file is None:
         rank_zero_warn(
-            "no VGG16 weights: training runs on L1 without LPIPS. Name the file vgg16-397923af.pth of torchvision in "
-            f"vgg16_weights or {WEIGHTS_VARIABLE}, or set perceptual_weight to 0 to run without these words"
+            f"no VGG16 weights: training runs on L1 without LPIPS. Name the file {VGG16.file} of torchvision in "
+            f"{VGG16.setting} or {VGG16.variable}, or set perceptual_weight to 0 to run without these words"
         )
         return None
     if image_size < SMALLEST_IMAGE:
         raise UserError(
             f"LPIPS needs images of at least {SMALLEST_IMAGE} pixels, not {image_size}: set perceptual_weight to 0"
         )
-    if not Path(path).is_file():
-        raise UserError(f"{source} names {path}, which is no file; it takes the weights of VGG16")
+    if not file.is_file():
+        raise UserError(f"{source} names {file}, which is no file; it takes the weights of VGG16")
     try:
-        features = torch.load(path, map_location="cpu", weights_only=True)
+        features = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"{source} names {path}, which torch.load cannot read; it takes the weights of VGG16"
+            f"{source} names {file}, which torch.load cannot read; it takes the weights of VGG16"
         ) from error
     if not isinstance(features, Mapping):
-        raise UserError(f"{source} names {path}, which holds no weights by name; it takes those of VGG16")
+        raise UserError(f"{source} names {file}, which holds no weights by name; it takes those of VGG16")
     try:
         return PerceptualDistance(features, linear_heads())
     except UserError as error:
-        raise UserError(f"{source} names {path}, which is of another network than VGG16: {error}") from error
+        raise UserError(f"{source} names {file}, which is of another network than VGG16: {error}") from error
 
 
 def _copy_weight(target: Tensor, weights: Mapping[str, Tensor], name: str) -> None:
