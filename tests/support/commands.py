@@ -63,6 +63,7 @@ TINY_DATA: dict[str, dict[str, Any]] = {
         "eval_batch_size": 4,
     },
     "unite.modalities.image.DigitsDataModule": {"batch_size": 8, "num_train": 64, "num_val": 16},
+    "unite.modalities.image.CIFAR10DataModule": {"batch_size": 2, "num_held_out": 3},
     "unite.modalities.image.ImageFolderDataModule": {"batch_size": 2, "small_images": "enlarge"},
     "unite.modalities.image.WebDatasetDataModule": {
         "batch_size": 2,

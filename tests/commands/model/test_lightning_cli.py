@@ -24,6 +24,7 @@ from unite.commands.model.lightning_cli import UniteCLI
 from unite.console import one_line
 from unite.flow import SamplingOptions
 from unite.modalities.base import Template
+from unite.modalities.image.cifar.datamodule import CLASSES as CIFAR10_CLASSES
 from unite.modalities.image.shards.writing import ShardSettings, write_shards
 from unite.runs.folder import read_checkpoint, write_metrics
 
@@ -584,6 +585,8 @@ def test_config_takes_a_step(run_cli: RunCli, config: Path, precision: str, tmp_
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"data": data, "trainer": trainer}))
     if datamodule.endswith("ImageFolderDataModule"):
         write_folder(tmp_path / "data", {"train": 2, "val": 2})
+    if datamodule.endswith("CIFAR10DataModule"):
+        write_folder(tmp_path / "data", {"train": 1, "test": 1}, (32, 32), CIFAR10_CLASSES)
     if datamodule.endswith("WebDatasetDataModule"):
         folder = write_folder(tmp_path / "folder", {"train": 2, "val": 2})
         write_shards(folder, tmp_path / "data", ShardSettings(), num_workers=1, overwrite=False)

@@ -6,6 +6,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from unite.modalities.image.adapter import ImageAdapter as ImageAdapter
+    from unite.modalities.image.cifar.datamodule import CIFAR10DataModule as CIFAR10DataModule
     from unite.modalities.image.data import ImageDataModule as ImageDataModule
     from unite.modalities.image.digits import DigitsDataModule as DigitsDataModule
     from unite.modalities.image.folders import ImageFolderDataModule as ImageFolderDataModule
@@ -15,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "adapter": ["ImageAdapter"],
+        "cifar.datamodule": ["CIFAR10DataModule"],
         "data": ["ImageDataModule"],
         "digits": ["DigitsDataModule"],
         "folders": ["ImageFolderDataModule"],

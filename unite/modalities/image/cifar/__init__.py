@@ -1,0 +1,1 @@
+"""CIFAR-10 in the forms that people have it in."""
