@@ -18,27 +18,32 @@ from unite.runs.known_classes import trusting
 
 HELP = f"""usage: unite COMMAND [options]
 
-UNITE (arXiv:2603.22283): one Generative Encoder tokenizes and generates images and molecules.
+UNITE (arXiv:2603.22283): one Generative Encoder tokenizes and generates images
+and molecules.
 
 commands:
 {chr(10).join(f"  {name:<15} {command.summary}" for name, command in COMMANDS.items())}
   version         print the version
 
 common options (all of a command: unite COMMAND --help):
-  --config FILE       settings; may be repeated, later files override earlier ones
-  --ckpt_path PATH    a checkpoint or run folder, with the settings of its run
-  --output DIR        where a command writes
-  --overwrite         let sample, reconstruct, predict and score replace existing files
-  --seed N            makes a command reproducible
-  --device NAME       cpu, cuda (one GPU), cuda:1 or mps; default: what the settings say, else the best available
-  --quiet             no progress bars and no notes; results, warnings and errors are still printed
+  --config FILE     settings; may be repeated, later files win
+  --ckpt_path PATH  a checkpoint or run folder, with the settings of its run
+  --output DIR      where a command writes
+  --overwrite       replace existing files, or an earlier result
+  --seed N          make a command reproducible
+  --device NAME     cpu, cuda (one GPU), cuda:1 or mps; default: what the
+                    settings say, else the best available
   --model.flow_steps 1 --data.init_args.batch_size 64 ...
-                      override any key of the config files
-  --trust             let a run folder name classes that are not unite's and pipe: commands, which run code
-  --debug             show the stack trace of an error
+                    override any key of the config files
+  --quiet           no progress bars and no notes; results, warnings and errors
+                    are still printed
+  --trust           let a run folder name classes that are not unite's and
+                    pipe: commands, which run code
+  --debug           show the stack trace of an error
 
-A run is stored in trainer.default_root_dir (default runs/CONFIG): config.yaml, last.ckpt, the best checkpoints,
-TensorBoard events and metrics.csv. Continue it with: unite fit --ckpt_path RUN
+A run is stored in trainer.default_root_dir (default runs/CONFIG): config.yaml,
+last.ckpt, the best checkpoints, TensorBoard events and metrics.csv. Continue it
+with: unite fit --ckpt_path RUN
 """
 
 
@@ -186,7 +191,8 @@ def run_command(args: list[str]) -> None:
     """
     from unite.commands.line.guesses import instead_of_command
     from unite.commands.line.options import run_as_command, run_one_of
-    from unite.commands.line.typed import MODEL_COMMANDS, OTHER_NAMES, short_help, understood
+    from unite.commands.line.short_help import short_help
+    from unite.commands.line.typed import MODEL_COMMANDS, OTHER_NAMES, understood
 
     if args[0] not in {**COMMANDS, **OTHER_NAMES}:
         raise UserError(f"no command {args[0]!r}; {instead_of_command(args[0])}")

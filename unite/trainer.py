@@ -169,7 +169,7 @@ class UniteTrainer(Trainer):
             model: The model to evaluate.
             dataloaders: Batches, instead of a datamodule.
             ckpt_path: The checkpoint.
-            verbose: Print the table.
+            verbose: Print the table of metrics.
             datamodule: The data.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
             output: Folder for metrics.json; default: the checkpoint's run folder.
@@ -194,7 +194,7 @@ class UniteTrainer(Trainer):
             model: The model to evaluate.
             dataloaders: Batches, instead of a datamodule.
             ckpt_path: The checkpoint.
-            verbose: Print the table.
+            verbose: Print the table of metrics.
             datamodule: The data.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
             output: Folder for metrics.json; default: the checkpoint's run folder.
@@ -243,21 +243,21 @@ class UniteTrainer(Trainer):
             datamodule: The data, for metrics that compare with it, such as novelty.
             ckpt_path: The checkpoint.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
-            num_samples: How many samples.
+            num_samples: Number of samples.
             output: Folder for the files; default: ``samples`` in the checkpoint's run folder, or
                 ``samples_MODALITY`` if the model has several modalities.
             overwrite: Replace files that the folder has already.
-            modality: What to generate; may be left out if the model has one modality.
+            modality: Modality to generate; may be left out if the model has one.
             labels: Classes to generate, cycled; default: all in turn.
-            sizes: Numbers of atoms (heavy ones, where hydrogens are counted), in turn: 7 8 9, 7-9; default: as trained.
-            targets: Properties that samples shall have, such as gap=5.0 mu=2.0, of a model that was trained with them.
-            composition: Formula of crystals, such as BaTiO3, of a model that was trained with compositions.
-            only: ``valid`` draws until so many are valid, and says how many that took; metrics stay of raw samples.
+            sizes: Numbers of atoms, cycled: 7 8 9 or 7-9; heavy atoms where hydrogens are counted; default: as trained.
+            targets: Properties of the samples, such as gap=5.0 mu=2.0; for a model that was trained with them.
+            composition: Formula of crystals, such as BaTiO3; for a model that was trained with compositions.
+            only: Draw until so many samples are valid; the metrics are those of the first ``num_samples`` drawn.
             max_drawn: Most samples to draw with ``only``; default: twenty for each that is wanted.
             num_steps: Steps of the solver from noise to data; default: the model's.
             solver: Solver of the ODE; dopri5 chooses its own steps; default: the model's. One that is named goes
                 without the model's stochasticity and restarts, in as many steps.
-            guidance_scale: Classifier-free guidance; 1 is none; default: the model's.
+            guidance_scale: Strength of classifier-free guidance (1 is none); default: the model's.
             guidance_sweep: Scales to try, each with ``num_samples``: their metrics go to sweep.json, and the samples
                 of the lowest FID (or of the lowest metric of that family) are written.
             guidance_interval: Times (0 noise, 1 data) when guidance acts, such as [0.1,1.0]; default: the model's.
@@ -332,12 +332,12 @@ class UniteTrainer(Trainer):
             datamodule: The data.
             ckpt_path: The checkpoint.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
-            num_samples: How many samples; the metrics cover all batches that contain them.
+            num_samples: Number of samples; the metrics cover all batches that contain them.
             split: The split to take them from, in its order.
             output: Folder for the files; default: ``reconstructions`` in the checkpoint's run folder, or
                 ``reconstructions_MODALITY`` if the model has several modalities.
             overwrite: Replace files that the folder has already.
-            modality: What to reconstruct; may be left out if the model has one modality.
+            modality: Modality to reconstruct; may be left out if the model has one.
         """
         model = self._as_unite(model)
         modality = chosen_modality(model.adapters, modality)

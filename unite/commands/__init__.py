@@ -20,21 +20,15 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "fit": Command("unite.commands.model.lightning_cli", "train: unite fit --config configs/qm9_small.yaml"),
+    "fit": Command("unite.commands.model.lightning_cli", "train: unite fit qm9_small"),
     "validate": Command("unite.commands.model.lightning_cli", "metrics of a checkpoint on the validation split"),
     "test": Command("unite.commands.model.lightning_cli", "metrics of a checkpoint on the test split"),
-    "sample": Command(
-        "unite.commands.model.lightning_cli", "generate: unite sample --ckpt_path runs/qm9_small --num_samples 100"
-    ),
-    "reconstruct": Command(
-        "unite.commands.model.lightning_cli", "inputs beside their reconstructions: pictures, files, metrics"
-    ),
-    "predict": Command(
-        "unite.commands.model.lightning_cli", "latents of a data split as safetensors: --split train|val|test"
-    ),
+    "sample": Command("unite.commands.model.lightning_cli", "generate: unite sample runs/qm9_small --num_samples 100"),
+    "reconstruct": Command("unite.commands.model.lightning_cli", "inputs beside their reconstructions, with metrics"),
+    "predict": Command("unite.commands.model.lightning_cli", "latents of a data split as safetensors"),
     "score": Command(
         "unite.commands.score",
-        "metrics of files: unite score molecules FILE.sdf, unite score images DIR",
+        "metrics of files: unite score molecules FILE.sdf",
         {
             "molecules": "score_molecules",
             "images": "score_images",
@@ -48,16 +42,16 @@ COMMANDS = {
     "compare": Command("unite.commands.compare", "runs side by side: unite compare RUN RUN ...", {"": "compare"}),
     "report": Command(
         "unite.commands.report",
-        "an HTML page of a run or of molecules: unite report RUN, unite report FILE.sdf",
+        "an HTML page of runs or molecules: unite report RUN",
         {"": "report"},
     ),
     "align": Command(
         "unite.commands.align",
-        "do the two passes agree? CKA and more by layer: unite align --ckpt_path RUN",
+        "compare the two passes of a model, by layer: unite align RUN",
         {"": "align"},
     ),
     "latents": Command(
-        "unite.commands.latents", "probes, neighbours, interpolations: unite latents --ckpt_path RUN", {"": "latents"}
+        "unite.commands.latents", "probes, neighbours, interpolations: unite latents RUN", {"": "latents"}
     ),
     "prepare": Command(
         "unite.commands.prepare",
@@ -73,7 +67,7 @@ COMMANDS = {
     ),
     "import-official": Command(
         "unite.commands.import_official",
-        "convert the authors' checkpoint: unite import-official UNITE-B.pt OUT",
+        "convert the authors' file: unite import-official FILE OUT",
         {"": "import_official"},
     ),
     "info": Command("unite.commands.info", "what a model is, and how to use it: unite info RUN", {"": "info"}),

@@ -276,7 +276,7 @@ def score_images(
         reference: Folder with images, or a file of mu and sigma of their features as unite prepare reference, ADM or
             pytorch-fid write it (STATS.npz).
         features: Network whose features are compared. Only inception gives the FID of papers; digits is a small network
-            for handwritten digits, whose metrics are named fid_digits etc.
+            for handwritten digits, whose metrics have names such as fid_digits.
         inception_weights: Weight file; default: what UNITE_INCEPTION_WEIGHTS names.
         digits_root: Where the network for digits is kept.
         image_size: Side in pixels of the square to crop to, as ADM does; default: none.

@@ -79,7 +79,12 @@ def test_defaults_are_those_of_the_function_and_stay_as_they_are() -> None:
 
 def test_help_is_the_docstring() -> None:
     text = " ".join(parser_of(bake, "bake").format_help().split())
-    for words in ("usage: unite bake", "Bake bread. With 100 % flour.", "RECIPE", "When to look (default: 0.5 1.0)"):
+    for words in (
+        "usage: unite bake RECIPE ... --heat N [options]",
+        "Bake bread. With 100 % flour.",
+        "RECIPE",
+        "When to look (default: 0.5 1.0)",
+    ):
         assert words in text
     assert "--name TEXT Of the bread; default: none " in text  # None is not a default that one could type
     assert "Further options: Whatever goes with it." in parser_of(eat, "eat").format_help()

@@ -9,8 +9,9 @@ import pytest
 from tests.support.commands import RunCli
 from tests.support.paths import REPOSITORY
 from unite.commands import COMMANDS
+from unite.commands.line.short_help import short_help
 from unite.commands.line.source import command_options, model_options, trainer_options
-from unite.commands.line.typed import MODEL_COMMANDS, SHORT_OF_FIT, short_help, understood
+from unite.commands.line.typed import MODEL_COMMANDS, SHORT_OF_FIT, understood
 from unite.commands.model.lightning_cli import SettingsCheck
 from unite.errors import UserError
 from unite.files.shipped import shipped_configs, shipped_models
@@ -142,15 +143,34 @@ def test_options_read_from_the_source_are_those_of_the_parser(
 
 
 @pytest.mark.parametrize("command", MODEL_COMMANDS)
-def test_help_is_a_screen_and_help_all_is_everything(run_cli: RunCli, command: str) -> None:
+def test_help_is_a_screen_and_help_all_is_everything(
+    run_cli: RunCli, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     short, whole = run_cli(command, "--help"), run_cli(command, "--help-all")
     assert short.code == whole.code == 0
     assert short.out == short_help(command)
-    assert len(short.out.splitlines()) <= 34
+    assert len(short.out.splitlines()) <= 25
     assert all(f"--{name}" in short.out for name in command_options(command).arguments)
-    assert max(map(len, short.out.splitlines())) <= 120
+    assert max(map(len, short.out.splitlines())) <= 80
     assert f"unite {command} --help-all" in short.out
     assert len(whole.out.splitlines()) > 300
+
+
+def test_help_of_all_commands_fits_a_terminal(run_cli: RunCli) -> None:
+    assert max(map(len, run_cli("--help").out.splitlines())) <= 80
+
+
+def test_short_help_tells_values_and_defaults() -> None:
+    text = short_help("sample")
+    for line in (
+        "  --num_samples N     Number of samples (default: 16)",
+        "  --output PATH       Folder for the files",
+        "  --labels N ...      Classes to generate, cycled",
+        "  --overwrite         Replace files that the folder has already",
+    ):
+        assert line in text.splitlines()
+    assert "  --split train|val|test  " in short_help("predict")
 
 
 def test_info_names_what_comes_with_the_package(run_cli: RunCli) -> None:

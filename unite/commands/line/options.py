@@ -12,6 +12,8 @@ import argparse
 import difflib
 import inspect
 import re
+import shutil
+import textwrap
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -67,11 +69,39 @@ def run_one_of(functions: Mapping[str, Callable[..., object]], command: str, arg
     if args and args[0] in functions:
         run_as_command(functions[args[0]], f"{command} {args[0]}", args[1:])
         return
-    parser = OptionParser(prog=f"unite {command}", allow_abbrev=False)
-    kinds = parser.add_subparsers(metavar="WHAT", required=True, parser_class=OptionParser)
-    for word, function in functions.items():
-        kinds.add_parser(word, help=_described(function).short_description.rstrip("."), add_help=False)
+    width = max(map(len, functions)) + 4
+    lines = [
+        textwrap.fill(
+            _described(function).short_description.rstrip("."),
+            shutil.get_terminal_size().columns - 2,
+            initial_indent=f"  {word}".ljust(width),
+            subsequent_indent=" " * width,
+        )
+        for word, function in functions.items()
+    ]
+    parser = OptionParser(
+        prog=f"unite {command}",
+        usage=f"unite {command} WHAT ...",
+        description="\n".join(["WHAT is one of", *lines, "", f"Their options: unite {command} WHAT --help"]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    kinds = parser.add_subparsers(metavar="WHAT", required=True, parser_class=OptionParser, help=argparse.SUPPRESS)
+    for word in functions:
+        kinds.add_parser(word, add_help=False)
     parser.parse_args(args)
+
+
+class _Help(argparse.HelpFormatter):
+    """Help whose lines do not end inside a word with a hyphen: package names are there to be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return textwrap.fill(
+            " ".join(text.split()), width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -102,6 +132,7 @@ def parser_of(function: Callable[..., object], name: str) -> OptionParser:
     parser = OptionParser(
         prog=f"unite {name}",
         description=" ".join(" ".join(texts).replace("``", "`").split()),
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     told = _told(function)
@@ -114,7 +145,20 @@ def parser_of(function: Callable[..., object], name: str) -> OptionParser:
                 _add_parameter(parser, item, told_of_each[item.name])
         else:
             _add_parameter(parser, parameter, told[parameter.name])
+    parser.usage = _usage(parser)
     return parser
+
+
+def _usage(parser: OptionParser) -> str:
+    """What has to be given; the options that may be follow in the help."""
+    words = []
+    for action in parser._actions:
+        if not action.required and action.option_strings:
+            continue
+        placeholder = str(action.metavar or "{" + ",".join(map(str, action.choices or ())) + "}")
+        placeholder = {"+": f"{placeholder} ...", "?": f"[{placeholder}]"}.get(str(action.nargs), placeholder)
+        words.append(" ".join([*action.option_strings[-1:], placeholder]))
+    return " ".join([parser.prog, *words, "[options]"]).replace("%", "%%")
 
 
 def _gathered(function: Callable[..., object], values: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ at once.
 
 import ast
 import importlib.util
+import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +16,22 @@ PACKAGE = Path(__file__).parents[2]
 NO_OPTIONS = ("self", "model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders", "weights_only")
 
 
+#: What stands for the value of an option, by its type; any other is a NAME.
+PLACEHOLDERS = {"int": "N", "float": "X", "Path": "PATH", "bool": "", "Split": "train|val|test", "Only": "valid"}
+
+
 class Described(NamedTuple):
-    """A function or class: what its docstring says of it and of each argument."""
+    """A function as a command.
+
+    Attributes:
+        summary: The first line of its docstring.
+        arguments: What the docstring says of each argument.
+        placeholders: What stands for the value of each argument in the help: ``N`` for a whole number.
+    """
 
     summary: str
     arguments: dict[str, str]
+    placeholders: dict[str, str]
 
 
 @cache
@@ -57,7 +69,15 @@ def command_options(command: str) -> Described:
         arguments[name] = text.rstrip(".").replace("``", "") + (
             "" if is_told else f" (default: {shown.strip(chr(39))})"
         )
-    return Described(told.short_description or "", arguments)
+    kinds = {argument.arg: argument.annotation for argument in node.args.args}
+    return Described(told.short_description or "", arguments, {name: _placeholder(kinds[name]) for name in arguments})
+
+
+def _placeholder(annotation: ast.expr | None) -> str:
+    text = ast.unparse(annotation).removesuffix(" | None") if annotation else ""
+    is_list = text.startswith(("list[", "tuple["))
+    known = [PLACEHOLDERS[kind] for kind in re.split(r"\W+", text) if kind in PLACEHOLDERS]
+    return (known or ["NAME"])[-1] + " ..." * is_list
 
 
 def keyword_options(module: str, function: str) -> list[str]:

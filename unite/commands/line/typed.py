@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import textwrap
 from pathlib import Path
 
 from unite.commands import COMMANDS
@@ -231,58 +230,3 @@ def _with_suggestion(option: str, allowed: list[str], command: str) -> str:
     close = difflib.get_close_matches(option, every, n=1, cutoff=0.75)
     close = close or [short[name] for name in difflib.get_close_matches(option, short, n=1, cutoff=0.75)]
     return option + (f"; did you mean {close[0]}?" if close else "")
-
-
-def short_help(command: str) -> str:
-    """The lines of a command's help that matter; ``--help-all`` shows the hundreds of keys of trainer and model."""
-    described = command_options(command)
-    usage = "CONFIG" if command == "fit" else "RUN"
-    lines = [f"usage: unite {command} {usage} [options]", "", described.summary, "", "options:"]
-    options = {
-        **({"config FILE": "settings; may be repeated, later files override earlier ones"} if command == "fit" else {}),
-        "ckpt_path PATH": "run to continue; last: the latest run of this config"
-        if command == "fit"
-        else "checkpoint, run folder or exported folder, with its settings; may be given as RUN",
-        **{name: text for name, text in described.arguments.items() if name not in ("ckpt_path", *SELDOM)},
-        "seed N": "makes the command reproducible",
-        "device NAME": "cpu, cuda, cuda:N or mps",
-        **(HELP_OF_FIT if command == "fit" else {}),
-    }
-    for name, text in options.items():
-        words = textwrap.wrap(text, 79) or [""]
-        head = f"  --{name}"
-        lines += [f"{head:<33}{words[0]}" if len(head) < 32 else f"{head}\n{'':33}{words[0]}"]
-        lines += [f"{'':33}{line}" for line in words[1:]]
-    seldom = [f"--{name}" for name in SELDOM if name in described.arguments]
-    lines += ["", *textwrap.wrap(f"Further: {', '.join(seldom)}", 112)] if seldom else [""]
-    lines += [f"Every key of a config is also an option; unite {command} --help-all lists them"]
-    return "\n".join(lines) + "\n"
-
-
-SELDOM = (
-    "guidance_sweep",
-    "guidance_interval",
-    "noise_scale",
-    "stochasticity",
-    "restarts",
-    "restart_time",
-    "restart_steps",
-    "max_drawn",
-)
-"""Options of commands that the short help names without a line of their own."""
-
-HELP_OF_FIT = {
-    "init_from MODEL": "start from the weights of a model (run, checkpoint, export, or qm9), matched by element",
-    "trainer.max_steps N": "optimizer steps; also --max_steps",
-    "trainer.max_time 00:01:30:00": "days:hours:minutes:seconds",
-    "trainer.precision bf16-mixed": "on a GPU",
-    "trainer.devices N": "processes; with torchrun or SLURM as usual",
-    "trainer.logger NAME": "tensorboard, csv or wandb; default: the first two",
-    "trainer.default_root_dir DIR": "the run folder (default: runs/CONFIG)",
-    "trainer.val_check_interval N": "steps between validations",
-    "model.optimizer.lr X": "learning rate; also --lr",
-    "model.flow_steps N": "flow steps per reconstruction",
-    "model.compile true": "torch.compile, for a GPU",
-    "data.init_args.batch_size N": "samples in a step; also --batch_size",
-    "print_config": "print all settings and exit",
-}
