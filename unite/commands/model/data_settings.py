@@ -9,10 +9,13 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch import LightningDataModule
+
 from unite.modalities.base import ModalityAdapter
+from unite.modalities.combined import datamodule_of
 
 
-def fill_from_data(settings: Any, trained: Mapping[str, Any] | None) -> None:
+def fill_from_data(settings: Any, trained: Mapping[str, Any] | None) -> dict[str, Any]:
     """Fill in arguments of adapters and datamodules that are None, each from the other side.
 
     Args:
@@ -20,9 +23,13 @@ def fill_from_data(settings: Any, trained: Mapping[str, Any] | None) -> None:
         trained: Hyper-parameters of the checkpoint whose weights the model is to have, since no data can change its
             sizes; None for a new model.
 
+    Returns:
+        The datamodules that were made to look at the data, by modality; see :func:`reuse_data`.
+
     Raises:
         UserError: The data cannot be read, or has too little to learn from.
     """
+    made: dict[str, Any] = {}
     for name, adapter in (settings.model.adapters or {}).items():
         adapter_class = _class_of(adapter)
         if not issubclass(adapter_class, ModalityAdapter) or not adapter_class.from_data:
@@ -36,8 +43,23 @@ def fill_from_data(settings: Any, trained: Mapping[str, Any] | None) -> None:
             continue
         _fill(data, _arguments(adapter), only=(*adapter_class.for_data, *adapter_class.from_data))
         if any(adapter.init_args.get(argument) is None for argument in adapter_class.from_data):
-            _fill(adapter, _class_of(data)(**_arguments(data)).adapter_settings())
+            made[name] = _class_of(data)(**_arguments(data))
+            _fill(adapter, made[name].adapter_settings())
             _fill(data, _arguments(adapter), only=tuple(adapter_class.from_data))
+    return made
+
+
+def reuse_data(datamodule: LightningDataModule | None, made: Mapping[str, Any]) -> None:
+    """Let the datamodule of a command take over what was read to fill in its settings, where it can.
+
+    Args:
+        datamodule: The datamodule.
+        made: What :func:`fill_from_data` returned.
+    """
+    for name, other in made.items():
+        part: Any = datamodule_of(datamodule, name)
+        if hasattr(part, "reuse"):
+            part.reuse(other)
 
 
 def _part(data: Any, modality: str) -> Any:

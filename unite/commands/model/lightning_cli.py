@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 import traceback
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from unite.commands.model.data_settings import fill_from_data
+from unite.commands.model.data_settings import fill_from_data, reuse_data
 from unite.commands.model.invocation import Invocation
 from unite.commands.model.memory_errors import explained_memory_errors
 from unite.commands.model.run_claim import RunClaim, home_of
@@ -61,6 +62,8 @@ class UniteCLI(LightningCLI):
     claim: RunClaim | None = None
     first_step: int | None = None
     """Step from which the run continues, once it begins."""
+    read_data: Mapping[str, Any]
+    """Datamodules that were made to fill in settings, by modality."""
 
     def __init__(self, args: list[str]) -> None:
         self.typed = args[1:]
@@ -152,7 +155,7 @@ class UniteCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fill in what is found in the data; in fit, make the run folder; no two runs share one."""
         trained = self.asked.checkpoint.get("hyper_parameters", {}) if self.asked.checkpoint else None
-        fill_from_data(self.config[self.subcommand], trained)
+        self.read_data = fill_from_data(self.config[self.subcommand], trained)
         if self.subcommand == "fit" and not self.config.fit.trainer.fast_dev_run:
             folder = Path(self.config.fit.trainer.default_root_dir)
             home = home_of(self.asked.run_config, folder)
@@ -171,6 +174,7 @@ class UniteCLI(LightningCLI):
                     settings = checkpoint["hyper_parameters"]
                     limits.enter_context(no_larger_than(checkpoint["state_dict"], settings, self.asked.ckpt_path))
                 super().instantiate_classes()
+            reuse_data(self.datamodule, self.read_data)
         except UserError:
             raise
         except MisconfigurationException as error:

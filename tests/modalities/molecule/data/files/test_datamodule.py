@@ -82,16 +82,19 @@ def test_settings_of_the_adapter_are_found_in_the_data(own_sdf: Path) -> None:
     assert int(adapter.size_counts.sum()) == len(counted.rows("train"))
 
 
-def test_what_was_found_is_read_once_and_anew_when_a_file_has_changed(tmp_path: Path) -> None:
+def test_what_was_found_is_taken_over_unless_a_setting_or_a_file_has_changed(tmp_path: Path) -> None:
     path = write_text(tmp_path / "a.smi", "CC", "CO", "CN", "CCO")
-    found = datamodule(path).adapter_settings()
-    assert datamodule(path, **found)._selection[0].tolist() == [0, 1, 2, 3]
-    assert "table" not in vars(datamodule(path, **found)), "handed over once"
-    datamodule(path).adapter_settings()
-    assert "table" in vars(datamodule(path, **found))
-    datamodule(path).adapter_settings()
+    first = datamodule(path)
+    found = first.adapter_settings()
+    for settings, is_same in ((found, True), (found | {"max_atoms": 3}, False), (found | {"seed": 7}, True)):
+        data = datamodule(path, **settings)
+        data.reuse(first)
+        assert ("table" in vars(data)) == is_same
+        assert data._selection[0].tolist() == ([0, 1, 2, 3] if is_same else [])
     write_text(path, "CC", "CO", "CN")
-    assert len(datamodule(path, **found).table) == 3
+    data = datamodule(path, **found)
+    data.reuse(first)
+    assert len(data.table) == 3
 
 
 def test_what_the_model_has_no_place_for_is_counted_by_name(own_sdf: Path) -> None:

@@ -35,7 +35,6 @@ _PROPERTY_SHARE = 0.5  # of the molecules that must have a number for batches to
 _CACHE_HINT = "choose a writable folder with data.cache"
 
 _CACHED = ("sources", "folder", "table", "report", "_selection", "splits")
-_handed_over: dict[str, dict[str, Any]] = {}  # what the last `adapter_settings` has found, by :meth:`_key`
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +146,7 @@ class MoleculeFilesDataModule(MoleculeDataModule):
         self.bucket_by_size = self.hydrogens == "explicit" if bucket_by_size is None else bucket_by_size
         self.cache = Path(cache)
         self._is_told = False
-        if _handed_over:
-            vars(self).update(_handed_over.pop(self._key(self.view), {}))
+        self._filled_view = self.view
 
     # ------------------------------------------------------------------ the table
 
@@ -186,8 +184,19 @@ class MoleculeFilesDataModule(MoleculeDataModule):
         name = Path(self.paths["train"][0]).name.strip("*?.") or "molecules"
         return self.cache / f"{name}-{hashlib.sha256(repr(what).encode()).hexdigest()[:12]}"
 
+    def reuse(self, other: "MoleculeFilesDataModule") -> None:
+        """Take over what another datamodule has read, if it is the same with the settings that it found in the data.
+
+        Nothing is taken over if a setting differs or a file has changed since.
+
+        Args:
+            other: A datamodule whose :meth:`adapter_settings` were asked for.
+        """
+        if self._key(self.view) == other._key(other._filled_view):
+            vars(self).update({name: vars(other)[name] for name in _CACHED if name in vars(other)})
+
     def _key(self, view: View) -> str:
-        """What the table, the molecules that are kept and the splits depend on, the files as they are now included."""
+        """What the table, the molecules that are kept and the splits depend on, the files as they were found."""
         split = (self.split, self.fractions, self.split_seed, self.paths)
         return repr((self.folder, self.hydrogens, view, split))
 
@@ -260,10 +269,9 @@ class MoleculeFilesDataModule(MoleculeDataModule):
         return self.splits[split]
 
     def adapter_settings(self) -> dict[str, Any]:
-        """Elements, sizes and charges that occur in the molecules that are kept, with whose view this is.
+        """Elements, sizes and charges that occur in the molecules that are kept.
 
-        The next datamodule that is made of the same settings and these takes over what was read here, unless a file
-        has changed.
+        A datamodule that is made of these need not read the files again: see :meth:`reuse`.
         """
         kept = self._selection[0]
         _ = self.splits  # too few molecules are told before a model is made of them
@@ -273,14 +281,12 @@ class MoleculeFilesDataModule(MoleculeDataModule):
         found = elements_of(self.table, kept)
         elements = list(self.view.elements or found)
         max_atoms, max_charge = int(self.table.num_atoms[kept].max()), int(charges.abs().max())
-        filled = replace(
+        self._filled_view = replace(
             self.view,
             elements=tuple(elements),
             max_atoms=max_atoms if self.view.max_atoms == MAX_ATOMS else self.view.max_atoms,
             max_charge=max_charge if self.view.max_charge is None else self.view.max_charge,
         )
-        _handed_over.clear()
-        _handed_over[self._key(filled)] = {name: vars(self)[name] for name in _CACHED if name in vars(self)}
         return {"elements": elements, "max_atoms": max_atoms, "max_charge": max_charge}
 
     def size_histogram(self) -> Tensor:
