@@ -11,6 +11,7 @@ from unite.console import is_quiet, shown, silence_noise
 from unite.errors import UserError, require
 from unite.files import require_writable, write_whole
 from unite.files.shipped import shipped_model
+from unite.modalities.molecule.files.suffixes import STRUCTURES
 
 if TYPE_CHECKING:
     from unite.modalities.base import ModalityAdapter
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 RESULTS = ("samples", "reconstructions")
 #: What a folder of samples, or of reconstructions, has itself.
 MARKS_OF_RESULTS = ("grid.png", "originals")
-MOLECULE_SUFFIXES = (".sdf", ".sd", ".mol", ".xyz", ".extxyz")
 
 
 def report(
@@ -80,7 +80,7 @@ def _holds_molecules(path: Path) -> bool:
     if path.is_file():
         return path.suffix != ".ckpt"
     is_run = any((path / name).exists() for name in ("last.ckpt", "config.yaml", *RESULTS, *MARKS_OF_RESULTS))
-    return not is_run and any(file.suffix.lower() in MOLECULE_SUFFIXES for file in path.iterdir())
+    return not is_run and any(file.suffix.lower() in STRUCTURES for file in path.iterdir())
 
 
 def _default_output(paths: list[Path]) -> Path:

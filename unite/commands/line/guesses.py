@@ -9,6 +9,7 @@ from pathlib import Path
 from unite.commands import COMMANDS
 from unite.errors import UserError, no_checkpoint
 from unite.files.shipped import shipped_configs, shipped_models
+from unite.modalities.molecule.files.suffixes import SMILES, STRUCTURES
 
 #: What to type instead of words that other programs have for commands.
 WORDS = {
@@ -40,7 +41,6 @@ OPTIONS = {
 }
 #: Options that take whole numbers, and the least of each.
 NUMBERS = {"num_samples": 1, "num_steps": 1, "seed": 0}
-MOLECULE_FILES = (".sdf", ".sd", ".mol", ".xyz", ".extxyz", ".smi", ".smiles", ".csv", ".parquet")
 
 
 def instead_of_command(word: str) -> str:
@@ -92,7 +92,7 @@ def require_no_data(option: str, value: str) -> None:
     Raises:
         UserError: It is one; what to type is told.
     """
-    if value.lower().removesuffix(".gz").endswith(MOLECULE_FILES):
+    if value.lower().removesuffix(".gz").endswith((*STRUCTURES, *SMILES)):
         raise UserError(
             f"{option}{value} is a file of molecules; to train on it: unite fit molecules_small "
             f"--data.init_args.path {value}"

@@ -17,6 +17,8 @@ from unite.commands.line.guesses import (
 from unite.commands.line.source import command_options, model_options, trainer_options
 from unite.errors import UserError
 from unite.files.shipped import shipped_configs, shipped_model, shipped_models
+from unite.modalities.image.suffixes import IMAGE_SUFFIXES
+from unite.modalities.molecule.files.suffixes import STRUCTURES
 
 #: Commands that run a model, under LightningCLI.
 MODEL_COMMANDS = tuple(name for name, command in COMMANDS.items() if not command.functions)
@@ -58,8 +60,8 @@ COMMON = (
     "model",
     "weights_only",
 )
+#: Of crystals, and not also of molecules, as .xyz is. An .extxyz file is taken for crystals.
 CRYSTAL_SUFFIXES = (".cif", ".extxyz", ".vasp")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def understood(args: list[str]) -> list[str]:
@@ -107,11 +109,10 @@ def _what_to_score(args: list[str]) -> list[str]:
         return args
     path = Path(args[0])
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    has_images = any(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
-    has_molecules = any(file.suffix.lower() in (".sdf", ".sd", ".mol", ".xyz") for file in files)
-    has_crystals = any(file.suffix.lower() in CRYSTAL_SUFFIXES for file in files)
-    kinds = {"images": has_images, "molecules": has_molecules, "crystals": has_crystals}
-    found = [kind for kind, is_there in kinds.items() if is_there]
+    suffixes = {file.suffix.lower() for file in files}
+    of_molecules = set(STRUCTURES) - set(CRYSTAL_SUFFIXES)
+    kinds = {"images": IMAGE_SUFFIXES, "molecules": of_molecules, "crystals": CRYSTAL_SUFFIXES}
+    found = [kind for kind, known in kinds.items() if suffixes.intersection(known)]
     return [found[0], *args] if len(found) == 1 else args
 
 

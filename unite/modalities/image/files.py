@@ -14,8 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from unite.errors import UserError
-
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+from unite.modalities.image.suffixes import IMAGE_SUFFIXES
 
 MAX_PIXELS = 2**26
 """Most pixels of an image, 8192 x 8192: a file of kilobytes may say that it has thousands of millions."""

@@ -17,8 +17,9 @@ from rdkit.Chem import rdMolAlign
 from unite.engine.workers import Divisible, Failure, in_order, num_cpus, work_apart
 from unite.modalities.gallery import Gallery, Item, Scene
 from unite.modalities.molecule.faults import structure_of_rejected
-from unite.modalities.molecule.files.reading import Entry, Format, Record, is_graph, parse, properties, read_records
+from unite.modalities.molecule.files.reading import Entry, Record, is_graph, parse, properties, read_records
 from unite.modalities.molecule.files.structures import fits_sdf, loose_atoms, with_positions
+from unite.modalities.molecule.files.suffixes import StructureFormat
 from unite.modalities.molecule.files.thumbnails import rejected_svg, structure_svg
 from unite.modalities.molecule.metrics.scores import (
     Judged,
@@ -64,7 +65,7 @@ def molecule_gallery(
     files: Sequence[Path],
     originals: Sequence[Path] = (),
     most: int = 1000,
-    format: Format | None = None,
+    format: StructureFormat | None = None,
     num_workers: int | None = None,
     on_record: Callable[[], object] = lambda: None,
 ) -> tuple[Gallery, MoleculeScores | None]:

@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from unite.console import is_quiet
 from unite.errors import UserError, require
-from unite.modalities.image.files import IMAGE_SUFFIXES, as_pixels, load_pixels, open_image
+from unite.modalities.image.files import as_pixels, load_pixels, open_image
 from unite.modalities.image.metrics.features import FeatureNetwork
 from unite.modalities.image.metrics.generation import ImageGenerationMetrics
 from unite.modalities.image.metrics.statistics import FeatureStatistics
+from unite.modalities.image.suffixes import IMAGE_SUFFIXES
 
 
 class ImageFiles:

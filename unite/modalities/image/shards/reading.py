@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Self
 from unite.errors import UserError
 from unite.files import MAX_JSON_BYTES, parse_json
 from unite.files.checked_json import CHECKSUM, DamagedFileError, with_checksum, without_checksum
-from unite.modalities.image.files import IMAGE_SUFFIXES
 from unite.modalities.image.shards.streams import local_path, open_url, tar_files
+from unite.modalities.image.suffixes import IMAGE_SUFFIXES
 
 MANIFEST = "manifest.json"
 FORMAT = "unite image shards 1"

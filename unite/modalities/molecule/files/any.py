@@ -7,7 +7,8 @@ from typing import Self
 
 from unite.errors import UserError
 from unite.modalities.molecule.data.files import sources
-from unite.modalities.molecule.files.reading import SUFFIXES, Format, Record, find_files, read_records
+from unite.modalities.molecule.files.reading import Record, find_files, read_records
+from unite.modalities.molecule.files.suffixes import SMILES, STRUCTURES, StructureFormat
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class AnyFiles:
 
     formats: dict[Path, str]
     are_smiles: bool
-    _only: Format | None
+    _only: StructureFormat | None
     _packed: list[sources.File]
     _smiles_column: str | None
 
     @classmethod
-    def find(cls, path: Path, only: Format | None, smiles_column: str | None, option: str = "PATH") -> Self:
+    def find(cls, path: Path, only: StructureFormat | None, smiles_column: str | None, option: str = "PATH") -> Self:
         """The files that a path names.
 
         Args:
@@ -39,11 +40,11 @@ class AnyFiles:
             UserError: It names none.
         """
         suffix = path.suffix.lower()
-        if path.is_dir() or suffix in (*SUFFIXES, ".txt") or not path.is_file():
+        if path.is_dir() or suffix in (*STRUCTURES, ".txt") or not path.is_file():
             files = find_files(path, only)
-            return cls({file: SUFFIXES.get(file.suffix.lower(), only or "") for file in files}, False, only, [], None)
+            return cls({file: STRUCTURES.get(file.suffix.lower(), only or "") for file in files}, False, only, [], None)
         packed = sources.find_sources([str(path)], option)
-        are_smiles = {file.format in sources.SMILES_FORMATS for file in packed}
+        are_smiles = {file.format in SMILES.values() for file in packed}
         if len(are_smiles) > 1:
             raise UserError(f"{option} {path} has SMILES and files with positions; give them apart")
         formats = {Path(str(file)): file.format for file in packed}

@@ -18,17 +18,15 @@ from rdkit import Chem
 
 from unite.errors import UserError
 from unite.files import open_text
+from unite.modalities.molecule.files.suffixes import STRUCTURES, StructureFormat
 from unite.modalities.molecule.perception.molecule import Molecule
 
-Format = Literal["sdf", "xyz"]
 _Positions = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 MAX_SDF_COORDINATE: Final = 9999.0  # Å; larger ones do not fit the columns of an SDF
 
 #: A symbol or number of an element and the beginning of a coordinate.
 _ATOM_LINE: Final = r"\s*[A-Za-z0-9]{1,3}\s+[-+]?[0-9]*\.?[0-9]+\S*\s+[-+]?\S*[0-9]\S*\s+[-+]?\S*[0-9]"
-
-SUFFIXES: Final[dict[str, Format]] = {".sdf": "sdf", ".sd": "sdf", ".mol": "sdf", ".xyz": "xyz", ".extxyz": "xyz"}
 
 
 class Record(NamedTuple):
@@ -64,7 +62,7 @@ class Entry:
     is_flat: bool = False
 
 
-def find_files(path: Path, only: Format | None = None) -> list[Path]:
+def find_files(path: Path, only: StructureFormat | None = None) -> list[Path]:
     """The file itself, or the molecule files in a folder (not in its subfolders) by name.
 
     Args:
@@ -74,7 +72,7 @@ def find_files(path: Path, only: Format | None = None) -> list[Path]:
     Raises:
         UserError: There is none, the file's format is unknown, or the folder has files of both formats.
     """
-    known = ", ".join(SUFFIXES)
+    known = ", ".join(STRUCTURES)
     if path.is_file():
         if _format_of(path, only) is None:
             raise UserError(
@@ -96,12 +94,12 @@ def find_files(path: Path, only: Format | None = None) -> list[Path]:
     return chosen
 
 
-def _format_of(path: Path, only: Format | None) -> Format | None:
+def _format_of(path: Path, only: StructureFormat | None) -> StructureFormat | None:
     """The format that the ending of a file tells, or None; of .txt the one asked for."""
-    return only if path.suffix.lower() == ".txt" else SUFFIXES.get(path.suffix.lower())
+    return only if path.suffix.lower() == ".txt" else STRUCTURES.get(path.suffix.lower())
 
 
-def read_records(files: Sequence[Path], only: Format | None = None) -> Iterator[Record]:
+def read_records(files: Sequence[Path], only: StructureFormat | None = None) -> Iterator[Record]:
     """The records of files, one after another; a file is never held in memory as a whole.
 
     Args:
@@ -122,7 +120,7 @@ def read_records(files: Sequence[Path], only: Format | None = None) -> Iterator[
             raise UserError(f"cannot read {file}: {error.strerror}") from error
 
 
-def cut(lines: Iterable[str], format_: Format) -> Iterator[list[str]]:
+def cut(lines: Iterable[str], format_: StructureFormat) -> Iterator[list[str]]:
     """The lines of each record of a file."""
     return _cut_sdf(lines) if format_ == "sdf" else _cut_xyz(lines)
 

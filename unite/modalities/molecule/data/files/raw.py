@@ -11,12 +11,12 @@ from unite.modalities.molecule.data.files.records import ReadSettings, RefusedEr
 from unite.modalities.molecule.data.files.selection import described
 from unite.modalities.molecule.data.files.sources import count_records, find_sources, read_records
 from unite.modalities.molecule.data.qm9.table import RawMolecule
-from unite.modalities.molecule.files.reading import SUFFIXES
+from unite.modalities.molecule.files.suffixes import STRUCTURES
 
 
 def are_molecule_files(paths: Sequence[Path]) -> bool:
     """Whether these are SDF, MOL or XYZ files by their names."""
-    return all(path.suffix.lower() in SUFFIXES for path in paths)
+    return all(path.suffix.lower() in STRUCTURES for path in paths)
 
 
 def read_raw_molecules(paths: Sequence[Path]) -> Iterator[RawMolecule]:

@@ -17,23 +17,10 @@ from typing import Final, Literal, NamedTuple, TextIO
 from unite.errors import UserError, require_packages
 from unite.files import open_text
 from unite.modalities.molecule.data.files.packed import read_geom_msgpack, read_geom_pickle, read_pyg
-from unite.modalities.molecule.files.reading import SUFFIXES, cut
+from unite.modalities.molecule.files.reading import cut
+from unite.modalities.molecule.files.suffixes import FORMATS, Format, StructureFormat
 
-Format = Literal["sdf", "xyz", "smi", "csv", "parquet", "pyg", "msgpack", "pickle"]
-
-FORMATS: Final[dict[str, Format]] = {
-    **SUFFIXES,
-    ".smi": "smi",
-    ".smiles": "smi",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".pt": "pyg",
-    ".msgpack": "msgpack",
-    ".pickle": "pickle",
-}
-SMILES_FORMATS: Final = frozenset({"smi", "csv", "parquet"})
-_WHOLE_FORMATS: Final[dict[str, tuple[Literal["sdf", "xyz"], Callable[[Path], Iterator[list[str]]]]]] = {
+_WHOLE_FORMATS: Final[dict[str, tuple[StructureFormat, Callable[[Path], Iterator[list[str]]]]]] = {
     "pyg": ("xyz", read_pyg),
     "msgpack": ("xyz", read_geom_msgpack),
     "pickle": ("sdf", read_geom_pickle),
