@@ -207,11 +207,14 @@ def run_command(args: list[str]) -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a class_path may name a file of the user's that is not installed
     command = COMMANDS[args[0]]
-    module = importlib.import_module(command.module)
-    functions = {word: getattr(module, name) for word, name in command.functions.items()}
-    if not functions:
-        module.run(args)
-    elif "" in functions:
+    if not command.functions:
+        importlib.import_module(command.module).run(args)
+        return
+    functions = {}
+    for word in command.functions:
+        module, name = command.place(word)
+        functions[word] = getattr(importlib.import_module(module), name)
+    if "" in functions:
         run_as_command(functions[""], args[0], args[1:])
     else:
         run_one_of(functions, args[0], args[1:])

@@ -10,13 +10,18 @@ class Command(NamedTuple):
     Attributes:
         module: What to import.
         summary: What ``unite --help`` says.
-        functions: Name of the function for each word that may follow the command, ``""`` if none does. Commands
-            without one run a model: their module has ``run``, which takes the arguments.
+        functions: Path of the function below ``module`` for each word that may follow the command, ``""`` if none does.
+            Commands without one run a model: their module has ``run``, which takes the arguments.
     """
 
     module: str
     summary: str
     functions: Mapping[str, str] = {}
+
+    def place(self, word: str) -> tuple[str, str]:
+        """Module and name of the function for a word."""
+        module, _, name = f"{self.module}.{self.functions[word]}".rpartition(".")
+        return module, name
 
 
 COMMANDS = {
@@ -30,10 +35,10 @@ COMMANDS = {
         "unite.commands.score",
         "metrics of files: unite score molecules FILE.sdf",
         {
-            "molecules": "score_molecules",
-            "images": "score_images",
-            "crystals": "score_crystals",
-            "files": "score_files",
+            "molecules": "molecules.score_molecules",
+            "images": "images.score_images",
+            "crystals": "crystals.score_crystals",
+            "files": "files.score_files",
         },
     ),
     "ablate": Command(

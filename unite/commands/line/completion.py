@@ -1,6 +1,5 @@
 """``unite completion``: commands, options, configs and models, for the shell to complete."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 from unite.commands import COMMANDS
@@ -30,19 +29,17 @@ def completion(shell: Literal["bash", "zsh"]) -> None:
     Args:
         shell: The shell.
     """
-    cases = "\n".join(
-        f'    {name}) echo "{" ".join(_words(name, COMMANDS[name].module, COMMANDS[name].functions))}" ;;'
-        for name in COMMANDS
-    )
+    cases = "\n".join(f'    {name}) echo "{" ".join(_words(name))}" ;;' for name in COMMANDS)
     preamble = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
     print(SCRIPT.format(shell=shell, preamble=preamble, cases=cases, commands=" ".join(COMMANDS)), end="")
 
 
-def _words(command: str, module: str, functions: Mapping[str, str]) -> list[str]:
+def _words(command: str) -> list[str]:
     if command in MODEL_COMMANDS:
         own = [*command_options(command).arguments, "config", "ckpt_path", "seed", "device", "help", "help-all"]
         prefixed = [*(f"trainer.{name}" for name in trainer_options()), *(f"model.{name}" for name in model_options())]
         names = [name for name in shipped_configs() if "/" not in name] if command == "fit" else list(shipped_models())
         return [*names, *sorted({f"--{name}" for name in (*own, *prefixed)})]
-    options = {f"--{option}" for name in functions.values() for option in keyword_options(module, name)}
-    return [*filter(None, functions), *sorted(options)]
+    words = COMMANDS[command].functions
+    options = {f"--{option}" for word in words for option in keyword_options(*COMMANDS[command].place(word))}
+    return [*filter(None, words), *sorted(options)]

@@ -81,11 +81,8 @@ def _placeholder(annotation: ast.expr | None) -> str:
 
 
 def keyword_options(module: str, function: str) -> list[str]:
-    """Options of a command that is a function: its arguments behind ``*``. The module may import it from another."""
+    """Options of a command that is a function: its arguments behind ``*``."""
     file = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
-    for node in _tree(file):
-        if isinstance(node, ast.ImportFrom) and node.module and function in [item.name for item in node.names]:
-            return keyword_options(node.module, function)
     names = []
     for argument in _function(file, None, function).args.kwonlyargs:
         if isinstance(argument.annotation, ast.Name) and argument.annotation.id == "MeasuredRun":

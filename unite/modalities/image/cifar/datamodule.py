@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unite.errors import UserError, require
+from unite.files.weights import INCEPTION
 from unite.modalities.image.cifar.archive import FOLDER, SIZE, find_batches, read_batches
 from unite.modalities.image.cifar.parquet import find_tables, read_tables
 from unite.modalities.image.data import SPLIT_SEED, ImageRowsDataModule, ImagesInMemory, Split
@@ -14,7 +15,6 @@ from unite.modalities.image.files import class_folders, list_images
 from unite.modalities.image.folders import ImagesOnDisk
 from unite.modalities.image.metrics.cifar_features import load_cifar_features
 from unite.modalities.image.metrics.features import FeatureNetwork
-from unite.modalities.image.metrics.inception import inception_weights
 
 CLASSES: Final = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -103,7 +103,7 @@ class CIFAR10DataModule(ImageRowsDataModule):
 
     def feature_network(self) -> FeatureNetwork | None:
         """The network behind `fid_cifar_small`; None, for FID, where Inception's weights are there."""
-        return None if inception_weights() else load_cifar_features()
+        return None if INCEPTION.named() else load_cifar_features()
 
     def _read(self, split: Split) -> tuple[Tensor, Tensor]:
         """Pixels (N, 3, 32, 32) and labels (N,) of the split `train` or `test` of the files."""

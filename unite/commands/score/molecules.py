@@ -1,29 +1,23 @@
-"""``unite score``: metrics of molecules or images in files, from this package or any other.
+"""``unite score molecules``: metrics of molecules in files, from this package or any other.
 
 Imports come with the work: scoring molecules needs no torch unless novelty is asked for.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unite.commands.line.options import torch_device
-from unite.commands.score_files import default_output, say_written
-from unite.commands.score_files import score_crystals as score_crystals
-from unite.commands.score_files import score_files as score_files
-from unite.console import as_table, is_quiet, printable, shown, silence_noise
+from unite.commands.score.results import default_output, say_written
+from unite.console import as_table, is_quiet, printable, shown
 from unite.errors import UserError, require
 from unite.files import write_json
+from unite.modalities.molecule.files.suffixes import StructureFormat
 from unite.outputs.folder import new_results
 
-FileFormat = Literal["sdf", "xyz"]
-
 if TYPE_CHECKING:
-    from unite.modalities.image.metrics.features import FeatureNetwork
-    from unite.modalities.image.metrics.scores import ImageFiles
     from unite.modalities.molecule.files.any import AnyFiles
     from unite.modalities.molecule.metrics.scores import MoleculeScores
 
@@ -34,7 +28,7 @@ MAX_ELEMENTS_TOLD = 10
 def score_molecules(
     path: Path,
     *,
-    format: FileFormat | None = None,
+    format: StructureFormat | None = None,
     bonds: Literal["perceived", "as_written"] = "perceived",
     qm9_root: Path = Path("data/qm9"),
     no_novelty: bool = False,
@@ -86,41 +80,19 @@ def score_molecules(
     Raises:
         UserError: There is nothing to score, or an option is wrong.
     """
-    from unite.commands.score_comparison import Comparison
+    from unite.commands.score.comparison import Comparison
     from unite.modalities.molecule.files.any import AnyFiles
-    from unite.modalities.molecule.metrics.physics import PACKAGES
-    from unite.modalities.molecule.metrics.routes import require_route
-    from unite.modalities.physics import require_physics
 
     require(num_workers is None or num_workers >= 1, f"--num_workers is {num_workers}; it must be at least 1")
     files = AnyFiles.find(path, format, smiles_column)
     is_as_written = bonds == "as_written"
-    other = next((file for file, kind in files.formats.items() if kind != "sdf"), None)
-    if is_as_written and other:
-        if files.are_smiles:
-            raise UserError(
-                f"--bonds as_written: {other} has SMILES, whose bonds are judged anyway; leave the option out"
-            )
-        raise UserError(f"--bonds as_written: {other} has no bonds; leave the option out, or give SDF files")
-    if routes and files.are_smiles:
-        raise UserError(f"--routes needs positions, and {path} has SMILES; leave the option out")
-    if physics is not None:
-        require_physics(physics, PACKAGES)
-        require(not files.are_smiles, f"--physics needs positions, and {path} has SMILES; leave the option out")
+    _require_possible(files, path, is_as_written, routes, physics)
     comparison = Comparison.find(reference, benchmark, train, num_reference, smiles_column, num_workers)
-    for route in routes:
-        require_route(route)
     with new_results(output or default_output(path), overwrite) as folder:
         scores, train_keys, novelty = _judge(
             files, is_as_written, num_workers, None if no_novelty else qm9_root, comparison is not None
         )
-        if scores.num_readable == 0:
-            raise UserError(
-                f"{path} has no molecules"
-                if not scores.num_records
-                else f"none of the {scores.num_records:,} records of {path} can be read as a molecule; the first: "
-                f"{scores.rejects[0]['detail']}"
-            )
+        _require_readable(scores, path)
         values = scores.metrics(train_keys) | _metrics_of_routes(routes, files, scores, num_workers)
         if comparison is not None:
             values |= comparison.metrics(scores.smiles or [], scores.shapes)
@@ -141,6 +113,49 @@ def score_molecules(
     if train_keys is None:
         print(f"novelty: {novelty}")
     say_written(written)
+
+
+def _require_possible(
+    files: "AnyFiles", path: Path, is_as_written: bool, routes: Sequence[str], physics: int | None
+) -> None:
+    """Refuse what cannot be judged of such files, or needs packages that are not installed.
+
+    Raises:
+        UserError: An option does not go with the files, or a package is missing.
+    """
+    from unite.modalities.molecule.metrics.physics import PACKAGES
+    from unite.modalities.molecule.metrics.routes import require_route
+    from unite.modalities.physics import require_physics
+
+    other = next((file for file, kind in files.formats.items() if kind != "sdf"), None)
+    if is_as_written and other:
+        if files.are_smiles:
+            raise UserError(
+                f"--bonds as_written: {other} has SMILES, whose bonds are judged anyway; leave the option out"
+            )
+        raise UserError(f"--bonds as_written: {other} has no bonds; leave the option out, or give SDF files")
+    if routes and files.are_smiles:
+        raise UserError(f"--routes needs positions, and {path} has SMILES; leave the option out")
+    if physics is not None:
+        require_physics(physics, PACKAGES)
+        require(not files.are_smiles, f"--physics needs positions, and {path} has SMILES; leave the option out")
+    for route in routes:
+        require_route(route)
+
+
+def _require_readable(scores: "MoleculeScores", path: Path) -> None:
+    """Refuse files in which nothing is a molecule.
+
+    Raises:
+        UserError: There are such files.
+    """
+    if scores.num_readable == 0:
+        raise UserError(
+            f"{path} has no molecules"
+            if not scores.num_records
+            else f"none of the {scores.num_records:,} records of {path} can be read as a molecule; the first: "
+            f"{scores.rejects[0]['detail']}"
+        )
 
 
 def _judge(
@@ -251,86 +266,3 @@ def _training_keys(root: Path) -> Callable[[bool], Collection[int]]:
         return frozenset(qm9_keys.training_keys(table, table.splits()["train"], is_united, root).tolist())
 
     return keys
-
-
-def score_images(
-    path: Path,
-    *,
-    reference: Path,
-    features: Literal["inception", "digits"] = "inception",
-    inception_weights: str | None = None,
-    digits_root: str = "data/digits",
-    image_size: int | None = None,
-    channels: Literal[1, 3] = 3,
-    batch_size: int = 64,
-    device: str | None = None,
-    output: Path | None = None,
-    overwrite: bool = False,
-) -> None:
-    """FID and related metrics of image files.
-
-    The images are compared with a reference set. Writes metrics.json, and rejects.json if files cannot be read.
-
-    Args:
-        path: Folder with images, in subfolders or not.
-        reference: Folder with images, or a file of mu and sigma of their features as unite prepare reference, ADM or
-            pytorch-fid write it (STATS.npz).
-        features: Network whose features are compared. Only inception gives the FID of papers; digits is a small network
-            for handwritten digits, whose metrics have names such as fid_digits.
-        inception_weights: Weight file; default: what UNITE_INCEPTION_WEIGHTS names.
-        digits_root: Where the network for digits is kept.
-        image_size: Side in pixels of the square to crop to, as ADM does; default: none.
-        channels: 3 for colour, 1 for gray.
-        batch_size: Images at a time.
-        device: cpu, cuda, cuda:N or mps; default: cuda if there is one, else cpu.
-        output: Folder for the files; default: beside what is scored, NAME_scores for a folder.
-        overwrite: Replace files that the folder has already.
-
-    Raises:
-        UserError: There are no images or no weights, or an option is wrong.
-    """
-    from unite.modalities.image.metrics.scores import ImageFiles, score_images
-
-    silence_noise()
-    for name, value in (("batch_size", batch_size), ("image_size", image_size)):
-        require(value is None or value >= 1, f"--{name} is {value}; it must be at least 1")
-    images = ImageFiles(path, channels, image_size)
-    is_file = reference.suffix.lower() == ".npz"
-    compared = reference if is_file else ImageFiles(reference, channels, image_size)
-    chosen_device = torch_device(device)
-    with new_results(output or default_output(path), overwrite) as folder:
-        network = _feature_network(features, inception_weights, digits_root, images)
-        values = score_images(images, compared, network, batch_size, chosen_device)
-        written = [write_json(folder / "metrics.json", values)]
-        if rejects := images.rejects | (compared.rejects if isinstance(compared, ImageFiles) else {}):
-            written.append(write_json(folder / "rejects.json", rejects))
-    print(f"{images.num_used:,} images in {shown(images.folder)} against {shown(reference)}")
-    if network.name:
-        print(f"features of the network {network.name}: compare these metrics only with others of that name")
-    if is_file and network.metric("kid") not in values:
-        print("no KID, precision and recall: the file has no features of single images")
-    print(as_table({name: value for name, value in values.items() if not name.startswith("num_")}))
-    if rejects:
-        print(f"{len(rejects):,} files were left out, because they cannot be used")
-    say_written(written)
-
-
-def _feature_network(features: str, weights: str | None, digits_root: str, images: "ImageFiles") -> "FeatureNetwork":
-    """The network whose features are compared.
-
-    Raises:
-        UserError: There are no weights for Inception.
-    """
-    from unite.files.weights import INCEPTION
-    from unite.modalities.image.metrics.inception import WEIGHTS_HINT, load_inception
-
-    if features == "digits":
-        from unite.modalities.image.digits import DigitsDataModule
-
-        return DigitsDataModule(digits_root, image_size=max(images.first().shape[1], 8)).feature_network()
-    if weights is None and INCEPTION.named() is None:
-        raise UserError(
-            f"FID needs Inception's weights: name the file {WEIGHTS_HINT} with --inception_weights or in "
-            f"{INCEPTION.variable}; for handwritten digits there is --features digits, whose metric is named fid_digits"
-        )
-    return load_inception(weights)

@@ -1,3 +1,5 @@
+"""``unite score files``, by an adapter that is not of the package."""
+
 import json
 from pathlib import Path
 
