@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
+from torchmetrics import Metric
 
 from unite.console import info
 from unite.errors import UserError
@@ -49,8 +50,8 @@ def write_reconstructions(
         model: The model, on its device.
         datamodule: Gives the batches ``{modality: samples}``, and the references of metrics.
         split: The split; as many of its batches are taken as are needed for ``num_samples``.
-        modality: What to reconstruct.
-        num_samples: How many samples to write. The metrics are of whole batches.
+        modality: Modality to reconstruct.
+        num_samples: Number of samples to write. The metrics are those of whole batches.
         job: Where to, and the processes that share the work.
         seed: Of the registers' noise.
 
@@ -67,30 +68,10 @@ def write_reconstructions(
                 metric.to(model.device)
         seed = processes.from_first(lambda: seed)
         batches = _decoded(model, modality, every_nth(loader, processes.rank, processes.size), job, seed)
-        originals: list[Any] = []
-        made: list[Any] = []
-        num_done = 0
-        with job.progress(total=num_samples, desc="reconstruct", unit="sample") as bar:
-            while num_done < num_samples:
-                with processes.agreed():
-                    batch = next(batches, None)
-                sizes = processes.agree(content=0 if batch is None else len(batch.made))
-                if not any(sizes):
-                    break
-                # Of the batches made at a time, those that one process alone would make.
-                is_needed = num_done + sum(sizes[: processes.rank]) < num_samples
-                with processes.agreed():
-                    if metric is not None and batch is not None and is_needed:
-                        metric.update(*batch.measured)
-                for part in processes.gather(None if batch is None else (batch.originals, batch.made)):
-                    originals += part[0] if part is not None else []
-                    made += part[1] if part is not None else []
-                num_done += sum(sizes)
-                bar.update(min(num_done, num_samples) - bar.n)
+        originals, made = _collected(batches, num_samples, metric, job)
         values = {} if metric is None else {name: float(value) for name, value in metric.compute().items()}
         if not processes.is_first:
             return
-        originals, made = originals[:num_samples], made[:num_samples]
         if len(made) < num_samples:
             info(f"{split} has {len(made):,} samples, fewer than the {num_samples:,} asked for: all are taken")
         written = _write(adapter, originals, made, job.folder.path)
@@ -98,6 +79,34 @@ def write_reconstructions(
             print(as_short_table(values))
             written.append(write_json(job.folder.path / "metrics.json", values))
     job.finish(written)
+
+
+def _collected(
+    batches: Iterator["_Decoded"], num_samples: int, metric: Metric | None, job: Job
+) -> tuple[list[Any], list[Any]]:
+    """The first originals and reconstructions of all processes; each counts its whole batches in its metric."""
+    processes = job.processes
+    originals: list[Any] = []
+    made: list[Any] = []
+    num_done = 0
+    with job.progress(total=num_samples, desc="reconstruct", unit="sample") as bar:
+        while num_done < num_samples:
+            with processes.agreed():
+                batch = next(batches, None)
+            sizes = processes.agree(content=0 if batch is None else len(batch.made))
+            if not any(sizes):
+                break
+            # Of the batches made at a time, those that one process alone would make.
+            is_needed = num_done + sum(sizes[: processes.rank]) < num_samples
+            with processes.agreed():
+                if metric is not None and batch is not None and is_needed:
+                    metric.update(*batch.measured)
+            for part in processes.gather(None if batch is None else (batch.originals, batch.made)):
+                originals += part[0] if part is not None else []
+                made += part[1] if part is not None else []
+            num_done += sum(sizes)
+            bar.update(min(num_done, num_samples) - bar.n)
+    return originals[:num_samples], made[:num_samples]
 
 
 class _Decoded(NamedTuple):

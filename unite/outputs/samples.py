@@ -26,6 +26,7 @@ from unite.modalities.combined import datamodule_of
 from unite.modalities.pictures import SCREEN_WIDTH, draw_table, shown_of, with_note
 from unite.modalities.template import Wanted
 from unite.module import UniteModule
+from unite.outputs.collected import Batch, Collected, Finish
 from unite.outputs.job import Job
 from unite.runs.headlines import as_short_table
 from unite.runs.kept_latents import KeptLatents
@@ -210,44 +211,26 @@ class _Making:
         selection = settings.selection()
         template = _template(self.model, settings, selection.most)
         kept = processes.from_first(lambda: KeptLatents(self.job.folder.parts / f"guidance_{scale:g}"))
-        made: dict[int, Any] = {}
         values: dict[str, Tensor] | None = None
         accepted = acceptance(self.model.adapter(settings.modality), settings.only)
         with self.job.progress(total=settings.num_samples, desc="generate", unit="sample") as bar:
-
-            def add(indices: Tensor, objects: list[Any]) -> None:
-                made.update(zip(indices.tolist(), objects, strict=True))
-                bar.update(selection.add(indices.tolist(), accepted(objects)))
-                if settings.only is not None:
-                    bar.set_postfix(drawn=len(made))
-
-            def take(batch: _Batch) -> None:
-                kept.save(batch.indices, batch.latents)
-                add(batch.indices, batch.objects)
-
-            def take_kept(drawn: range) -> Tensor:
-                for indices, latents in kept:
-                    is_drawn = torch.isin(indices, torch.tensor(drawn))
-                    if is_drawn.any():
-                        objects = self._finished(latents[is_drawn], template[indices[is_drawn]], values is None)
-                        add(indices[is_drawn], objects)
-                return torch.tensor([index for index in drawn if index not in made], dtype=torch.long)
-
+            collected = Collected(selection, accepted, kept, bar)
             while drawn := processes.from_first(selection.next_draw):
-                missing = processes.from_first(partial(take_kept, drawn))
+                # The metrics are of the first draw, which is the same whatever is kept of it.
+                finish = partial(self._finished, is_counted=values is None)
+                missing = processes.from_first(partial(collected.add_kept, drawn, template, finish))
                 # Each process has samples of all sizes.
                 order = missing[torch.argsort(template.sizes[missing], stable=True)] if len(missing) else missing
                 share = order[processes.rank :: processes.size]
-                batches = self._batches(share, template, settings.but(guidance_scale=scale), values is None)
-                processes.share(batches, take)
-                if values is None:  # of the first draw, which is the same whatever is kept of it
+                processes.share(self._batches(share, template, scale, finish), collected.add_new)
+                if values is None:
                     values = {} if self.metric is None else self.metric.compute()
-        objects = [made[index] for index in selection.kept] if processes.is_first else []
+        objects = [collected.objects[index] for index in selection.kept] if processes.is_first else []
         return _Made(objects, {name: float(value) for name, value in (values or {}).items()}, selection)
 
-    def _batches(
-        self, indices: Tensor, template: Template, settings: SampleSettings, is_counted: bool
-    ) -> Iterator["_Batch"]:
+    def _batches(self, indices: Tensor, template: Template, scale: float, finish: Finish) -> Iterator[Batch]:
+        """New samples at these places, a batch at a time."""
+        settings = self.settings.but(guidance_scale=scale)
         batches = self.model.generate_latents(
             settings.modality, template, indices, settings, settings.batch_size, settings.seed
         )
@@ -257,7 +240,7 @@ class _Making:
             if found is None:
                 return
             indices, part, latents = found
-            yield _Batch(indices, latents.cpu(), self._finished(latents, part, is_counted))
+            yield Batch(indices, latents.cpu(), finish(latents, part))
 
     @torch.no_grad()
     def _finished(self, latents: Tensor, template: Template, is_counted: bool) -> list[Any]:
@@ -282,20 +265,6 @@ class _Made(NamedTuple):
     objects: list[Any]
     values: dict[str, float]
     selection: Selection
-
-
-class _Batch(NamedTuple):
-    """What a process has made at a time.
-
-    Attributes:
-        indices: Places among all samples, shape (B,).
-        latents: On the CPU, shape (B, K, C).
-        objects: Finished objects.
-    """
-
-    indices: Tensor
-    latents: Tensor
-    objects: list[Any]
 
 
 def _template(model: UniteModule, settings: SampleSettings, num_samples: int) -> Template:
