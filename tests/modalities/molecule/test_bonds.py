@@ -11,19 +11,21 @@ from torch_geometric.data import Batch
 
 from tests.support.cases import awake, latents_of
 from tests.support.samples.graphs import graph_of, graphs, perceived, perfect
+from unite.errors import UserError
 from unite.modalities.base import Template
 from unite.modalities.molecule.adapter import MoleculeAdapter
 from unite.modalities.molecule.graph import MolecularGraph, data_from_graph, data_from_mol, is_one_piece
 from unite.modalities.molecule.layers import (
+    BondReader,
     GraphConvolution,
     GraphPrediction,
     PairHead,
     are_connected,
-    bond_loss,
     pair_indices,
     pair_mask,
     pairs_to_matrix,
 )
+from unite.modalities.molecule.losses import bond_loss
 from unite.modalities.molecule.preparation import MoleculePrediction
 from unite.module import UniteModule
 from unite.nn.generative_encoder import GenerativeEncoder
@@ -119,7 +121,9 @@ def decoded(module: UniteModule, batch: Batch, noise: torch.Tensor) -> tuple[Mol
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"registers_per_molecule": 5}], ids=["one register per atom", "five registers"]
+    "settings",
+    [{}, {"registers_per_molecule": 5}, {"types_from_bonds": True}],
+    ids=["one register per atom", "five registers", "types from bonds"],
 )
 def test_padding_changes_no_score_from_end_to_end(settings: dict[str, object]) -> None:
     module = make_module(positions=False, **settings)
@@ -149,6 +153,40 @@ def test_bonds_and_charges_reach_the_tokens() -> None:
     uncharged = MolecularGraph(salt.atomic_numbers, salt.bonds, np.zeros_like(salt.charges), salt.num_hydrogens)
     values = [adapter.tokens(adapter.prepare(data_from_graph(graph))).values for graph in (salt, uncharged)]
     assert not torch.allclose(values[0], values[1])
+
+
+def test_an_atom_reads_its_own_bonds_and_no_other_nor_padding() -> None:
+    torch.manual_seed(0)
+    reader, atoms = BondReader(16), torch.randn(1, 4, 16)
+    mask = torch.tensor([[True, True, True, False]])
+    bonds = torch.tensor([[1, 0, 0, 1, 0, 0]])  # a chain of three, in the order of pair_indices
+    doubled = torch.tensor([[2, 0, 4, 1, 3, 0]])  # the first bond doubled; bonds to the padding
+    with torch.no_grad():
+        single, double = reader(atoms, bonds, mask), reader(atoms, doubled, mask)
+    assert not torch.isclose(single[0, :2], double[0, :2]).all(dim=1).any()
+    assert torch.equal(single[0, 2:], double[0, 2:])
+
+
+def test_types_are_learned_beside_the_true_bonds_and_told_beside_the_decoded_ones() -> None:
+    adapter = make_module(positions=False, types_from_bonds=True).adapters["molecule"]
+    assert isinstance(adapter, MoleculeAdapter)
+    prepared = adapter.prepare(Batch.from_data_list([data_from_mol(mol, "counted") for mol in perceived()[20:24]]))
+    assert prepared.graph is not None
+    num_atoms = prepared.mask.shape[1]
+    with torch.no_grad():
+        prediction = adapter.decode(torch.randn(4, num_atoms, 4), adapter.template(prepared))
+        assert prediction.graph is not None
+        terms = adapter.reconstruction_loss(prediction, prepared)
+        for bonds, told in ((prediction.graph.bonds, prediction.type_logits), (prepared.graph.bonds, None)):
+            logits = adapter.type_head(adapter.bond_reader(prediction.atoms, bonds, prepared.mask))
+            if told is not None:
+                torch.testing.assert_close(logits, told)
+    expected = torch.nn.functional.cross_entropy(logits[prepared.mask], prepared.types[prepared.mask])
+    torch.testing.assert_close(terms["types"], expected)
+    wrong = torch.nn.functional.cross_entropy(prediction.type_logits[prepared.mask], prepared.types[prepared.mask])
+    assert not torch.isclose(expected, wrong)
+    with pytest.raises(UserError, match="types_from_bonds is true, but bonds is false"):
+        MoleculeAdapter(types_from_bonds=True)
 
 
 def test_loss_of_a_perfect_prediction_is_zero_and_ignores_padding() -> None:

@@ -15,6 +15,7 @@ Letters: B molecules, A atoms of the largest one, K registers, D width, T atom t
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,17 +25,17 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
 from unite.errors import UserError, require
-from unite.modalities.atoms import ATOMIC_NUMBERS, centre, draw_sizes, full_precision, pair_distances
+from unite.modalities.atoms import ATOMIC_NUMBERS, centre, draw_sizes, full_precision
 from unite.modalities.base import Template
 from unite.modalities.molecule.batches import known_largest
 from unite.modalities.molecule.generated import GeneratedGraph, GeneratedMolecule, batch_of
 from unite.modalities.molecule.layers import (
+    BondReader,
     GraphConvolution,
     GraphPrediction,
     PairHead,
-    bond_loss,
-    pair_mask,
 )
+from unite.modalities.molecule.losses import reconstruction_terms
 from unite.modalities.molecule.measured import MeasuredMolecules
 from unite.modalities.molecule.preparation import (
     MoleculePrediction,
@@ -77,6 +78,8 @@ class MoleculeAdapter(MeasuredMolecules):
         bond_weight: Weight of the cross-entropy of bonds.
         none_weight: Weight, in that term, of a pair without a bond against one with.
         charge_weight: Weight of the cross-entropy of charges.
+        types_from_bonds: Tell types and charges of the atoms beside their bonds, so that they agree: beside the true
+            ones in the loss, beside the decoded ones elsewhere.
         properties: Properties of the data that molecules can be asked for by, such as gap; see the datamodule's.
         condition_dropout: Share of training molecules of which each property is hidden, for guidance, and as often all.
 
@@ -89,6 +92,7 @@ class MoleculeAdapter(MeasuredMolecules):
     adamw_parameters: ClassVar[tuple[str, ...]] = (
         "_embedding",
         "position_in",
+        "counts_in",
         "_head",
     )
     size_counts: Tensor
@@ -118,6 +122,7 @@ class MoleculeAdapter(MeasuredMolecules):
         bond_weight: float = 1.0,
         none_weight: float = 1.0,
         charge_weight: float = 1.0,
+        types_from_bonds: bool = False,
         properties: Sequence[str] | None = None,
         condition_dropout: float = 0.1,
     ) -> None:
@@ -126,6 +131,7 @@ class MoleculeAdapter(MeasuredMolecules):
         max_atoms = self.from_data["max_atoms"] if max_atoms is None else max_atoms
         max_charge = self.from_data["max_charge"] if max_charge is None else max_charge
         require(positions or bonds, "positions and bonds are both false; set at least one of them to true")
+        require(bonds or not types_from_bonds, "types_from_bonds is true, but bonds is false; set bonds to true, too")
         if unknown := [symbol for symbol in elements if symbol not in ATOMIC_NUMBERS]:
             raise UserError(f"elements has {unknown[0]!r}, which is no element")
         if registers_per_molecule is not None:
@@ -159,6 +165,7 @@ class MoleculeAdapter(MeasuredMolecules):
         self.bond_weight = bond_weight
         self.none_weight = none_weight
         self.charge_weight = charge_weight
+        self.types_from_bonds = types_from_bonds
         self.vocabulary = vocabulary(elements, hydrogens)
         """Atomic number and hydrogen count of each type; the count is 0 where hydrogens are explicit."""
         leftover = f"elements is {list(elements)} and hydrogens is {hydrogens!r}, which leaves no type of atom"
@@ -194,6 +201,8 @@ class MoleculeAdapter(MeasuredMolecules):
             self.graph_convolution = GraphConvolution(width, self.bond_depth)
             self.pairs = PairHead(decoder_width, self.pair_width)
             self.charge_head = nn.Linear(decoder_width, num_charges)
+            if self.types_from_bonds:
+                self.bond_reader = BondReader(decoder_width)
 
         self.register_buffer("size_counts", torch.zeros(self.max_atoms + 1, dtype=torch.long))
         self.register_buffer("type_table", type_table(self.vocabulary), persistent=False)
@@ -318,32 +327,31 @@ class MoleculeAdapter(MeasuredMolecules):
             positions = hidden.new_zeros(*mask.shape, 3)
             if self.positions:
                 positions = centre(self.position_head(hidden), mask)
-            graph = GraphPrediction(self.pairs(hidden), self.charge_head(hidden)) if self.bonds else None
-            return MoleculePrediction(self.type_head(hidden), positions, mask, graph)
+            if not self.bonds:
+                return MoleculePrediction(self.type_head(hidden), positions, mask)
+            bond_logits = self.pairs(hidden)
+            if not self.types_from_bonds:
+                graph = GraphPrediction(bond_logits, self.charge_head(hidden))
+                return MoleculePrediction(self.type_head(hidden), positions, mask, graph)
+            atoms = self.bond_reader(hidden, bond_logits.argmax(dim=-1), mask)
+            graph = GraphPrediction(bond_logits, self.charge_head(atoms))
+            return MoleculePrediction(self.type_head(atoms), positions, mask, graph, hidden)
 
     def reconstruction_loss(self, prediction: MoleculePrediction, prepared: PreparedMolecules) -> dict[str, Tensor]:
         """Cross-entropy of types, then what the view has.
 
         Positions: squared errors of positions and of the distances of near pairs. Bonds: cross-entropies of bonds
-        (:func:`~unite.modalities.molecule.layers.bond_loss`) and of charges.
+        (:func:`~unite.modalities.molecule.losses.bond_loss`) and of charges.
         """
-        mask = prepared.mask
-        types = torch.where(mask, prepared.types, -100)
-        terms = {"types": F.cross_entropy(prediction.type_logits.transpose(1, 2), types, ignore_index=-100)}
-        if self.positions:
-            pairs = mask[:, :, None] & mask[:, None]
-            true_distances = pair_distances(prepared.positions)
-            pairs = pairs & (true_distances < self.distance_cutoff) & (true_distances > 0)
-            distance_error = (pair_distances(prediction.positions) - true_distances).square()
-            position_error = (prediction.positions - prepared.positions).square().sum(dim=-1)
-            terms["positions"] = (position_error * mask).sum() / mask.sum()
-            terms["distances"] = (distance_error * pairs).sum() / pairs.sum().clamp(min=1)
-        if prediction.graph is not None and prepared.graph is not None:
-            made, true = prediction.graph, prepared.graph
-            charges = torch.where(mask, true.charges + self.max_charge, -100)
-            terms["bonds"] = bond_loss(made.bond_logits, true.bonds, pair_mask(mask), self.none_weight)
-            terms["charges"] = F.cross_entropy(made.charge_logits.transpose(1, 2), charges, ignore_index=-100)
-        return terms
+        if prediction.atoms is not None and prediction.graph is not None and prepared.graph is not None:
+            # Types that had to agree with wrong bonds would learn to distrust all of them.
+            with full_precision(prediction.atoms.device):
+                atoms = self.bond_reader(prediction.atoms, prepared.graph.bonds, prepared.mask)
+                graph = replace(prediction.graph, charge_logits=self.charge_head(atoms))
+                prediction = replace(prediction, type_logits=self.type_head(atoms), graph=graph)
+        return reconstruction_terms(
+            prediction, prepared, self.positions, self.distance_cutoff, self.max_charge, self.none_weight
+        )
 
     @property
     def loss_weights(self) -> dict[str, float]:
