@@ -7,10 +7,10 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from unite.console import one_line, shown
-from unite.errors import UserError
+from unite.errors import UserError, require
 from unite.files import file_checksum, leaving_no_empty_folders, read_json, replacing, require_writable
 from unite.files.locks import only_one
 from unite.files.version import __version__
@@ -119,12 +119,44 @@ def export_checkpoint(
     assert path is not None
     if is_exported(path):
         raise UserError(f"{checkpoint} is an exported model already: copy the folder, or name its run")
-    if not re.fullmatch(r"[\w.+-]+", license_id):
-        raise UserError(f"--license is {license_id!r}; it must be an identifier such as mit, apache-2.0 or cc-by-4.0")
+    _require_license(license_id)
     content = read_checkpoint(path)
     require_writable(folder, "choose another folder")
     with only_one(folder, "wait until it ends, or choose another folder"):
         return _write_exported(path, content, folder, license_id, overwrite, name, half)
+
+
+def export_pipeline(source: str, folder: Path, license_id: str = "unknown", overwrite: bool = False) -> list[Path]:
+    """Write a model of images as a pipeline of diffusers, see :mod:`unite.commands.diffusers.folder`.
+
+    Args:
+        source: A checkpoint, run folder or exported folder.
+        folder: Where to write; made if missing.
+        license_id: Licence of the weights.
+        overwrite: Replace a pipeline that is there.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: The model cannot be read or has no images, or the folder not be written.
+    """
+    from unite.commands.diffusers.folder import INDEX_FILE, load_module, write_folder
+
+    _require_license(license_id)
+    require(
+        overwrite or not (folder / INDEX_FILE).exists(),
+        f"{shown(folder)} has a {INDEX_FILE}: add --overwrite to replace it, or choose another folder",
+    )
+    module = load_module(source)
+    require_writable(folder, "choose another folder")
+    with only_one(folder, "wait until it ends, or choose another folder"):
+        return write_folder(module, folder, folder.resolve().name, license_id)
+
+
+def _require_license(license_id: str) -> None:
+    if not re.fullmatch(r"[\w.+-]+", license_id):
+        raise UserError(f"--license is {license_id!r}; it must be an identifier such as mit, apache-2.0 or cc-by-4.0")
 
 
 def _write_exported(
@@ -272,6 +304,7 @@ def export(
     checkpoint: str,
     folder: Path,
     *,
+    format: Literal["unite", "diffusers"] = "unite",
     license: str = "unknown",
     half: bool = False,
     overwrite: bool = False,
@@ -280,11 +313,13 @@ def export(
 ) -> None:
     """Write a checkpoint as a folder to share: model.safetensors (averaged weights), config.json and a model card.
 
-    Read it with UniteModule.from_pretrained(FOLDER), or unite sample --ckpt_path FOLDER.
+    Read it with UniteModule.from_pretrained(FOLDER), or unite sample --ckpt_path FOLDER. A model of images can also be
+    written as a pipeline of diffusers, with the code that it needs.
 
     Args:
         checkpoint: A checkpoint, or a run folder for its last.ckpt.
         folder: Folder to write.
+        format: unite, or diffusers for DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True).
         license: Licence of the weights, e.g. mit.
         half: Round matrices to float16, for half the size.
         overwrite: Replace an exported model in the folder.
@@ -299,9 +334,15 @@ def export(
         require_repo_id(push_to_hub)
         hub_library(push_to_hub)
     with leaving_no_empty_folders(folder):
-        written = export_checkpoint(checkpoint, folder, license, overwrite, push_to_hub, half)
+        if format == "diffusers":
+            require(not half and not push_to_hub, "--format diffusers goes without --half and --push_to_hub")
+            written = export_pipeline(checkpoint, folder, license, overwrite)
+        else:
+            written = export_checkpoint(checkpoint, folder, license, overwrite, push_to_hub, half)
     for path in written:
         print(f"wrote {shown(path)}")
+    if format == "diffusers":
+        print(f'load it with DiffusionPipeline.from_pretrained("{shown(folder)}", trust_remote_code=True)')
     if license == "unknown":
         print(f"the licence is not stated: name one with --license, or edit {shown(folder / CARD_FILE)}")
     if push_to_hub:

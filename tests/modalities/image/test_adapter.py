@@ -13,10 +13,11 @@ from torch import Tensor
 
 from unite.errors import UserError
 from unite.modalities.base import Template
-from unite.modalities.image.adapter import DECODER_SIZES, ImageAdapter, patchify, sinusoidal_embedding_2d, unpatchify
+from unite.modalities.image.adapter import DECODER_SIZES, ImageAdapter, sinusoidal_embedding_2d
 from unite.modalities.image.grid import draw_grid, save_images
 from unite.module import UniteModule
 from unite.nn.generative_encoder import GenerativeEncoder
+from unite.nn.patches import patchify, unpatchify
 
 
 def make_adapter(image_size: int = 8, patch_size: int = 2, **settings: Any) -> ImageAdapter:

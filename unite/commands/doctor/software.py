@@ -38,6 +38,7 @@ EXTRAS = {
     "parquet": Extra(("pyarrow",), "molecules in Parquet files"),
     "geom": Extra(("msgpack",), "molecules in GEOM's msgpack files"),
     "hub": Extra(("huggingface_hub",), "upload and download of shared models"),
+    "diffusers": Extra(("diffusers",), "loading of what unite export --format diffusers writes"),
     "notebooks": Extra(("ipykernel", "ipywidgets", "jupyterlab"), "the notebooks"),
     "images": Extra(("torchvision",), "nothing of unite needs it"),
 }
