@@ -58,6 +58,32 @@ class FlowSettings:
         return self.flow_target == "average" or self.reconstruction_share < 1
 
 
+class LossOfLatents(Protocol):
+    """A second pass through the network: made before the latents are, and asked for its loss once they are there."""
+
+    @property
+    def registers(self) -> Tokens:
+        """Registers of the samples, values (B, K, D) or (1, K, D)."""
+
+    def loss(self, latents: Tensor) -> Tensor:
+        """Loss on clean latents (B, K, C)."""
+
+
+class SecondPass(Protocol):
+    """Makes a second pass; the arguments are those of :class:`FlowPass`."""
+
+    def __call__(
+        self,
+        denoiser: GenerativeEncoder,
+        adapter: ModalityAdapter,
+        template: Template,
+        registers: Tokens,
+        settings: FlowSettings,
+        /,
+    ) -> LossOfLatents:
+        """Made for a batch."""
+
+
 class FlowPass:
     """Denoises S noisy copies of the latents, all at once or chunk by chunk.
 

@@ -22,7 +22,7 @@ from unite.engine.step_terms import StepTerms, latent_spread
 from unite.engine.training import require_precision
 from unite.errors import require
 from unite.flow import TimeDistribution, reconstruction_noise
-from unite.flow_pass import FlowPass, FlowSettings, random_part, require_average, separate_target, tokenized
+from unite.flow_pass import FlowPass, FlowSettings, SecondPass, random_part, require_average, separate_target, tokenized
 from unite.generation import GeneratingModule
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
@@ -95,8 +95,10 @@ class UniteModule(Configurable, GeneratingModule, SavedModule):
         self.noise_probability = noise_probability
         self.noise_min_time = noise_min_time
         self.modality_weights = modality_weights or {}
-        # What a training step computes; unite.callbacks.two_stage trains one after the other.
+        # What a training step computes: unite.callbacks.two_stage trains one after the other, and
+        # unite.callbacks.stages has another second pass.
         self.trains_tokenizer = self.trains_denoiser = True
+        self.second_pass: SecondPass = FlowPass
         _require_settings(self, adapters)
         # Plain values only, so that checkpoints load with weights_only=True and without arguments.
         self.save_hyperparameters(
@@ -125,7 +127,7 @@ class UniteModule(Configurable, GeneratingModule, SavedModule):
             template = adapter.template(prepared)
             registers = adapter.registers(template)  # values (B or 1, K, D), mask (B, K)
             # Made first, so that its backward pass comes last.
-            flow_pass = FlowPass(self.denoiser, adapter, template, registers, self.flow_settings)
+            flow_pass = self.second_pass(self.denoiser, adapter, template, registers, self.flow_settings)
 
             target = separate_target(self, modality, prepared, template)  # None: the latents that are reconstructed
             if self.flow_settings.reconstruction_share < 1:
@@ -155,7 +157,7 @@ class UniteModule(Configurable, GeneratingModule, SavedModule):
 
     def flow_loss(self, adapter: ModalityAdapter, latents: Tensor, template: Template, registers: Tokens) -> Tensor:
         """Denoising error of S independently noised copies of the latents (B, K, C), summed over the copies."""
-        return FlowPass(self.denoiser, adapter, template, registers, self.flow_settings).loss(latents)
+        return self.second_pass(self.denoiser, adapter, template, registers, self.flow_settings).loss(latents)
 
     def _term_weights(self, modality: str, terms: Iterable[str]) -> dict[str, float]:
         """Weight of each term in the loss."""

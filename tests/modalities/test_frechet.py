@@ -94,11 +94,28 @@ def test_fid_is_the_same_by_three_programs() -> None:
     assert_the_same_by_all_three(RandomFeatures(), num=200, size=16, tolerance=1e-6)
 
 
+class EverySixteenth(FeatureNetwork):
+    """Inception with random weights, and 128 of its 2,048 features: the root of a whole product takes an hour."""
+
+    name = "inception_random"
+    num_features = 128
+    num_logits = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inception = InceptionV3()
+        self.freeze()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self.inception(images)
+        return features[:, ::16], logits[:, : self.num_logits]
+
+
 @pytest.mark.slow
 def test_fid_of_inception_with_random_weights_is_the_same_by_three_programs() -> None:
-    # 2,048 features of 48 images: covariances of rank 47, whose product has a root that is known less exactly.
+    # 128 features of 40 images: covariances of rank 39.
     torch.manual_seed(0)
-    assert_the_same_by_all_three(InceptionV3(), num=48, size=32, tolerance=1e-3)
+    assert_the_same_by_all_three(EverySixteenth(), num=40, size=32, tolerance=1e-4)
 
 
 def test_distance_of_covariances_without_full_rank() -> None:

@@ -76,7 +76,8 @@ def warm_start(module: Any, source: str) -> WarmStart:
     theirs: dict[str, Tensor] = dict(checkpoint["state_dict"])
     rows_here = _row_names(module.adapters)
     with no_larger_than(theirs, checkpoint["hyper_parameters"], path):
-        rows_there = _row_names(instantiate_module(type(module), checkpoint["hyper_parameters"]).adapters)
+        settings = {name: value for name, value in checkpoint["hyper_parameters"].items() if not name.startswith("_")}
+        rows_there = _row_names(instantiate_module(type(module), settings).adapters)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             weight = theirs.pop(name, None)

@@ -42,7 +42,7 @@ class UniteImageModel(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         encoder_settings: Mapping[str, Any],
