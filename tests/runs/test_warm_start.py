@@ -25,7 +25,10 @@ def test_a_model_of_the_same_settings_is_the_same_model() -> None:
     theirs = dict(trained.named_parameters())
     assert all(torch.equal(parameter, theirs[name]) for name, parameter in new.named_parameters())
     assert (found.new, found.dropped, found.matched) == ([], [], {})
-    assert not dict(new.named_buffers())["adapters.molecule.size_counts"].any()  # statistics are of the new data
+    buffers = dict(new.named_buffers())
+    assert not buffers["adapters.molecule.size_counts"].any()  # statistics are of the new data
+    frequencies = dict(trained.named_buffers())["encoder.time_embedding.frequencies"]
+    assert torch.equal(buffers["encoder.time_embedding.frequencies"], frequencies)  # drawn once, whatever the seed
 
 
 def test_rows_are_matched_by_element_and_hydrogens() -> None:

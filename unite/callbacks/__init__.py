@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from unite.callbacks.generation_metrics import GenerationMetrics as GenerationMetrics
     from unite.callbacks.last_checkpoint import LastCheckpoint as LastCheckpoint
     from unite.callbacks.non_finite import NonFiniteGuard as NonFiniteGuard
+    from unite.callbacks.stages.decoder import DecoderStage as DecoderStage
     from unite.callbacks.stages.few_steps import FewStepStudent as FewStepStudent
     from unite.callbacks.two_stage import TwoStageTraining as TwoStageTraining
 
@@ -20,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "bursts": ["BurstGuard"],
         "generation_metrics": ["GenerationMetrics"],
         "stages.few_steps": ["FewStepStudent"],
+        "stages.decoder": ["DecoderStage"],
         "two_stage": ["TwoStageTraining"],
         "last_checkpoint": ["LastCheckpoint"],
         "non_finite": ["NonFiniteGuard"],

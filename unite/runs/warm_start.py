@@ -20,6 +20,8 @@ from unite.runs.folder import find_checkpoint, read_checkpoint
 from unite.runs.known_classes import require_known_classes
 from unite.runs.sizes import no_larger_than
 
+ENCODERS = ("encoder.", "separate_denoiser.")
+
 
 @dataclass
 class WarmStart:
@@ -93,6 +95,10 @@ def warm_start(module: Any, source: str) -> WarmStart:
             else:
                 found.new.append(name)
                 found.dropped.append(name)
+        for name, buffer in module.named_buffers():
+            # Of the encoders these are constants that were drawn once; of adapters, statistics of the data.
+            if name.startswith(ENCODERS) and name in theirs and theirs[name].shape == buffer.shape:
+                buffer.copy_(theirs[name])
     buffers = dict(module.named_buffers())
     found.dropped += [name for name in theirs if name not in buffers]  # statistics of data are no weights
     matrices = {name for name, parameter in module.encoder.named_parameters(prefix="encoder") if parameter.dim() > 1}

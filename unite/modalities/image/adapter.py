@@ -5,10 +5,11 @@ one sequence, a ViT decoder whose last layer gives the pixels of a patch. Letter
 K registers, C latent channels, D width, P pixels along a patch, G patches along an image.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -48,7 +49,6 @@ DECODER_SIZES = {
     "B": DecoderSize(12, 768, 12, 3072),
     "L": DecoderSize(24, 1024, 16, 4096),
 }
-
 
 DIFFERENCE_GAIN = 4
 """How many times the difference of a reconstruction is enlarged in a picture."""
@@ -164,6 +164,8 @@ class ImageAdapter(ModalityAdapter):
         self.perceptual_weight = perceptual_weight
         self.vgg16_weights = vgg16_weights
         self.inception_weights = inception_weights
+        # While the decoder stage trains: adds to the loss, see unite.modalities.image.discriminator.
+        self.adversary: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         # In a tuple, so that the frozen network gets into no checkpoint, optimizer or average.
         self._perceptual: tuple[PerceptualDistance | None] | None = None
         self._labels_are_checked = False
@@ -294,7 +296,21 @@ class ImageAdapter(ModalityAdapter):
         perceptual = self.perceptual_distance()
         if perceptual is not None:
             terms["perceptual"] = perceptual(prediction, images).mean()
+        if self.adversary is not None and self.training:
+            loss = torch.stack([self.loss_weights[name] * term for name, term in terms.items()]).sum()
+            terms["adversarial"] = self.adversary(prediction, images, loss)
         return terms
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """What turns latents into images, and takes no part in making them."""
+        return [*self.decoder.parameters(), *self.pixel_head.parameters()]
+
+    def without_decoder(self) -> Self:
+        """A copy that gives tokens and registers, and cannot decode."""
+        copied = copy.deepcopy(self)
+        copied._perceptual = copied.adversary = None
+        del copied.decoder, copied.pixel_head
+        return copied
 
     def perceptual_distance(self) -> PerceptualDistance | None:
         """The network for LPIPS on this module's device, or None without a loss weight or a file of weights."""
