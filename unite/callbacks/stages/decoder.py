@@ -81,6 +81,7 @@ class DecoderStage(Callback):
         self.adversary = Adversary(discriminator, last_layer, self.weight, self.discriminator_lr, self.start_step)
         if self._restored is not None:
             self.adversary.load_state_dict(self._restored)
+            self._restored = None
         adapter.adversary = self.adversary.term
 
     def on_train_batch_end(
@@ -99,6 +100,10 @@ class DecoderStage(Callback):
             self._frozen = []
             module.trains_denoiser = True
             adapter.adversary = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave it so in any case."""
+        self.teardown(trainer, pl_module, "fit")
 
     def state_dict(self) -> dict[str, Any]:
         """The discriminator and its optimizer."""
