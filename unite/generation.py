@@ -20,7 +20,10 @@ from unite.flow import SamplingOptions, guided_prediction, sample_path
 from unite.flow_pass import FlowSettings
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.template import Wanted
-from unite.nn.generative_encoder import GenerativeEncoder
+from unite.nn.generative_encoder import GenerativeEncoder, Tokens
+
+PART_NOISE = 2**40
+"""Number of the registers' noise when a part is put in: the same at all steps, so that it adds none of its own."""
 
 
 class GeneratingModule(TrainingEngine):
@@ -46,6 +49,8 @@ class GeneratingModule(TrainingEngine):
         sizes: Sequence[int] | None = None,
         targets: Mapping[str, float | Sequence[float]] | None = None,
         composition: str | None = None,
+        fix: Any = None,
+        fix_atoms: Sequence[int] | None = None,
         only: Only | None = None,
         max_drawn: int | None = None,
         batch_size: int = 500,
@@ -68,6 +73,10 @@ class GeneratingModule(TrainingEngine):
             targets: Properties that the samples shall have, such as ``{"gap": 5.0}``, in the units of the data;
                 several values of one are cycled. ``guidance_scale`` above 1 makes more of them.
             composition: Formula of the crystals, such as ``BaTiO3``, of a model that was trained with compositions.
+            fix: Molecule of which a part is kept in all samples: a file, an RDKit molecule with a conformer, or what a
+                model has generated. Its atoms keep their elements and relative positions; see
+                :mod:`unite.modalities.molecule.parts`.
+            fix_atoms: Atoms of that part, from 0; None for all heavy ones.
             only: ``valid`` draws until there are ``num_samples`` valid ones, and says how many that took. They are the
                 first valid ones of the samples that the same seed gives without it.
             max_drawn: Most samples to draw with ``only``; None for twenty for each that is wanted. If that is too few,
@@ -90,7 +99,9 @@ class GeneratingModule(TrainingEngine):
         accepted = acceptance(adapter, only)
         accepted([])  # refuses what there is no word for, before anything is drawn
         seed = int(torch.randint(2**62, ())) if seed is None else seed  # of the generator that seed_everything sets
-        wanted = Wanted(labels=labels, sizes=sizes, targets=targets, composition=composition)
+        wanted = Wanted(
+            labels=labels, sizes=sizes, targets=targets, composition=composition, fix=fix, fix_atoms=fix_atoms
+        )
         template = adapter.wanted_template(selection.most, wanted, torch.Generator().manual_seed(seed))
         for line in adapter.unusual(wanted):
             info(line)
@@ -171,6 +182,8 @@ class GeneratingModule(TrainingEngine):
 
         def reported(latents: Tensor, time: float | Tensor) -> Tensor:
             prediction = predict(latents, time)
+            if template.part is not None:
+                prediction = self._with_part(adapter, prediction, template, registers, draw_noise(PART_NOISE))
             if on_prediction is not None and not isinstance(time, Tensor):
                 on_prediction(time, prediction)
             return prediction
@@ -181,6 +194,19 @@ class GeneratingModule(TrainingEngine):
             return how.noise_scale * noise(step, shape).to(self.device)
 
         return sample_path(reported, draw_noise, self.flow_settings.time, how, on_step, registers.mask)
+
+    def _with_part(
+        self, adapter: ModalityAdapter, latents: Tensor, template: Template, registers: Tokens, noise: Tensor
+    ) -> Tensor:
+        """Latents (B, K, C) of what is predicted with the part in its place: decoded, mended, and tokenized again.
+
+        Latents of an atom depend on the whole sample, so those of the part alone cannot be put in their place
+        (docs/results/fixed_parts.md).
+        """
+        tokens = adapter.tokens(adapter.samples_of(adapter.decode(latents, template)))
+        start = torch.zeros(len(latents), device=latents.device)
+        made = self.encoder.tokenize(tokens, registers, adapter.null_condition(), noise=noise, timesteps=start)
+        return made.float()
 
     def adapter(self, modality: str) -> ModalityAdapter:
         """The adapter of a modality.

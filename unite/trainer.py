@@ -37,7 +37,8 @@ from unite.outputs.folder import folder_name
 from unite.outputs.job import load_weights, run_job
 from unite.outputs.latents import Split, write_latents
 from unite.outputs.reconstructions import limit_batches, write_reconstructions
-from unite.outputs.samples import SampleSettings, write_samples
+from unite.outputs.samples import write_samples
+from unite.outputs.settings import SampleSettings
 from unite.runs.checkpoint_io import AtomicCheckpointIO
 from unite.runs.folder import run_folder_for_itself, write_metrics
 from unite.runs.headlines import as_short_table
@@ -147,11 +148,10 @@ class UniteTrainer(Trainer):
         """
         with run_folder_for_itself(self), checkpoint_on_interrupt(self):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
-        metrics = {name: float(value) for name, value in self.callback_metrics.items()}
-        last_validation = {name: value for name, value in metrics.items() if name.startswith("val/")}
-        if last_validation and self.is_global_zero and not self.fast_dev_run:  # type: ignore[attr-defined]
-            print(as_short_table(last_validation))
-            write_metrics(last_validation, Path(self.default_root_dir))
+        last = {name: float(value) for name, value in self.callback_metrics.items() if name.startswith("val/")}
+        if last and self.is_global_zero and not self.fast_dev_run:  # type: ignore[attr-defined]
+            print(as_short_table(last))
+            write_metrics(last, Path(self.default_root_dir))
 
     def validate(
         self,
@@ -217,6 +217,8 @@ class UniteTrainer(Trainer):
         sizes: list[int | str] | None = None,
         targets: list[str] | None = None,
         composition: str | None = None,
+        fix: str | None = None,
+        fix_atoms: list[int] | None = None,
         only: Only | None = None,
         max_drawn: int | None = None,
         num_steps: int | None = None,
@@ -252,6 +254,8 @@ class UniteTrainer(Trainer):
             sizes: Numbers of atoms, cycled: 7 8 9 or 7-9; heavy atoms where hydrogens are counted; default: as trained.
             targets: Properties of the samples, such as gap=5.0 mu=2.0; for a model that was trained with them.
             composition: Formula of crystals, such as BaTiO3; for a model that was trained with compositions.
+            fix: A file with a molecule (SDF, XYZ) of which a part is kept in all samples, of models of positions.
+            fix_atoms: Atoms of that part, from 0, such as 0 1 2; default: all heavy ones.
             only: Draw until so many samples are valid; the metrics are those of the first ``num_samples`` drawn.
             max_drawn: Most samples to draw with ``only``; default: twenty for each that is wanted.
             num_steps: Steps of the solver from noise to data; default: the model's.
@@ -262,20 +266,16 @@ class UniteTrainer(Trainer):
                 of the lowest FID (or of the lowest metric of that family) are written.
             guidance_interval: Times (0 noise, 1 data) when guidance acts, such as [0.1,1.0]; default: the model's.
             noise_scale: Standard deviation of the noise; below 1 trades variety for fidelity; default: the model's.
-            stochasticity: Fresh noise in the steps of ``euler``: 0 is none, 1 the posterior (DDPM) step; default: the
-                model's.
-            restarts: Number of returns to ``restart_time`` with fresh noise, each followed by another way to data,
-                which corrects errors; default: the model's.
+            stochasticity: Fresh noise in steps of ``euler``: 0 is none, 1 the DDPM step; default: the model's.
+            restarts: Returns to ``restart_time`` by fresh noise, each followed by a way to data; default: the model's.
             restart_time: Time (0 is noise, 1 is data) that restarts go back to; default: the model's.
             restart_steps: Steps of the solver after each restart; default: the model's.
             batch_size: Samples at a time.
-            film_strip: Number of samples, from the first, to draw at several times from noise to data, as
-                film_strip.png.
+            film_strip: Samples, from the first, to draw at several times from noise to data, as film_strip.png.
         """
         model = self._as_unite(model)
         modality = chosen_modality(model.adapters, modality)
         Selection(num_samples, only, max_drawn)  # refuses what cannot be drawn
-        require(film_strip >= 0, f"film_strip is {film_strip}; it must be at least 0")
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GenerationMetrics):
                 callback.tell(model)  # a checkpoint of an older version does not know
@@ -298,6 +298,8 @@ class UniteTrainer(Trainer):
             sizes=read_sizes(sizes),
             targets=read_targets(targets),
             composition=composition,
+            fix=fix,
+            fix_atoms=fix_atoms,
             only=only,
             max_drawn=max_drawn,
             batch_size=batch_size,
@@ -305,10 +307,8 @@ class UniteTrainer(Trainer):
             **asdict(how),
         )
         name = folder_name("samples", modality, model.adapters)
-        # Parts that are kept serve batches of any size: so a command that ran out of memory can be continued.
-        decisive = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
         work = partial(write_samples, model, datamodule, settings, guidance_sweep=guidance_sweep, film_strip=film_strip)
-        run_job(self, model, output, name, decisive, overwrite, work)
+        run_job(self, model, output, name, settings.decisive(), overwrite, work)
 
     def reconstruct(
         self,

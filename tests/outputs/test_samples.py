@@ -17,7 +17,8 @@ from tests.support.commands import PATIENCE, RunCli, shell, until
 from tests.support.paths import REPOSITORY, TOY
 from unite import UniteModule
 from unite.modalities.pictures import SCREEN_WIDTH
-from unite.outputs.samples import SampleSettings, draw_film_strip
+from unite.outputs.samples import draw_film_strip
+from unite.outputs.settings import SampleSettings
 
 pytestmark = pytest.mark.usefixtures("in_toy_folder")
 

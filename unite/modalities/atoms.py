@@ -70,6 +70,24 @@ def random_rotations(num: int, device: torch.device) -> Tensor:
     return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
+def superposed(positions: Tensor, onto: Tensor) -> Tensor:
+    """Positions after the rotation and shift that bring them closest to others (Kabsch 1976); no mirror images.
+
+    Args:
+        positions: Positions (P, 3), the same for all samples.
+        onto: Positions of the same atoms in each sample, shape (B, P, 3).
+
+    Returns:
+        The moved positions, shape (B, P, 3).
+    """
+    place = onto.mean(dim=1, keepdim=True)
+    centred = positions - positions.mean(dim=0)
+    left, _, right = torch.linalg.svd(centred.T @ (onto - place))  # of matrices (B, 3, 3)
+    left[..., 2] = left[..., 2] * (torch.linalg.det(left) * torch.linalg.det(right))[:, None]
+    moved: Tensor = centred @ left @ right + place
+    return moved
+
+
 def pair_distances(positions: Tensor) -> Tensor:
     """Distances (B, A, A) of all pairs, in Å; the gradient at zero distance is zero."""
     squared = (positions[:, :, None] - positions[:, None]).square().sum(dim=-1)

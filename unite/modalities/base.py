@@ -8,10 +8,10 @@ Letters: B samples, N data tokens, K registers, C latent channels, D width of th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from lightning.pytorch import LightningDataModule
 from PIL import Image
@@ -46,6 +46,18 @@ class FileScores:
     metrics: dict[str, float]
     rejects: list[dict[str, Any]] = field(default_factory=list)
     valid: list[Any] = field(default_factory=list)
+
+
+class Traits(NamedTuple):
+    """What is kept of the distribution of samples while a model is tuned by a reward.
+
+    Attributes:
+        identity: The same for samples that are duplicates.
+        counts: Whole numbers, such as size and rings, whose shares are to stay those of the data.
+    """
+
+    identity: str
+    counts: tuple[int, ...]
 
 
 class ModalityAdapter(Configurable, ConditionedAdapter, ABC):
@@ -124,6 +136,10 @@ class ModalityAdapter(Configurable, ConditionedAdapter, ABC):
     def decode(self, latents: Tensor, template: Template) -> Any:
         """Prediction from latents (B, K, C)."""
 
+    def samples_of(self, prediction: Any) -> Any:
+        """What :meth:`prepare` would make of the samples that are predicted; for models that keep a part."""
+        raise NotImplementedError
+
     @abstractmethod
     def reconstruction_loss(self, prediction: Any, prepared: Any) -> dict[str, Tensor]:
         """Terms of the reconstruction loss by name, each a scalar, before weighting."""
@@ -144,6 +160,14 @@ class ModalityAdapter(Configurable, ConditionedAdapter, ABC):
             UserError: Nothing says what is valid.
         """
         raise UserError(f"only is 'valid', but {type(self).__name__} has no word for what is valid: leave it out")
+
+    def rewards(self) -> dict[str, Callable[[Sequence[Any]], Sequence[float]]]:
+        """Rewards of finished objects by name, the higher the better: what a model can be tuned by."""
+        return {"validity": self.are_valid}
+
+    def traits(self, objects: Sequence[Any]) -> list[Traits | None]:
+        """Traits of finished objects, None of those that have none, such as invalid ones."""
+        return [None] * len(objects)
 
     def originals(self, prepared: Any) -> list[Any]:
         """Prepared samples as finished objects, to be drawn beside their reconstructions; empty for no picture."""

@@ -140,6 +140,7 @@ class ConditionedAdapter(nn.Module):
         Raises:
             UserError: The model knows no such class, size or property.
         """
+        require(wanted.fix is not None or wanted.fix_atoms is None, "fix_atoms is given, but not fix, the file")
         template = self.draw_template(num_samples, wanted.labels, generator)
         require(
             wanted.composition is None or "composition" in self.condition_columns(),
@@ -150,7 +151,21 @@ class ConditionedAdapter(nn.Module):
             sizes = self._cycled_sizes(num_samples, wanted.sizes)
         if wanted.targets:
             properties = self._target_columns(num_samples, wanted.targets)
-        return Template(sizes, template.condition, properties)
+        template = Template(sizes, template.condition, properties)
+        return template if wanted.fix is None else self.with_part(template, wanted, generator)
+
+    def with_part(self, template: Template, wanted: Wanted, generator: torch.Generator | None) -> Template:
+        """The template of samples that are given a part of a molecule.
+
+        Args:
+            template: Sizes and conditions of the samples.
+            wanted: What is asked for, with ``fix``.
+            generator: CPU generator of all draws.
+
+        Raises:
+            UserError: This modality or this model takes no part, or not that one.
+        """
+        raise UserError(f"fix is given, but {type(self).__name__} keeps no parts: molecules with positions do")
 
     def drawn_labels(self, num_samples: int, labels: Sequence[int] | None, seed: int) -> list[int] | None:
         """Class of each sample that :meth:`draw_template` draws with a seed; None without classes."""

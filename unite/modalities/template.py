@@ -13,6 +13,29 @@ from unite.errors import UserError, require
 
 
 @dataclass(frozen=True)
+class FixedPart:
+    """Elements that samples are given: the same in all, wherever they stand in each.
+
+    Attributes:
+        places: Their numbers among the elements of each sample, shape (B, P).
+        positions: Positions relative to one another, in Å, shape (P, 3).
+        allowed_types: Which types each may have, shape (P, T).
+    """
+
+    places: Tensor
+    positions: Tensor
+    allowed_types: Tensor
+
+    def __getitem__(self, index: Any) -> Self:
+        """The same of a part of the samples."""
+        return replace(self, places=self.places[index])
+
+    def to(self, device: torch.device) -> Self:
+        """The same with its tensors on ``device``."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
 class Template:
     """All that is known of samples before they exist.
 
@@ -23,6 +46,7 @@ class Template:
             if no sample has any.
         largest: Largest of the sizes, if known: to find it out, a GPU would have to finish all its work.
         is_full: Whether all sizes are known to be equal, so that the mask hides nothing.
+        part: What the samples are given; None for nothing.
     """
 
     sizes: Tensor
@@ -30,6 +54,7 @@ class Template:
     properties: Tensor | None = None
     largest: int | None = None
     is_full: bool = False
+    part: FixedPart | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -38,8 +63,15 @@ class Template:
         """The template of a part of the samples."""
         condition = None if self.condition is None else self.condition[index]
         properties = None if self.properties is None else self.properties[index]
-        sizes = self.sizes[index]
-        return replace(self, sizes=sizes, condition=condition, properties=properties, largest=None, is_full=False)
+        return replace(
+            self,
+            sizes=self.sizes[index],
+            condition=condition,
+            properties=properties,
+            largest=None,
+            is_full=False,
+            part=None if self.part is None else self.part[index],
+        )
 
     def to(self, device: torch.device) -> Self:
         """The same template with its tensors on ``device``; on the CPU, sizes are looked at before they leave."""
@@ -54,6 +86,7 @@ class Template:
             properties=None if self.properties is None else self.properties.to(device),
             largest=largest,
             is_full=is_full,
+            part=None if self.part is None else self.part.to(device),
         )
 
     @cached_property
@@ -72,12 +105,16 @@ class Wanted:
         sizes: Numbers of elements, cycled.
         targets: Values of properties by name, each one number for all samples or several, cycled.
         composition: A chemical formula.
+        fix: A molecule of which a part is given: a file, or what the modality takes.
+        fix_atoms: Numbers of the atoms of that part, from 0; None for all.
     """
 
     labels: Sequence[int] | None = None
     sizes: Sequence[int] | None = None
     targets: Mapping[str, float | Sequence[float]] | None = None
     composition: str | None = None
+    fix: Any = None
+    fix_atoms: Sequence[int] | None = None
 
 
 def read_sizes(words: Sequence[int | str] | None) -> list[int] | None:

@@ -16,54 +16,22 @@ from torchmetrics import Metric
 
 from unite.console import info, is_first_process
 from unite.engine.noise import SampleNoise
-from unite.engine.selection import Only, Selection
+from unite.engine.selection import Selection
 from unite.errors import UserError, require
 from unite.files import write_json
-from unite.flow import SamplingOptions
 from unite.generation import acceptance
 from unite.modalities.base import ModalityAdapter, Template
 from unite.modalities.combined import datamodule_of
 from unite.modalities.pictures import SCREEN_WIDTH, draw_table, shown_of, with_note
-from unite.modalities.template import Wanted
 from unite.module import UniteModule
 from unite.outputs.collected import Batch, Collected, Finish
 from unite.outputs.job import Job
+from unite.outputs.settings import SampleSettings
 from unite.runs.headlines import as_short_table
 from unite.runs.kept_latents import KeptLatents
 
 MAX_DRAWN = 64
 FILM_FRAMES = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleSettings(SamplingOptions):
-    """What determines the samples of a model; see :meth:`unite.UniteModule.generate`."""
-
-    modality: str
-    num_samples: int
-    labels: list[int] | None
-    batch_size: int
-    seed: int
-    only: Only | None = None
-    max_drawn: int | None = None
-    sizes: list[int] | None = None
-    targets: dict[str, float] | None = None
-    composition: str | None = None
-
-    @property
-    def wanted(self) -> Wanted:
-        """What samples are asked for."""
-        return Wanted(labels=self.labels, sizes=self.sizes, targets=self.targets, composition=self.composition)
-
-    def conditions(self) -> dict[str, Any]:
-        """What was asked for beside classes, as ``unite sample`` writes it; empty for nothing."""
-        asked = {"sizes": self.sizes, "targets": self.targets, "composition": self.composition}
-        asked = {name: value for name, value in asked.items() if value}
-        return {**asked, "guidance_scale": self.guidance_scale} if asked else {}
-
-    def selection(self) -> Selection:
-        """Which samples are kept; nothing is drawn yet."""
-        return Selection(self.num_samples, self.only, self.max_drawn)
 
 
 @runtime_checkable
@@ -127,6 +95,8 @@ def write_samples(
             info(made.selection.told())
             written.append(write_json(folder.path / "only.json", made.selection.summary()))
         if conditions := settings.but(guidance_scale=scale).conditions():
+            if (part := _template(model, settings, made.selection.num_drawn).part) is not None:
+                conditions["fixed_places"] = part.places[made.selection.kept].tolist()
             written.append(write_json(folder.path / "conditions.json", conditions))
         labels = adapter.drawn_labels(made.selection.num_drawn, settings.labels, settings.seed)
         if labels is not None:
@@ -155,6 +125,7 @@ def _require_possible(
     Raises:
         UserError: There are such settings.
     """
+    require(film_strip >= 0, f"film_strip is {film_strip}; it must be at least 0")
     require(
         not film_strip or settings.solver != "dopri5",
         f"film_strip is {film_strip}, but with dopri5 each sample has its own times: choose another --solver",

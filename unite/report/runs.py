@@ -159,6 +159,9 @@ def _asked(name: str, folder: Path) -> list[Html]:
         told.append(f"composition {asked['composition']}")
     if sizes := asked.get("sizes"):
         told.append(f"sizes {', '.join(map(str, sizes))}")
+    if "fix" in asked:
+        atoms = ", ".join(map(str, asked.get("fix_atoms", []))) or "all"
+        told.append(f"atoms of {Path(asked['fix']).name} kept: {atoms}")
     if "guidance_scale" in asked:
         told.append(f"guidance scale {asked['guidance_scale']:g}")
     if only := _json(folder / "only.json", {}):

@@ -23,7 +23,7 @@ from unite.modalities.molecule.files.suffixes import STRUCTURES
 #: Commands that run a model, under LightningCLI.
 MODEL_COMMANDS = tuple(name for name, command in COMMANDS.items() if not command.functions)
 #: Commands whose first word may be a checkpoint or run folder.
-OF_A_MODEL = (*MODEL_COMMANDS, "align", "latents")
+OF_A_MODEL = (*MODEL_COMMANDS, "align", "latents", "tune")
 OTHER_NAMES = {"generate": "sample", "train": "fit", "evaluate": "test", "eval": "test", "val": "validate"}
 SHORT = {"-n": "--num_samples", "-o": "--output", "--ckpt": "--ckpt_path", "--checkpoint": "--ckpt_path"}
 SHORT_OF_TRAINER = (
@@ -149,7 +149,7 @@ def _with_names_resolved(args: list[str]) -> list[str]:
     Raises:
         UserError: There is no such file, and no such name.
     """
-    resolved = {"--config": config_file, "-c": config_file, "--ckpt_path": _checkpoint}
+    resolved = {"--config": config_file, "-c": config_file, "--ckpt_path": _checkpoint, "--fix": _file_of_part}
     found = list(args)
     for number, arg in enumerate(args):
         name, equals, value = arg.partition("=")
@@ -191,6 +191,13 @@ def _checkpoint(value: str) -> str:
     if (folder := shipped_model(value)) is not None:
         return str(folder)
     raise no_model(path)
+
+
+def _file_of_part(value: str) -> str:
+    path = os.path.expanduser(value)
+    if not os.path.isfile(path):
+        raise UserError(f"--fix {value}: no such file")
+    return path
 
 
 def _require_known_options(command: str, args: list[str]) -> None:

@@ -29,7 +29,7 @@ from unite.runs.folder import (
 from unite.runs.known_classes import require_known_classes, require_known_config
 
 #: Options of several values that may be written with blanks between them; jsonargparse wants [1,2].
-LIST_OPTIONS = ("labels", "sizes", "targets", "guidance_sweep", "guidance_interval")
+LIST_OPTIONS = ("labels", "sizes", "targets", "fix_atoms", "guidance_sweep", "guidance_interval")
 
 
 class Invocation:

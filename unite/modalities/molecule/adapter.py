@@ -36,7 +36,7 @@ from unite.modalities.molecule.layers import (
     PairHead,
 )
 from unite.modalities.molecule.losses import reconstruction_terms
-from unite.modalities.molecule.measured import MeasuredMolecules
+from unite.modalities.molecule.parts import PartKeepingMolecules, with_part_in_place
 from unite.modalities.molecule.preparation import (
     MoleculePrediction,
     Preparation,
@@ -50,7 +50,7 @@ from unite.nn.decoder import LatentDecoder
 from unite.nn.generative_encoder import Tokens
 
 
-class MoleculeAdapter(MeasuredMolecules):
+class MoleculeAdapter(PartKeepingMolecules):
     """Molecules: element (and hydrogen count) of every atom, with its position, its bonds, or both.
 
     Args:
@@ -312,7 +312,7 @@ class MoleculeAdapter(MeasuredMolecules):
     # ------------------------------------------------------------------ data out
 
     def decode(self, latents: Tensor, template: Template) -> MoleculePrediction:
-        """Types of the atoms, with centred positions, bonds and charges, or both."""
+        """Types of the atoms, with centred positions, bonds and charges, or both; a part that is given in its place."""
         mask = template.mask  # (B, A)
         num_latents = latents.shape[1]
         if self.registers_per_molecule is None:
@@ -327,15 +327,20 @@ class MoleculeAdapter(MeasuredMolecules):
             positions = hidden.new_zeros(*mask.shape, 3)
             if self.positions:
                 positions = centre(self.position_head(hidden), mask)
-            if not self.bonds:
-                return MoleculePrediction(self.type_head(hidden), positions, mask)
-            bond_logits = self.pairs(hidden)
-            if not self.types_from_bonds:
-                graph = GraphPrediction(bond_logits, self.charge_head(hidden))
-                return MoleculePrediction(self.type_head(hidden), positions, mask, graph)
-            atoms = self.bond_reader(hidden, bond_logits.argmax(dim=-1), mask)
-            graph = GraphPrediction(bond_logits, self.charge_head(atoms))
-            return MoleculePrediction(self.type_head(atoms), positions, mask, graph, hidden)
+            prediction = self._heads(hidden, positions, mask)
+            return prediction if template.part is None else with_part_in_place(prediction, template.part)
+
+    def _heads(self, hidden: Tensor, positions: Tensor, mask: Tensor) -> MoleculePrediction:
+        # What the view has of the decoded atoms (B, A, D); positions are there already.
+        if not self.bonds:
+            return MoleculePrediction(self.type_head(hidden), positions, mask)
+        bond_logits = self.pairs(hidden)
+        if not self.types_from_bonds:
+            graph = GraphPrediction(bond_logits, self.charge_head(hidden))
+            return MoleculePrediction(self.type_head(hidden), positions, mask, graph)
+        atoms = self.bond_reader(hidden, bond_logits.argmax(dim=-1), mask)
+        graph = GraphPrediction(bond_logits, self.charge_head(atoms))
+        return MoleculePrediction(self.type_head(atoms), positions, mask, graph, hidden)
 
     def reconstruction_loss(self, prediction: MoleculePrediction, prepared: PreparedMolecules) -> dict[str, Tensor]:
         """Cross-entropy of types, then what the view has.

@@ -9,11 +9,11 @@ from torchmetrics import Metric
 from unite.modalities.molecule.metrics.generation import MoleculeGenerationMetrics
 from unite.modalities.molecule.metrics.graphs import GraphGenerationMetrics, GraphReconstructionMetrics, TwoViews
 from unite.modalities.molecule.metrics.reconstruction import MoleculeReconstructionMetrics
-from unite.modalities.molecule.pictures import MoleculePictures
 from unite.modalities.molecule.preparation import MoleculePrediction, PreparedMolecules
+from unite.modalities.molecule.rewards import RewardedMolecules
 
 
-class MeasuredMolecules(MoleculePictures):
+class MeasuredMolecules(RewardedMolecules):
     """Metrics of generated and reconstructed molecules, as the view has them."""
 
     bonds: bool
