@@ -151,6 +151,8 @@ class UniteModule(Configurable, GeneratingModule, SavedModule):
             spread = latent_spread(learned, flow_pass.registers.mask)
             detached = {name: term.detach() for name, term in terms.items()}
             self.step_terms[modality] = StepTerms(detached, weights, len(learned), spread)
+        if self.further_loss is not None:
+            loss = loss + self.further_loss()
         if self.flow_settings.flow_chunk is None:
             self.log_step()  # else the flow loss is known only after the backward pass
         return loss

@@ -271,7 +271,7 @@ class UniteTrainer(Trainer):
             restart_time: Time (0 is noise, 1 is data) that restarts go back to; default: the model's.
             restart_steps: Steps of the solver after each restart; default: the model's.
             batch_size: Samples at a time.
-            film_strip: Samples, from the first, to draw at several times from noise to data, as film_strip.png.
+            film_strip: First samples to draw from noise to data, in film_strip.png.
         """
         model = self._as_unite(model)
         modality = chosen_modality(model.adapters, modality)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from unite.callbacks.non_finite import NonFiniteGuard as NonFiniteGuard
     from unite.callbacks.stages.decoder import DecoderStage as DecoderStage
     from unite.callbacks.stages.few_steps import FewStepStudent as FewStepStudent
+    from unite.callbacks.tuning.callback import RewardTuning as RewardTuning
     from unite.callbacks.two_stage import TwoStageTraining as TwoStageTraining
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -22,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "generation_metrics": ["GenerationMetrics"],
         "stages.few_steps": ["FewStepStudent"],
         "stages.decoder": ["DecoderStage"],
+        "tuning.callback": ["RewardTuning"],
         "two_stage": ["TwoStageTraining"],
         "last_checkpoint": ["LastCheckpoint"],
         "non_finite": ["NonFiniteGuard"],

@@ -26,6 +26,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "fit": Command("unite.commands.model.lightning_cli", "train: unite fit qm9_small"),
+    "tune": Command("unite.commands.model.tune", "tune a model by a reward: unite tune RUN", {"": "tune"}),
     "validate": Command("unite.commands.model.lightning_cli", "metrics of a checkpoint on the validation split"),
     "test": Command("unite.commands.model.lightning_cli", "metrics of a checkpoint on the test split"),
     "sample": Command("unite.commands.model.lightning_cli", "generate: unite sample runs/qm9_small --num_samples 100"),

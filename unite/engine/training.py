@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -46,6 +47,7 @@ class TrainingEngine(ReproducibleModule):
         self.optimizer_settings = optimizer
         self.step_terms: dict[str, StepTerms] = {}  # of the last training step, by modality
         self.averaged_weights: Mapping[str, Tensor] | None = None  # by name, while WeightAveraging averages them
+        self.further_loss: Callable[[], Tensor] | None = None  # of a callback, added in each training step
         self.num_trained = 0  # samples that training steps of this process have seen
         self._means: dict[str, SampleMean] = {}  # of loss terms over an evaluation
 
@@ -108,6 +110,22 @@ class TrainingEngine(ReproducibleModule):
             yield
         finally:
             self.train(was_training)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the current ones, where they are averaged."""
+        average = self.averaged_weights or {}
+        own = {name: parameter for name, parameter in self.named_parameters() if name in average}
+        held = {name: parameter.detach().clone() for name, parameter in own.items()}
+        try:
+            with torch.no_grad():
+                for name, parameter in own.items():
+                    parameter.copy_(average[name])
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in own.items():
+                    parameter.copy_(held[name])
 
     def scaled_optimizer_settings(self) -> OptimizerSettings:
         """The optimizer's settings with the learning rate for this run's steps."""

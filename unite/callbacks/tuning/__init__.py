@@ -1,0 +1,1 @@
+"""Reward fine-tuning: a model learns from its own samples, the better ones more often."""

@@ -1,0 +1,254 @@
+"""Reward fine-tuning by advantage-weighted flow matching, in rounds within a run of ``unite fit``.
+
+In each round the model draws samples, which are scored and tokenized; each training step then adds to its own loss the
+flow loss of latents that are drawn from them by weight (:mod:`unite.callbacks.tuning.weights`). Drawing by weight gives
+the loss with these weights, in expectation.
+
+The step's own loss stays: reconstruction and flow of real data. A flow loss alone moves the encoder that both passes
+share, and reconstructions fall apart; and real data keep the distribution. A distance to the start model's predictions
+may be added.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from unite.callbacks.tuning.rewards import find_reward, rewards_of
+from unite.callbacks.tuning.weights import advantage_weights, raked, shared_by_duplicates
+from unite.console import info
+from unite.engine.noise import SampleNoise
+from unite.engine.seeding import mixed_seed
+from unite.engine.sharding import ShardedStrategy
+from unite.errors import UserError, require
+from unite.files import write_json
+from unite.flow import SamplingOptions, Solver, flow_loss, path_sample
+from unite.flow_pass import tokenized
+from unite.modalities.base import ModalityAdapter, Template, Traits, chosen_modality
+from unite.modalities.combined import datamodule_of
+from unite.module import UniteModule
+
+REPORT = "tuning.json"
+
+
+class RewardTuning(Callback):
+    """Tunes a model by a reward of its own samples; ``unite tune`` sets up a run with it.
+
+    Rounds are told in tuning.json: reward and metrics of the raw samples, the first of the start model, the last of the
+    result. The samples of a round are in the checkpoints, so that a run continues as if it had not stopped.
+
+    Args:
+        reward: ``validity``, another reward of the modality (molecules: ``neutral``, ``strain``), or the path of a
+            callable that gives a number for each of a list of finished samples, the higher the better.
+        modality: Name of the adapter; may be left out if the model has one.
+        num_samples: Samples in a round, over all processes.
+        steps_per_round: Training steps in a round.
+        batch_size: Samples of the round in a step.
+        temperature: Of the weights exp(advantage / temperature); the lower, the more the best samples count.
+        largest_weight: Where exp(advantage / temperature) is cut off.
+        weight: Weight of the samples' flow loss against the loss of real data.
+        start_weight: Weight of the squared distance to the start model's predictions at the same noisy latents.
+        keep_distribution: Weight valid samples by the shares that sizes and the like have in the data, and have
+            duplicates share the weight of one.
+        num_reference: Real samples by which those shares are counted.
+        solver: Solver of the rounds' samples.
+        num_steps: Its steps.
+        stochasticity: Its fresh noise. The default draws from the flow as it is: ``ancestral`` narrows, and a model
+            that learns from such samples narrows with it.
+        seed: Of the samples.
+
+    Raises:
+        UserError: A number is outside its range.
+    """
+
+    def __init__(
+        self,
+        reward: str = "validity",
+        modality: str | None = None,
+        num_samples: int = 1000,
+        steps_per_round: int = 100,
+        batch_size: int = 128,
+        temperature: float = 0.5,
+        largest_weight: float = 8.0,
+        weight: float = 1.0,
+        start_weight: float = 0.0,
+        keep_distribution: bool = True,
+        num_reference: int = 2000,
+        solver: Solver = "euler",
+        num_steps: int = 50,
+        stochasticity: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        counts = {"num_samples": num_samples, "steps_per_round": steps_per_round, "batch_size": batch_size}
+        for name, count in {**counts, "num_reference": num_reference}.items():
+            require(count >= 1, f"RewardTuning.{name} is {count}; it must be at least 1")
+        for name, number in {"temperature": temperature, "largest_weight": largest_weight}.items():
+            require(number > 0, f"RewardTuning.{name} is {number}; it must be above 0")
+        for name, number in {"weight": weight, "start_weight": start_weight}.items():
+            require(number >= 0, f"RewardTuning.{name} is {number}; it must be 0 or more")
+        self.reward = reward
+        self.modality = modality
+        self.num_samples = num_samples
+        self.steps_per_round = steps_per_round
+        self.batch_size = batch_size
+        self.temperature = temperature
+        self.largest_weight = largest_weight
+        self.weight = weight
+        self.start_weight = start_weight
+        self.keep_distribution = keep_distribution
+        self.num_reference = num_reference
+        self.how = SamplingOptions(num_steps=num_steps, solver=solver, stochasticity=stochasticity)
+        self.seed = seed
+        self.rounds: list[dict[str, float]] = []
+        self._next_round = 0
+        self._pool: dict[str, Tensor] = {}  # latents (N, K, C), sizes (N,), weights (N,), conditions if there are any
+        self._start: nn.ModuleDict | None = None
+        self._start_weights: Mapping[str, Tensor] | None = None
+        self._reference: list[Traits] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be tuned.
+
+        Raises:
+            UserError: The model cannot tokenize its own samples, there is no such reward, or weights are divided.
+        """
+        if stage != "fit":
+            return
+        _, name, adapter = self._parts(pl_module)
+        require(
+            type(adapter).samples_of is not ModalityAdapter.samples_of and not getattr(adapter, "bonds", False),
+            f"RewardTuning tokenizes samples of {name} again, and this {type(adapter).__name__} cannot: molecules with "
+            "positions alone can",
+        )
+        find_reward(self.reward, adapter)
+        if isinstance(trainer.strategy, ShardedStrategy):
+            raise UserError("RewardTuning samples with whole weights; use --trainer.strategy ddp")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the start model, and add to the training steps."""
+        module, name, adapter = self._parts(pl_module)
+        if self.start_weight > 0:
+            parts: dict[str, nn.Module] = {"denoiser": module.denoiser, "adapter": adapter}
+            self._start = copy.deepcopy(nn.ModuleDict(parts)).eval().requires_grad_(False)
+            if self._start_weights is not None:
+                self._start.load_state_dict(self._start_weights)
+        module.further_loss = lambda: self._loss(module, name)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin a round where one is due."""
+        if trainer.global_step < self._next_round:
+            return
+        module, name, adapter = self._parts(pl_module)
+        self._next_round = trainer.global_step + self.steps_per_round
+        objects, latents, template = self._samples(trainer, module, name)
+        rewards = self._told(trainer, adapter, name, objects)
+        weights = advantage_weights(rewards, self.temperature, self.largest_weight)
+        if self.keep_distribution:
+            traits = adapter.traits(objects)
+            weights = raked(shared_by_duplicates(weights, traits), traits, self._reference_of(trainer, name, adapter))
+        kept = {"sizes": template.sizes, "condition": template.condition, "properties": template.properties}
+        self._pool = {key: value.cpu() for key, value in kept.items() if value is not None}
+        self._pool |= {"latents": latents.cpu(), "weights": torch.from_numpy(weights).float()}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what became of the model."""
+        module, name, adapter = self._parts(pl_module)
+        if not trainer.interrupted:
+            self._told(trainer, adapter, name, self._samples(trainer, module, name)[0])
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the training steps as they were."""
+        if stage == "fit" and isinstance(pl_module, UniteModule):
+            pl_module.further_loss = None
+
+    def _parts(self, pl_module: LightningModule) -> tuple[UniteModule, str, ModalityAdapter]:
+        assert isinstance(pl_module, UniteModule)
+        name = chosen_modality(pl_module.adapters, self.modality)
+        return pl_module, name, pl_module.adapters[name]
+
+    @torch.no_grad()
+    def _samples(self, trainer: Trainer, module: UniteModule, name: str) -> tuple[list[Any], Tensor, Template]:
+        """Finished samples of this process, their latents (N, K, C) as tokenized again, and their template."""
+        adapter = module.adapters[name]
+        seed = mixed_seed(self.seed, len(self.rounds), trainer.global_rank)
+        number = -(-self.num_samples // trainer.world_size)
+        template = adapter.draw_template(number, None, torch.Generator().manual_seed(seed)).to(module.device)
+        with module.averaged(), module.evaluation(), trainer.precision_plugin.forward_context():
+            found = module.sample_latents(adapter, template, SampleNoise(seed, torch.arange(number)), self.how)
+            prediction = adapter.decode(found, template)
+            latents = tokenized(module.encoder, adapter, adapter.samples_of(prediction), template)
+        return adapter.finish(prediction, template), latents.float(), template
+
+    def _told(self, trainer: Trainer, adapter: ModalityAdapter, name: str, objects: list[Any]) -> list[float]:
+        """Rewards of the samples of a round, which is told, logged and written to tuning.json."""
+        rewards = rewards_of(find_reward(self.reward, adapter), objects, self.reward)
+        values = {"step": float(trainer.global_step), "reward": sum(rewards) / len(rewards)}
+        metric = adapter.generation_metric(datamodule_of(trainer.datamodule, name))  # type: ignore[attr-defined]
+        if metric is not None:
+            metric.to(trainer.strategy.root_device).update(objects)
+            values |= {key: float(value) for key, value in metric.compute().items() if not key.startswith("reject/")}
+        self.rounds.append(values)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"tune/{name}/{key}": value for key, value in values.items()}, trainer.global_step)
+        if trainer.is_global_zero:
+            told = ", ".join(f"{key} {values[key]:.3f}" for key in ("reward", "neutral", "uniqueness") if key in values)
+            info(f"round {len(self.rounds)}, step {trainer.global_step}: {told}")
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / REPORT, self.rounds)
+        return rewards
+
+    @torch.no_grad()
+    def _reference_of(self, trainer: Trainer, name: str, adapter: ModalityAdapter) -> list[Traits]:
+        """Traits of real data."""
+        if self._reference is None:
+            self._reference = []
+            adapter.eval()
+            for batch in trainer.datamodule.train_dataloader():  # type: ignore[attr-defined]
+                samples = batch[name].to(trainer.strategy.root_device)
+                found = adapter.traits(adapter.originals(adapter.prepare(samples)))
+                self._reference += [trait for trait in found if trait is not None]
+                if len(self._reference) >= self.num_reference:
+                    break
+            adapter.train()
+        return self._reference
+
+    def _loss(self, module: UniteModule, name: str) -> Tensor:
+        """Flow loss of samples drawn by weight, and the distance to the start model."""
+        adapter, settings = module.adapters[name], module.flow_settings
+        drawn = torch.multinomial(self._pool["weights"], self.batch_size, replacement=True)
+        kept: dict[str, Any] = {name: value[drawn] for name, value in self._pool.items()}
+        template = Template(kept["sizes"], kept.get("condition"), kept.get("properties")).to(module.device)
+        registers = adapter.registers(template)
+        latents = kept["latents"][:, : registers.values.shape[1]].to(module.device)
+        timesteps = settings.time.sample(len(latents), module.device)
+        path = path_sample(latents, torch.randn_like(latents), timesteps)
+        prediction = module.denoiser.denoise(path.noisy_latents, timesteps, adapter.condition(template), registers)
+        flow = flow_loss(prediction, path, registers.mask, settings.flow_loss)
+        module.log("train/tune/flow", flow.detach())
+        loss = self.weight * flow
+        if self._start is not None:
+            denoiser: Any = self._start["denoiser"]
+            start: Any = self._start["adapter"]
+            with torch.no_grad():
+                condition, slots = start.condition(template), start.registers(template)
+                there = denoiser.denoise(path.noisy_latents, timesteps, condition, slots)
+            distance = flow_loss(prediction, replace(path, data=there), registers.mask, settings.flow_loss)
+            module.log("train/tune/start_distance", distance.detach())
+            loss = loss + self.start_weight * distance
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the callback in a checkpoint."""
+        start = {} if self._start is None else {"start": dict(self._start.state_dict())}
+        return {"rounds": self.rounds, "next_round": self._next_round, "pool": self._pool, **start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.rounds, self._next_round = state_dict["rounds"], state_dict["next_round"]
+        self._pool, self._start_weights = state_dict["pool"], state_dict.get("start")
