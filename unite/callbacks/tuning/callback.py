@@ -150,7 +150,7 @@ class RewardTuning(Callback):
         weights = advantage_weights(rewards, self.temperature, self.largest_weight)
         if self.keep_distribution:
             traits = adapter.traits(objects)
-            weights = raked(shared_by_duplicates(weights, traits), traits, self._reference_of(trainer, name, adapter))
+            weights = raked(shared_by_duplicates(weights, traits), traits, self._reference_of(trainer, module, name))
         kept = {"sizes": template.sizes, "condition": template.condition, "properties": template.properties}
         self._pool = {key: value.cpu() for key, value in kept.items() if value is not None}
         self._pool |= {"latents": latents.cpu(), "weights": torch.from_numpy(weights).float()}
@@ -204,18 +204,18 @@ class RewardTuning(Callback):
         return rewards
 
     @torch.no_grad()
-    def _reference_of(self, trainer: Trainer, name: str, adapter: ModalityAdapter) -> list[Traits]:
+    def _reference_of(self, trainer: Trainer, module: UniteModule, name: str) -> list[Traits]:
         """Traits of real data."""
+        adapter = module.adapters[name]
         if self._reference is None:
             self._reference = []
-            adapter.eval()
             for batch in trainer.datamodule.train_dataloader():  # type: ignore[attr-defined]
-                samples = batch[name].to(trainer.strategy.root_device)
-                found = adapter.traits(adapter.originals(adapter.prepare(samples)))
+                with module.evaluation():
+                    samples = module.transfer_batch_to_device(batch, module.device, 0)[name]
+                    found = adapter.traits(adapter.originals(adapter.prepare(samples)))
                 self._reference += [trait for trait in found if trait is not None]
                 if len(self._reference) >= self.num_reference:
                     break
-            adapter.train()
         return self._reference
 
     def _loss(self, module: UniteModule, name: str) -> Tensor:
