@@ -64,8 +64,9 @@ def tune(
     return module, read_json(folder / "tuning.json")
 
 
-def test_a_run_tells_its_rounds_and_raises_the_reward(tmp_path: Path, data: QM9DataModule) -> None:
-    module, rounds = tune(tmp_path, data, steps=20, steps_per_round=10, num_samples=48, weight=10.0, temperature=0.2)
+@pytest.mark.parametrize("contrast", [0.0, 0.3])
+def test_a_run_tells_its_rounds_and_raises_the_reward(tmp_path: Path, data: QM9DataModule, contrast: float) -> None:
+    module, rounds = tune(tmp_path, data, steps=20, steps_per_round=10, num_samples=48, weight=10.0, contrast=contrast)
 
     assert [told["step"] for told in rounds] == [0, 10, 20]
     assert {"reward", "neutral", "uniqueness", "mean_rings"} <= set(rounds[0])

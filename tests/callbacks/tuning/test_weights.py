@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unite.callbacks.tuning.weights import advantage_weights, raked, shared_by_duplicates
+from unite.callbacks.tuning.weights import advantage_weights, chances, raked, shared_by_duplicates
 from unite.modalities.base import Traits
 
 
@@ -19,6 +19,12 @@ def test_the_best_of_many_is_cut_off() -> None:
     weights = advantage_weights([0.0] * 99 + [1.0], temperature=0.1, largest=8)
 
     assert weights[-1] / weights[0] == pytest.approx(8 * np.exp(0.1005 / 0.1), rel=1e-3)
+
+
+def test_a_sample_is_learned_from_the_likelier_the_better_it_is() -> None:
+    assert chances([0.0, 1.0]).tolist() == [0, 1]
+    assert chances([0.0, 0.0, 0.0, 0.0, 1.0]).tolist() == pytest.approx([0.25] * 4 + [1])
+    assert chances([2.0, 2.0]).tolist() == [0.5, 0.5]
 
 
 def test_duplicates_share_the_weight_of_one() -> None:

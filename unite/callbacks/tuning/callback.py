@@ -1,26 +1,31 @@
 """Reward fine-tuning by advantage-weighted flow matching, in rounds within a run of ``unite fit``.
 
-In each round the model draws samples, which are scored and tokenized; each training step then adds to its own loss the
-flow loss of latents that are drawn from them by weight (:mod:`unite.callbacks.tuning.weights`). Drawing by weight gives
-the loss with these weights, in expectation.
+In each round the model draws samples, which are scored and tokenized; each training step then adds to its own loss a
+flow loss of latents that are drawn from them (:mod:`unite.callbacks.tuning.weights`). There are two:
+
+- With ``contrast`` b > 0 the model also learns away from bad samples (Zheng et al. 2025, arXiv:2509.16117). With its
+  prediction p and that of the model at the beginning of the round, q, the flow loss of a good sample is that of
+  q + b (p - q), and of a bad one that of q - b (p - q).
+- With ``contrast`` 0 better samples are drawn more often, by exp(advantage / temperature).
 
 The step's own loss stays: reconstruction and flow of real data. A flow loss alone moves the encoder that both passes
 share, and reconstructions fall apart; and real data keep the distribution. A distance to the start model's predictions
 may be added.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
+from unite.callbacks.tuning.frozen import FrozenDenoiser
 from unite.callbacks.tuning.rewards import find_reward, rewards_of
-from unite.callbacks.tuning.weights import advantage_weights, raked, shared_by_duplicates
+from unite.callbacks.tuning.weights import advantage_weights, chances, raked, shared_by_duplicates
 from unite.console import info
 from unite.engine.noise import SampleNoise
 from unite.engine.seeding import mixed_seed
@@ -49,8 +54,11 @@ class RewardTuning(Callback):
         num_samples: Samples in a round, over all processes.
         steps_per_round: Training steps in a round.
         batch_size: Samples of the round in a step.
-        temperature: Of the weights exp(advantage / temperature); the lower, the more the best samples count.
-        largest_weight: Where exp(advantage / temperature) is cut off.
+        contrast: Share of the difference to the model at the beginning of a round that is learned; the smaller, the
+            farther the model goes. 0 learns from good samples alone, by weight.
+        temperature: Of the weights exp(advantage / temperature); the lower, the more the best samples count. For
+            ``contrast`` 0.
+        largest_weight: Where these weights are cut off.
         weight: Weight of the samples' flow loss against the loss of real data.
         start_weight: Weight of the squared distance to the start model's predictions at the same noisy latents.
         keep_distribution: Weight valid samples by the shares that sizes and the like have in the data, and have
@@ -72,7 +80,8 @@ class RewardTuning(Callback):
         modality: str | None = None,
         num_samples: int = 1000,
         steps_per_round: int = 100,
-        batch_size: int = 128,
+        batch_size: int = 192,
+        contrast: float = 0.3,
         temperature: float = 0.5,
         largest_weight: float = 8.0,
         weight: float = 1.0,
@@ -89,13 +98,14 @@ class RewardTuning(Callback):
             require(count >= 1, f"RewardTuning.{name} is {count}; it must be at least 1")
         for name, number in {"temperature": temperature, "largest_weight": largest_weight}.items():
             require(number > 0, f"RewardTuning.{name} is {number}; it must be above 0")
-        for name, number in {"weight": weight, "start_weight": start_weight}.items():
+        for name, number in {"weight": weight, "start_weight": start_weight, "contrast": contrast}.items():
             require(number >= 0, f"RewardTuning.{name} is {number}; it must be 0 or more")
         self.reward = reward
         self.modality = modality
         self.num_samples = num_samples
         self.steps_per_round = steps_per_round
         self.batch_size = batch_size
+        self.contrast = contrast
         self.temperature = temperature
         self.largest_weight = largest_weight
         self.weight = weight
@@ -107,8 +117,8 @@ class RewardTuning(Callback):
         self.rounds: list[dict[str, float]] = []
         self._next_round = 0
         self._pool: dict[str, Tensor] = {}  # latents (N, K, C), sizes (N,), weights (N,), conditions if there are any
-        self._start: nn.ModuleDict | None = None
-        self._start_weights: Mapping[str, Tensor] | None = None
+        self._frozen: dict[str, FrozenDenoiser] = {}  # start: of the run; before: of the round
+        self._restored: Mapping[str, Mapping[str, Tensor]] = {}  # their weights in a checkpoint
         self._reference: list[Traits] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -132,11 +142,11 @@ class RewardTuning(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the start model, and add to the training steps."""
         module, name, adapter = self._parts(pl_module)
-        if self.start_weight > 0:
-            parts: dict[str, nn.Module] = {"denoiser": module.denoiser, "adapter": adapter}
-            self._start = copy.deepcopy(nn.ModuleDict(parts)).eval().requires_grad_(False)
-            if self._start_weights is not None:
-                self._start.load_state_dict(self._start_weights)
+        names = ["start"] if self.start_weight > 0 else []
+        for which in {*names, *self._restored}:
+            self._frozen[which] = FrozenDenoiser(module.denoiser, adapter)
+            if which in self._restored:
+                self._frozen[which].load_state_dict(self._restored[which])
         module.further_loss = lambda: self._loss(module, name)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -148,12 +158,18 @@ class RewardTuning(Callback):
         objects, latents, template = self._samples(trainer, module, name)
         rewards = self._told(trainer, adapter, name, objects)
         weights = advantage_weights(rewards, self.temperature, self.largest_weight)
+        if self.contrast:
+            weights = np.ones_like(weights)
+            with module.averaged():
+                self._frozen["before"] = FrozenDenoiser(module.denoiser, adapter)
         if self.keep_distribution:
             traits = adapter.traits(objects)
             weights = raked(shared_by_duplicates(weights, traits), traits, self._reference_of(trainer, module, name))
         kept = {"sizes": template.sizes, "condition": template.condition, "properties": template.properties}
         self._pool = {key: value.cpu() for key, value in kept.items() if value is not None}
-        self._pool |= {"latents": latents.cpu(), "weights": torch.from_numpy(weights).float()}
+        measured = {"weights": weights, "chances": chances(rewards)}
+        self._pool |= {name: torch.from_numpy(values).float() for name, values in measured.items()}
+        self._pool["latents"] = latents.cpu()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell what became of the model."""
@@ -229,15 +245,17 @@ class RewardTuning(Callback):
         timesteps = settings.time.sample(len(latents), module.device)
         path = path_sample(latents, torch.randn_like(latents), timesteps)
         prediction = module.denoiser.denoise(path.noisy_latents, timesteps, adapter.condition(template), registers)
-        flow = flow_loss(prediction, path, registers.mask, settings.flow_loss)
+        learned, scale = prediction, 1.0
+        if self.contrast:
+            before = self._frozen["before"](path.noisy_latents, timesteps, template)
+            is_good = torch.rand_like(kept["chances"]) < kept["chances"]
+            signs = (2.0 * is_good - 1).to(module.device)[:, None, None]
+            learned, scale = before + self.contrast * signs * (prediction - before), 1 / self.contrast
+        flow = scale * flow_loss(learned, path, registers.mask, settings.flow_loss)
         module.log("train/tune/flow", flow.detach())
         loss = self.weight * flow
-        if self._start is not None:
-            denoiser: Any = self._start["denoiser"]
-            start: Any = self._start["adapter"]
-            with torch.no_grad():
-                condition, slots = start.condition(template), start.registers(template)
-                there = denoiser.denoise(path.noisy_latents, timesteps, condition, slots)
+        if "start" in self._frozen:
+            there = self._frozen["start"](path.noisy_latents, timesteps, template)
             distance = flow_loss(prediction, replace(path, data=there), registers.mask, settings.flow_loss)
             module.log("train/tune/start_distance", distance.detach())
             loss = loss + self.start_weight * distance
@@ -245,10 +263,10 @@ class RewardTuning(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """State of the callback in a checkpoint."""
-        start = {} if self._start is None else {"start": dict(self._start.state_dict())}
-        return {"rounds": self.rounds, "next_round": self._next_round, "pool": self._pool, **start}
+        frozen = {name: dict(denoiser.state_dict()) for name, denoiser in self._frozen.items()}
+        return {"rounds": self.rounds, "next_round": self._next_round, "pool": self._pool, "frozen": frozen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
         self.rounds, self._next_round = state_dict["rounds"], state_dict["next_round"]
-        self._pool, self._start_weights = state_dict["pool"], state_dict.get("start")
+        self._pool, self._restored = state_dict["pool"], state_dict["frozen"]

@@ -30,12 +30,28 @@ def advantage_weights(rewards: Sequence[float], temperature: float, largest: flo
         temperature: The lower, the more the best ones count.
         largest: Where exp(A / temperature) is cut off: 1 is the weight of a sample of mean reward.
     """
-    values = np.asarray(rewards, dtype=np.float64)
-    spread = values.std()
-    advantages = (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
-    unscaled = np.exp(np.minimum(advantages / temperature, np.log(largest)))
+    unscaled = np.exp(np.minimum(advantages(rewards) / temperature, np.log(largest)))
     weights: FloatArray = unscaled / unscaled.mean()
     return weights
+
+
+def chances(rewards: Sequence[float]) -> FloatArray:
+    """How likely a model shall learn from each sample rather than away from it: 1/2 for the mean reward, shape (N,).
+
+    It rises by 1/2 per standard deviation, up to 1 and down to 0 (Zheng et al. 2025, arXiv:2509.16117).
+
+    Args:
+        rewards: The higher the better, shape (N,).
+    """
+    return 0.5 + 0.5 * np.clip(advantages(rewards), -1, 1)
+
+
+def advantages(rewards: Sequence[float]) -> FloatArray:
+    """Rewards less their mean, in standard deviations, shape (N,); zeros where all are equal."""
+    values = np.asarray(rewards, dtype=np.float64)
+    spread = values.std()
+    found: FloatArray = (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
+    return found
 
 
 def shared_by_duplicates(weights: FloatArray, traits: Sequence[Traits | None]) -> FloatArray:

@@ -15,7 +15,8 @@ def tune(
     rounds: int = 5,
     num_samples: int = 1000,
     steps_per_round: int = 100,
-    lr: float = 2e-3,
+    lr: float = 7e-4,
+    contrast: float = 0.3,
     temperature: float = 0.5,
     weight: float = 1.0,
     start_weight: float = 0.0,
@@ -39,7 +40,9 @@ def tune(
         num_samples: Samples in a round.
         steps_per_round: Training steps in a round.
         lr: Learning rate, which falls to zero over the run.
-        temperature: Of the weights exp(advantage / temperature); the lower, the more the best samples count.
+        contrast: Learn from good samples and away from bad ones; the smaller, the farther. 0 learns from good ones
+            alone, the more often the better they are.
+        temperature: Of the weights exp(advantage / temperature) for contrast 0; the lower, the more the best count.
         weight: Weight of the samples' flow loss against the loss of real data.
         start_weight: Weight of the squared distance to the start model's predictions.
         modality: What to tune; may be left out if the model has one modality.
@@ -77,6 +80,7 @@ def tune(
         "modality": modality,
         "num_samples": num_samples,
         "steps_per_round": steps_per_round,
+        "contrast": contrast,
         "temperature": temperature,
         "weight": weight,
         "start_weight": start_weight,
