@@ -112,13 +112,12 @@ class FlowPass:
         self.denoiser = denoiser
         self.settings = settings
         self.registers = registers
-        self.condition = adapter.null_condition()  # (1, D)
-        if adapter.has_condition(template):  # (S * B, D), copy by copy; dropped anew in each
-            self.condition = torch.cat([adapter.condition(template) for _ in range(settings.flow_steps)])
+        # (S * B, D), copy by copy, or (1, D) for none; dropped anew in each copy.
+        self.condition, self.context = adapter.conditions(template, settings.flow_steps)
         self.is_deferred = settings.flow_chunk is not None and denoiser.training and torch.is_grad_enabled()
         self.deferred: DeferredLoss | None = None
         if self.is_deferred and settings.stop_gradient:
-            self.deferred = self._defer(self.condition, registers.values)
+            self.deferred = self._defer()
 
     def loss(self, latents: Tensor) -> Tensor:
         """Denoising error of the latents' copies, summed over the S copies; zero until differentiated if in chunks.
@@ -134,30 +133,37 @@ class FlowPass:
         noise = torch.randn_like(copies.float()).to(copies.dtype)
         timesteps = settings.time.sample(len(noise), noise.device)
 
-        def error(first: int, last: int, condition: Tensor, registers: Tensor, clean: Tensor = clean) -> Tensor:
+        def error(
+            first: int, last: int, condition: Tensor, registers: Tensor, words: Tensor, clean: Tensor = clean
+        ) -> Tensor:
             """Of the copies from ``first`` to before ``last``."""
             rows = slice(first * batch, last * batch)
             path = path_sample(clean.repeat(last - first, 1, 1), noise[rows], timesteps[rows])
             slots = _repeat_registers(replace(self.registers, values=registers), last - first)
-            prediction = self.denoiser.denoise(
-                path.noisy_latents, path.timesteps, condition if len(condition) == 1 else condition[rows], slots
-            )
+            context = None if self.context is None else replace(self.context, values=words)[rows]
+            own = condition if len(condition) == 1 else condition[rows]
+            prediction = self.denoiser.denoise(path.noisy_latents, path.timesteps, own, slots, context)
             return (last - first) * flow_loss(prediction, path, slots.mask, settings.flow_loss)
 
         if not self.is_deferred:
-            return error(0, steps, self.condition, self.registers.values)
+            return error(0, steps, *self._inputs())
         if self.deferred is None:  # the flow loss goes on into the latents
-            self.deferred = self._defer(self.condition, self.registers.values, latents)
+            self.deferred = self._defer(latents)
         chunk = settings.flow_chunk or steps
         self.deferred.parts = [partial(error, i, min(i + chunk, steps)) for i in range(0, steps, chunk)]
         return self.deferred.scalar
 
-    def _defer(self, *inputs: Tensor) -> DeferredLoss:
-        return DeferredLoss(inputs, list(self.denoiser.parameters()))
+    def _inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the loss depends on beside the latents: condition, registers and context, which may be empty."""
+        words = self.condition.new_zeros(0) if self.context is None else self.context.values
+        return self.condition, self.registers.values, words
+
+    def _defer(self, *latents: Tensor) -> DeferredLoss:
+        return DeferredLoss((*self._inputs(), *latents), list(self.denoiser.parameters()))
 
 
 def _repeat_registers(registers: Tokens, repeats: int) -> Tokens:
-    """The registers of ``repeats`` copies of a batch, copy by copy."""
+    """The registers of ``repeats`` copies of a batch, copy by copy; one for all samples stays one."""
     values = registers.values if len(registers.values) == 1 else registers.values.repeat(repeats, 1, 1)
     mask = None if registers.mask is None else registers.mask.repeat(repeats, 1)
     return replace(registers, values=values, mask=mask)

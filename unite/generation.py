@@ -51,6 +51,7 @@ class GeneratingModule(TrainingEngine):
         composition: str | None = None,
         fix: Any = None,
         fix_atoms: Sequence[int] | None = None,
+        prompt: str | Sequence[str] | None = None,
         only: Only | None = None,
         max_drawn: int | None = None,
         batch_size: int = 500,
@@ -77,6 +78,7 @@ class GeneratingModule(TrainingEngine):
                 model has generated. Its atoms keep their elements and relative positions; see
                 :mod:`unite.modalities.molecule.parts`.
             fix_atoms: Atoms of that part, from 0; None for all heavy ones.
+            prompt: What the samples shall be, in words, of a model that was trained with captions; several are cycled.
             only: ``valid`` draws until there are ``num_samples`` valid ones, and says how many that took. They are the
                 first valid ones of the samples that the same seed gives without it.
             max_drawn: Most samples to draw with ``only``; None for twenty for each that is wanted. If that is too few,
@@ -100,7 +102,13 @@ class GeneratingModule(TrainingEngine):
         accepted([])  # refuses what there is no word for, before anything is drawn
         seed = int(torch.randint(2**62, ())) if seed is None else seed  # of the generator that seed_everything sets
         wanted = Wanted(
-            labels=labels, sizes=sizes, targets=targets, composition=composition, fix=fix, fix_atoms=fix_atoms
+            labels=labels,
+            sizes=sizes,
+            targets=targets,
+            composition=composition,
+            prompt=[prompt] if isinstance(prompt, str) else prompt,
+            fix=fix,
+            fix_atoms=fix_atoms,
         )
         template = adapter.wanted_template(selection.most, wanted, torch.Generator().manual_seed(seed))
         for line in adapter.unusual(wanted):
@@ -171,10 +179,10 @@ class GeneratingModule(TrainingEngine):
                 ``dopri5``, which asks at other times for each sample.
         """
         registers = adapter.registers(template)
-        condition = adapter.condition(template)
+        condition, context = adapter.conditions(template)
         null_condition = adapter.null_condition()
         predict = guided_prediction(
-            lambda x, t: self.denoiser.denoise(x, t, condition, registers).float(),
+            lambda x, t: self.denoiser.denoise(x, t, condition, registers, context).float(),
             lambda x, t: self.denoiser.denoise(x, t, null_condition, registers).float(),
             how.guidance_scale,
             how.guidance_interval,

@@ -241,11 +241,14 @@ class UniteModule(Configurable, GeneratingModule, SavedModule):
         if stage == "fit":
             require_average(self)
             for name, adapter in self.adapters.items():
-                adapter.fit_statistics(datamodule_of(self.trainer.datamodule, name))  # type: ignore[attr-defined]
+                datamodule = datamodule_of(self.trainer.datamodule, name)  # type: ignore[attr-defined]
+                adapter.fit_statistics(datamodule)
+                adapter.fit_text(datamodule)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters by half of the optimizer."""
-        parts: list[GenerativeEncoder | ModalityAdapter] = [self.encoder, self.denoiser, *self.adapters.values()]
+        texts = [adapter.text for adapter in self.adapters.values() if adapter.text is not None]
+        parts: list[nn.Module] = [self.encoder, self.denoiser, *self.adapters.values(), *texts]
         return parameter_groups(self, parts, self.optimizer_settings.muon)
 
 

@@ -219,6 +219,7 @@ class UniteTrainer(Trainer):
         composition: str | None = None,
         fix: str | None = None,
         fix_atoms: list[int] | None = None,
+        prompt: list[str] | None = None,
         only: Only | None = None,
         max_drawn: int | None = None,
         num_steps: int | None = None,
@@ -246,8 +247,7 @@ class UniteTrainer(Trainer):
             ckpt_path: The checkpoint.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
             num_samples: Number of samples.
-            output: Folder for the files; default: ``samples`` in the checkpoint's run folder, or
-                ``samples_MODALITY`` if the model has several modalities.
+            output: Folder for the files; default: ``samples``, or of several modalities ``samples_NAME``, in the run.
             overwrite: Replace files that the folder has already.
             modality: Modality to generate; may be left out if the model has one.
             labels: Classes to generate, cycled; default: all in turn.
@@ -256,6 +256,7 @@ class UniteTrainer(Trainer):
             composition: Formula of crystals, such as BaTiO3; for a model that was trained with compositions.
             fix: A file with a molecule (SDF, XYZ) of which a part is kept in all samples, of models of positions.
             fix_atoms: Atoms of that part, from 0, such as 0 1 2; default: all heavy ones.
+            prompt: What the samples are, in words; for a model that was trained with captions; cycled.
             only: Draw until so many samples are valid; the metrics are those of the first ``num_samples`` drawn.
             max_drawn: Most samples to draw with ``only``; default: twenty for each that is wanted.
             num_steps: Steps of the solver from noise to data; default: the model's.
@@ -300,6 +301,7 @@ class UniteTrainer(Trainer):
             composition=composition,
             fix=fix,
             fix_atoms=fix_atoms,
+            prompt=prompt,
             only=only,
             max_drawn=max_drawn,
             batch_size=batch_size,
@@ -334,8 +336,7 @@ class UniteTrainer(Trainer):
             weights_only: Passed to torch.load; None is torch's own (safe) default.
             num_samples: Number of samples; the metrics cover all batches that contain them.
             split: The split to take them from, in its order.
-            output: Folder for the files; default: ``reconstructions`` in the checkpoint's run folder, or
-                ``reconstructions_MODALITY`` if the model has several modalities.
+            output: Folder for the files; default: ``reconstructions`` (of several modalities ``reconstructions_NAME``) in the run.
             overwrite: Replace files that the folder has already.
             modality: Modality to reconstruct; may be left out if the model has one.
         """
@@ -372,8 +373,7 @@ class UniteTrainer(Trainer):
             ckpt_path: The checkpoint.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
             split: The split, in its order.
-            output: Folder for the files; default: ``latents`` in the checkpoint's run folder, or ``latents_MODALITY``
-                if one of several modalities is asked for.
+            output: Folder for the files; default: ``latents`` in the run, ``latents_NAME`` if one of several is asked for.
             overwrite: Replace files that the folder has already.
             modality: Encode this modality only; default: all.
         """

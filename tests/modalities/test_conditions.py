@@ -124,7 +124,7 @@ def test_other_models_say_why_they_refuse(data: QM9DataModule) -> None:
     plain.adapters["molecule"].fit_statistics(data)
     with pytest.raises(UserError, match="targets has 'gap', but this model was trained without properties"):
         plain.generate("molecule", 2, targets={"gap": 5.0})
-    with pytest.raises(UserError, match="trained without classes or properties: leave it at 1"):
+    with pytest.raises(UserError, match="trained without classes, properties or text: leave it at 1"):
         plain.generate("molecule", 2, guidance_scale=2.0)
     images = tiny_image_adapter(num_classes=4)
     images.build(32, 4)

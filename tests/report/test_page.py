@@ -120,7 +120,9 @@ def test_a_run_without_a_metric_has_a_dash() -> None:
 
 def test_a_page_says_what_samples_were_asked_to_be(tmp_path: Path) -> None:
     assert _asked("", tmp_path) == []
-    write_json(tmp_path / "conditions.json", {"targets": {"gap": 5.0}, "sizes": [8, 9], "guidance_scale": 2.0})
+    asked = {"targets": {"gap": 5.0}, "sizes": [8, 9], "prompt": ["a ring"], "guidance_scale": 2.0}
+    write_json(tmp_path / "conditions.json", asked)
     write_json(tmp_path / "only.json", {"only": "valid", "num_accepted": 61, "num_drawn": 69})
     (told,) = _asked("run", tmp_path)
-    assert "run: Asked for: gap = 5; sizes 8, 9; guidance scale 2; only valid ones: 61 of 69 drawn were." in str(told)
+    expected = "gap = 5; “a ring”; sizes 8, 9; guidance scale 2; only valid ones: 61 of 69 drawn were."
+    assert f"run: Asked for: {expected}" in str(told)

@@ -83,7 +83,9 @@ def tiny(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         return {"class_path": COMBINED, "init_args": {"parts": parts}}
     assert data["class_path"] in TINY_DATA, f"name tiny data for {data['class_path']} in TINY_DATA"
     place = "cache" if data["class_path"].endswith("MoleculeFilesDataModule") else "root"
-    return {"class_path": data["class_path"], "init_args": {**TINY_DATA[data["class_path"]], place: str(folder)}}
+    captions = {name: value for name, value in data["init_args"].items() if name == "captions"}
+    settings = {**captions, **TINY_DATA[data["class_path"]], place: str(folder)}
+    return {"class_path": data["class_path"], "init_args": settings}
 
 
 def shell(*args: str | Path) -> subprocess.Popen[str]:

@@ -36,21 +36,25 @@ class Activations:
 
 
 @contextmanager
-def recorded(encoder: GenerativeEncoder) -> Iterator[Activations]:
+def recorded(encoder: GenerativeEncoder, num_read: int = 0) -> Iterator[Activations]:
     """Record the one forward pass that runs within; the encoder itself knows nothing of it.
 
     Data tokens and in-context condition tokens are left out. The last block computes registers only. Compiled blocks
     run uncompiled meanwhile: each would be compiled again for the hooks on it, one after the other.
+
+    Args:
+        encoder: The encoder.
+        num_read: Tokens that it reads in context, such as those of captions.
     """
     found = Activations()
     num_registers = 0
-    num_context = 0 if encoder.context_start is None else len(encoder.context_embedding)
+    num_context = num_read + (0 if encoder.context_start is None else len(encoder.context_embedding))
+    context_start = encoder.context_start or 0  # where nothing joins the sequence, num_context is 0
 
     def registers_of(sequence: Tensor, block: int, is_input: bool = False) -> Tensor:
         if block == encoder.depth - 1 and not is_input:
             return sequence
-        has_context = encoder.context_start is not None and block >= encoder.context_start and not is_input
-        start = num_context if has_context else 0
+        start = num_context if block >= context_start and not is_input else 0
         return sequence[:, start : start + num_registers]
 
     def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -61,7 +65,7 @@ def recorded(encoder: GenerativeEncoder) -> Iterator[Activations]:
 
     def embed(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         hidden = inputs[0]
-        if encoder.context_start == 0:
+        if context_start == 0:
             hidden = hidden[:, num_context:]
         found.registers.append(registers_of(hidden, 0, is_input=True).float())
 

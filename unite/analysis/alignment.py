@@ -95,7 +95,7 @@ class _Sampled:
     adapter: ModalityAdapter
     prepared: Any
     registers: Tokens
-    condition: Tensor
+    conditions: tuple[Tensor, Tokens | None]  # vectors, and tokens read in context
     rows: tuple[Tensor, Tensor]  # sample and register of each row, each (n,)
 
 
@@ -246,19 +246,19 @@ def _sample(module: UniteModule, modality: str, batches: Sequence[Any], settings
     for samples in batches:
         prepared = adapter.prepare(samples)
         template = adapter.template(prepared)
-        ready.append((prepared, adapter.registers(template), adapter.condition(template), len(template)))
+        ready.append((prepared, adapter.registers(template), adapter.conditions(template), len(template)))
     most = max(registers.values.shape[1] for _, registers, _, _ in ready)
     num_slots = max(1, min(most, settings.max_rows // min(settings.num_samples, sum(size for *_, size in ready))))
     slots = torch.linspace(0, most - 1, num_slots).round().long()
     sampled, num_left = [], settings.num_samples
-    for prepared, registers, condition, size in ready:
+    for prepared, registers, conditions, size in ready:
         here = slots[slots < registers.values.shape[1]].to(module.device)
         mask = registers.mask
         real = torch.ones(size, len(here), dtype=torch.bool, device=module.device) if mask is None else mask[:, here]
         real[max(num_left, 0) :] = False
         num_left -= size
         sample, slot = real.nonzero(as_tuple=True)
-        sampled.append(_Sampled(adapter, prepared, registers, condition, (sample, here[slot])))
+        sampled.append(_Sampled(adapter, prepared, registers, conditions, (sample, here[slot])))
     return sampled
 
 
@@ -303,8 +303,9 @@ def _denoise(
     for item, latents in zip(sampled, all_latents, strict=True):
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         path = path_sample(latents, noise, torch.full((len(latents),), time, device=latents.device))
-        with recorded(module.denoiser) as activations:
-            prediction = module.denoiser.denoise(path.noisy_latents, path.timesteps, item.condition, item.registers)
+        condition, context = item.conditions
+        with recorded(module.denoiser, 0 if context is None else context.values.shape[1]) as activations:
+            prediction = module.denoiser.denoise(path.noisy_latents, path.timesteps, condition, item.registers, context)
         collector.add(activations, prediction, item.rows)
         noisy.append(path.noisy_latents[item.rows].cpu())
         on_pass()

@@ -255,7 +255,7 @@ def denoising_trajectory(
     adapter = module.adapter(modality)
     generator = torch.Generator().manual_seed(seed)
     template = adapter.draw_template(num_samples, None, generator).to(module.device)
-    registers, condition = adapter.registers(template), adapter.condition(template)
+    registers, (condition, context) = adapter.registers(template), adapter.conditions(template)
     shape = (registers.values.shape[1], module.encoder.latent_channels)
     noise = SampleNoise(seed, torch.arange(num_samples))
     states: list[tuple[float, Tensor]] = [(0.0, noise(0, shape).to(module.device))]
@@ -277,7 +277,7 @@ def denoising_trajectory(
         time, state = states[index]
         timesteps = torch.full((num_samples,), time, device=module.device)
         is_end = index == num_steps
-        predicted = end if is_end else module.denoiser.denoise(state, timesteps, condition, registers).float()
+        predicted = end if is_end else module.denoiser.denoise(state, timesteps, condition, registers, context).float()
         times.append(time)
         objects.append(adapter.finish(adapter.decode(predicted, template), template))
         cosines.append(float(F.cosine_similarity(predicted, end, dim=-1)[mask].mean()))

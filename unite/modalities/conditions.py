@@ -1,7 +1,8 @@
-"""What samples can be conditioned on: a class, properties, sizes. The part of an adapter that all modalities share."""
+"""What samples can be conditioned on: a class, properties, a caption, sizes. What adapters of all modalities share."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,13 +11,16 @@ from torch import Tensor, nn
 from unite.errors import UserError, require
 from unite.modalities.template import Template, Wanted
 from unite.nn.conditions import ConditionEmbedding
+from unite.nn.generative_encoder import Tokens
+from unite.nn.text import TextEncoder
 
 
 class ConditionedAdapter(nn.Module):
     """Embeds the conditions of samples, and makes templates of what a user asks for.
 
     The condition vector is the embedding of the class, or of none, plus that of each property that is known
-    (:class:`~unite.nn.conditions.ConditionEmbedding`). The null condition is that of no class alone.
+    (:class:`~unite.nn.conditions.ConditionEmbedding`). The null condition is that of no class alone. A caption gives
+    tokens that the Generative Encoder reads in context, and adds their mean (:class:`~unite.nn.text.TextEncoder`).
     """
 
     num_classes: int = 0
@@ -25,14 +29,21 @@ class ConditionedAdapter(nn.Module):
     properties: Sequence[str] = ()
     """Names of the properties that samples can be conditioned on, in the order of the templates' columns."""
 
+    text: TextEncoder | None
+    """What reads captions; None for a model without text."""
+
     condition_dropout: float = 0.1
     """Share of training samples whose class is hidden, so that guidance has an unconditional prediction to use.
 
-    Each property is hidden as often, and as often again all of a sample at once.
+    Each property, and the caption, is hidden as often, and as often again all of a sample at once.
     """
 
     class_names: list[str] | None = None
     """Names of the classes, if the training data has some; checkpoints keep them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = None  # not of the class: torch would find that before a layer of this name
 
     def build_conditions(self, width: int) -> None:
         """Make the layers.
@@ -46,6 +57,8 @@ class ConditionedAdapter(nn.Module):
         self.property_embedding: ConditionEmbedding | None = None  # without properties, weights have no names for it
         if columns := self.condition_columns():
             self.property_embedding = ConditionEmbedding(columns, width)
+        if self.text is not None:
+            self.text.build(width)
 
     def condition_columns(self) -> dict[str, int]:
         """Numbers of columns of the continuous conditions by name, in their order."""
@@ -54,7 +67,7 @@ class ConditionedAdapter(nn.Module):
     @property
     def is_conditional(self) -> bool:
         """Whether samples have anything that guidance could strengthen."""
-        return self.num_classes > 0 or bool(self.condition_columns())
+        return self.num_classes > 0 or bool(self.condition_columns()) or self.text is not None
 
     def fit_properties(self, datamodule: Any) -> None:
         """Note the statistics of the training data's properties: the columns that its ``training_properties()`` gives.
@@ -87,6 +100,25 @@ class ConditionedAdapter(nn.Module):
         )
         return values
 
+    def fit_text(self, datamodule: Any) -> None:
+        """Let the text encoder, if there is one, see the captions that ``training_captions()`` of the data gives.
+
+        Raises:
+            UserError: The data has none.
+        """
+        if self.text is not None and datamodule is not None:
+            captions = getattr(datamodule, "training_captions", lambda: None)()
+            if captions is None:
+                raise UserError(
+                    "text is set in the adapter, but the data has no captions: set data.init_args.captions, or leave "
+                    "out model.adapters.NAME.init_args.text"
+                )
+            self.text.learn_from(caption for caption in captions if caption)
+
+    def known_captions(self, captions: Sequence[str | None] | None) -> tuple[str | None, ...] | None:
+        """Captions of samples as a template has them; None where the model or the samples have none."""
+        return None if self.text is None or captions is None else tuple(captions)
+
     # ------------------------------------------------------------------ embedding
 
     def null_condition(self) -> Tensor:
@@ -114,6 +146,35 @@ class ConditionedAdapter(nn.Module):
             dropout = self.condition_dropout if self.training else 0.0
             embedded = embedded + self.property_embedding(template.properties, dropout)
         return embedded
+
+    def conditions(self, template: Template, copies: int = 1) -> tuple[Tensor, Tokens | None]:
+        """All that the denoiser is told of the samples: vectors, and tokens to read in context if there are captions.
+
+        Args:
+            template: What is known of the samples.
+            copies: How often each sample is denoised; in training something else is hidden each time.
+
+        Returns:
+            Vectors (copies * B, D), copy by copy, or (1, D) if there are no conditions; tokens (copies * B, L, D).
+
+        Raises:
+            UserError: A class is outside the range.
+        """
+        vectors = self.null_condition()
+        if self.has_condition(template):
+            vectors = torch.cat([self.condition(template) for _ in range(copies)])
+        if self.text is None or template.captions is None:
+            return vectors, None
+        context = self.text(template.captions)
+        assert context.mask is not None
+        values, mask = context.values.repeat(copies, 1, 1), context.mask.repeat(copies, 1)
+        if self.training:
+            # Without all of a sample's conditions at once now and then, guidance would have nothing to compare with.
+            kept = torch.rand(2, len(mask), 1, device=mask.device) >= self.condition_dropout
+            mask = mask & kept.all(dim=0)
+            vectors = torch.where(kept[1], vectors, self.null_condition())
+        context = replace(context, values=values, mask=mask)
+        return vectors + self.text.pooled(context), context
 
     # ------------------------------------------------------------------ what is asked for
 
@@ -151,7 +212,8 @@ class ConditionedAdapter(nn.Module):
             sizes = self._cycled_sizes(num_samples, wanted.sizes)
         if wanted.targets:
             properties = self._target_columns(num_samples, wanted.targets)
-        template = Template(sizes, template.condition, properties)
+        captions = None if wanted.prompt is None else self._cycled_prompts(num_samples, wanted.prompt)
+        template = Template(sizes, template.condition, properties, captions)
         return template if wanted.fix is None else self.with_part(template, wanted, generator)
 
     def with_part(self, template: Template, wanted: Wanted, generator: torch.Generator | None) -> Template:
@@ -176,8 +238,8 @@ class ConditionedAdapter(nn.Module):
 
     def require_guidable(self, scale: float) -> None:
         """Refuse guidance by a scale other than 1 with a :class:`UserError` where there is nothing to strengthen."""
-        without = f"guidance_scale is {scale}, but this model was trained without classes or properties: leave it at 1"
-        require(scale == 1 or self.is_conditional, without)
+        lacking = "trained without classes, properties or text: leave it at 1"
+        require(scale == 1 or self.is_conditional, f"guidance_scale is {scale}, but this model was {lacking}")
 
     def cycle_labels(self, num_samples: int, labels: Sequence[int] | None) -> Tensor | None:
         """Classes (num_samples,) of samples to generate: ``labels`` in turn, or all classes in turn.
@@ -209,6 +271,19 @@ class ConditionedAdapter(nn.Module):
         if unseen := [size for size in sizes if size not in seen]:
             raise UserError(f"sizes has {unseen[0]}, but the training data had {as_ranges(seen) or 'none at all'}")
         return _cycled(sizes, num_samples)
+
+    def _cycled_prompts(self, num_samples: int, prompts: Sequence[str]) -> tuple[str, ...]:
+        """The prompts in turn, num_samples of them.
+
+        Raises:
+            UserError: The model knows no text, or cannot read one of them to its end.
+        """
+        require(bool(prompts), "prompt is empty; give at least one text")
+        require(self.text is not None, f"prompt {prompts[0]!r} given, but this model was trained without captions")
+        assert self.text is not None
+        for prompt in prompts:
+            self.text.require_readable(prompt)
+        return tuple(prompts[number % len(prompts)] for number in range(num_samples))
 
     def _target_columns(self, num_samples: int, targets: Mapping[str, float | Sequence[float]]) -> Tensor:
         """Columns of the templates of which only the targets are known, shape (num_samples, P).

@@ -44,6 +44,7 @@ class Template:
         condition: Class of each sample, shape (B,), or None if all are unconditional.
         properties: Continuous conditions of each sample in the units of the data, shape (B, P), NaN where absent; None
             if no sample has any.
+        captions: Caption of each of the B samples, None where absent; None if no sample has any.
         largest: Largest of the sizes, if known: to find it out, a GPU would have to finish all its work.
         is_full: Whether all sizes are known to be equal, so that the mask hides nothing.
         part: What the samples are given; None for nothing.
@@ -52,6 +53,7 @@ class Template:
     sizes: Tensor
     condition: Tensor | None = None
     properties: Tensor | None = None
+    captions: tuple[str | None, ...] | None = None
     largest: int | None = None
     is_full: bool = False
     part: FixedPart | None = None
@@ -63,11 +65,16 @@ class Template:
         """The template of a part of the samples."""
         condition = None if self.condition is None else self.condition[index]
         properties = None if self.properties is None else self.properties[index]
+        captions = self.captions
+        if captions is not None:
+            rows = torch.arange(len(captions))[index.cpu() if isinstance(index, Tensor) else index]
+            captions = tuple(captions[row] for row in rows.tolist())
         return replace(
             self,
             sizes=self.sizes[index],
             condition=condition,
             properties=properties,
+            captions=captions,
             largest=None,
             is_full=False,
             part=None if self.part is None else self.part[index],
@@ -107,6 +114,7 @@ class Wanted:
         composition: A chemical formula.
         fix: A molecule of which a part is given: a file, or what the modality takes.
         fix_atoms: Numbers of the atoms of that part, from 0; None for all.
+        prompt: Captions, cycled; an empty one asks for nothing.
     """
 
     labels: Sequence[int] | None = None
@@ -115,6 +123,7 @@ class Wanted:
     composition: str | None = None
     fix: Any = None
     fix_atoms: Sequence[int] | None = None
+    prompt: Sequence[str] | None = None
 
 
 def read_sizes(words: Sequence[int | str] | None) -> list[int] | None:

@@ -10,7 +10,7 @@ Letters: B batch, K registers, N data tokens, C latent channels, D width.
 
 import copy
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -38,6 +38,10 @@ class Tokens:
     positions: Tensor
     mask: Tensor | None = None
     is_full: bool = False
+
+    def __getitem__(self, rows: slice) -> Self:
+        """The tokens of some samples, each of which has its own."""
+        return replace(self, values=self.values[rows], mask=None if self.mask is None else self.mask[rows])
 
     @property
     def hiding_mask(self) -> Tensor | None:
@@ -198,7 +202,14 @@ class GenerativeEncoder(Configurable, nn.Module):
             timesteps = torch.rand(batch, device=device, generator=generator) * self.max_tokenize_time
         return self.forward(noise, timesteps, null_condition, registers, tokens)
 
-    def denoise(self, noisy_latents: Tensor, timesteps: Tensor, condition: Tensor, registers: Tokens) -> Tensor:
+    def denoise(
+        self,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        condition: Tensor,
+        registers: Tokens,
+        context: Tokens | None = None,
+    ) -> Tensor:
         """Predict the clean latents from noisy ones.
 
         Args:
@@ -206,11 +217,12 @@ class GenerativeEncoder(Configurable, nn.Module):
             timesteps: Times t, shape (B,), or (1,) for a common one; 0 is noise, 1 is data.
             condition: Condition embedding, shape (B, D) or (1, D).
             registers: The slots, values (B, K, D) or (1, K, D).
+            context: Tokens of the condition, such as those of a caption, that are read in context: values (B, L, D).
 
         Returns:
             Predicted clean latents, shape (B, K, C).
         """
-        return self.forward(noisy_latents, timesteps, condition, registers)
+        return self.forward(noisy_latents, timesteps, condition, registers, context=context)
 
     def forward(
         self,
@@ -219,9 +231,10 @@ class GenerativeEncoder(Configurable, nn.Module):
         condition: Tensor,
         registers: Tokens,
         tokens: Tokens | None = None,
+        context: Tokens | None = None,
     ) -> Tensor:
         """The pass that both acts share: registers (and tokens) in, normalised latents (B, K, C) out."""
-        return self.normalize(self.hidden_to_latents(latents, timesteps, condition, registers, tokens))
+        return self.normalize(self.hidden_to_latents(latents, timesteps, condition, registers, tokens, context))
 
     def normalize(self, latents: Tensor) -> Tensor:
         """The norm that clean latents and predictions end with."""
@@ -229,7 +242,13 @@ class GenerativeEncoder(Configurable, nn.Module):
         return normed
 
     def hidden_to_latents(
-        self, latents: Tensor, timesteps: Tensor, condition: Tensor, registers: Tokens, tokens: Tokens | None
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        condition: Tensor,
+        registers: Tokens,
+        tokens: Tokens | None,
+        context: Tokens | None = None,
     ) -> Tensor:
         """Latents (B, K, C) before the last norm; arguments as in :meth:`forward`."""
         batch, num_registers = latents.shape[:2]
@@ -247,17 +266,18 @@ class GenerativeEncoder(Configurable, nn.Module):
         rotary = RotaryAngles(positions, head_channels)
         key_mask = None if mask is None else mask[:, None, None]  # (B, 1, 1, K + N)
         num_context = 0
+        start = 0 if self.context_start is None and context is not None else self.context_start
         for index, block in enumerate(self.blocks):
-            if index == self.context_start:
-                context = condition[:, None] + self.context_embedding  # (B or 1, context_length, D)
-                num_context = context.shape[1]
-                hidden = torch.cat((context.expand(batch, -1, -1).to(hidden.dtype), hidden), dim=1)
+            if index == start:
+                values, context_mask = self._context(condition, context, batch)
+                num_context = values.shape[1]
+                mask = _join_masks(context_mask, mask, batch, num_context, hidden.shape[1])
+                key_mask = None if mask is None else mask[:, None, None]
+                hidden = torch.cat((values.to(hidden.dtype), hidden), dim=1)
                 # Condition tokens have no place: position 0 rotates by nothing.
                 rotary = RotaryAngles(
                     torch.cat((positions.new_zeros(num_context, *positions.shape[1:]), positions)), head_channels
                 )
-                if key_mask is not None:
-                    key_mask = F.pad(key_mask, (num_context, 0), value=True)
             # After the last block, only the registers are read.
             is_last = index == self.depth - 1
             outputs = slice(num_context, num_context + num_registers) if is_last else slice(None)
@@ -271,6 +291,16 @@ class GenerativeEncoder(Configurable, nn.Module):
         shift, scale = self.final_modulation(activated)[:, None].chunk(2, dim=-1)
         out: Tensor = self.final_out(self.stream_norm(hidden, shift, scale))  # (B, K, C)
         return out
+
+    def _context(self, condition: Tensor, context: Tokens | None, batch: int) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, L, D) that join the sequence, and their mask: given ones, then those of the condition vector."""
+        values = [] if context is None else [context.values]
+        mask = None if context is None else context.hiding_mask
+        if self.context_start is not None:
+            own = condition[:, None] + self.context_embedding  # (B or 1, context_length, D)
+            values.append(own.expand(batch, -1, -1))
+            mask = None if mask is None else F.pad(mask, (0, own.shape[1]), value=True)
+        return torch.cat(values, dim=1), mask
 
 
 def mark_step_of_cuda_graphs() -> None:

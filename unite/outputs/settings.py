@@ -24,6 +24,7 @@ class SampleSettings(SamplingOptions):
     sizes: list[int] | None = None
     targets: dict[str, float] | None = None
     composition: str | None = None
+    prompt: list[str] | None = None
     fix: str | None = None
     fix_atoms: list[int] | None = None
 

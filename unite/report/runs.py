@@ -157,6 +157,7 @@ def _asked(name: str, folder: Path) -> list[Html]:
     told = [f"{key} = {value:g}" for key, value in asked.get("targets", {}).items()]
     if "composition" in asked:
         told.append(f"composition {asked['composition']}")
+    told += [f"“{prompt}”" for prompt in asked.get("prompt", ())]
     if sizes := asked.get("sizes"):
         told.append(f"sizes {', '.join(map(str, sizes))}")
     if "fix" in asked:

@@ -29,7 +29,7 @@ from unite.runs.folder import (
 from unite.runs.known_classes import require_known_classes, require_known_config
 
 #: Options of several values that may be written with blanks between them; jsonargparse wants [1,2].
-LIST_OPTIONS = ("labels", "sizes", "targets", "fix_atoms", "guidance_sweep", "guidance_interval")
+LIST_OPTIONS = ("labels", "sizes", "targets", "prompt", "fix_atoms", "guidance_sweep", "guidance_interval")
 
 
 class Invocation:
@@ -90,6 +90,8 @@ class Invocation:
         for name in LIST_OPTIONS:
             if words := getattr(options, name):
                 text = ",".join(word.removesuffix(",") for word in words)
+                if name == "prompt":  # whole sentences, commas and all
+                    text = json.dumps(words)
                 args.append(f"--{name}={text if text.startswith('[') else f'[{text}]'}")
         if options.overwrite:
             args.append(f"--overwrite={options.overwrite}")

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from unite.nn.blocks import sinusoidal_embedding
 from unite.nn.decoder import LatentDecoder
 from unite.nn.generative_encoder import Tokens
 from unite.nn.patches import unpatchify
+from unite.nn.text import TextEncoder
 
 
 class DecoderSize(NamedTuple):
@@ -61,14 +62,18 @@ class PreparedImages:
     Attributes:
         images: Values in [0, 1], shape (B, channels, image_size, image_size).
         labels: Classes, shape (B,), or None if the model has none.
+        captions: Caption of each image, or None if the data has none.
     """
 
     images: Tensor
     labels: Tensor | None
+    captions: Sequence[str | None] | None = None
 
 
 class ImageAdapter(ModalityAdapter):
     """Square images of one size. A batch is ``{"images": (B, channels, H, W) in [0, 1], "labels": (B,)}``.
+
+    ``captions``, a list of B texts or None, may be among them.
 
     Args:
         image_size: Height and width in pixels.
@@ -86,7 +91,8 @@ class ImageAdapter(ModalityAdapter):
         decoder_gradient_checkpointing: Recompute the decoder's blocks in the backward pass instead of keeping their
             activations; the encoder has a switch of its own.
         embedding_width: Width of a linear layer between latents and decoder; None for no such layer.
-        condition_dropout: Share of training images whose class is hidden, for guidance.
+        condition_dropout: Share of training images whose class is hidden, for guidance, and as often the caption.
+        text: What reads captions, such as :class:`~unite.nn.text.ByteTextEncoder`; None for a model without text.
         perceptual_weight: Weight of LPIPS beside L1; 0 for L1 alone. LPIPS sees images in [-1, 1], as it was made for;
             the released code gives it [0, 1], which makes the term 3.3 times smaller: 0.3 here is its strength.
         vgg16_weights: Weight file of VGG16 for LPIPS (``vgg16-397923af.pth`` of torchvision). None takes the
@@ -120,6 +126,7 @@ class ImageAdapter(ModalityAdapter):
         decoder_gradient_checkpointing: bool = False,
         embedding_width: int | None = 768,
         condition_dropout: float = 0.1,
+        text: TextEncoder | None = None,
         perceptual_weight: float = 1.0,
         vgg16_weights: str | None = None,
         inception_weights: str | None = None,
@@ -161,6 +168,7 @@ class ImageAdapter(ModalityAdapter):
         self.decoder_gradient_checkpointing = decoder_gradient_checkpointing
         self.embedding_width = embedding_width
         self.condition_dropout = condition_dropout
+        self.text = text
         self.perceptual_weight = perceptual_weight
         self.vgg16_weights = vgg16_weights
         self.inception_weights = inception_weights
@@ -214,7 +222,7 @@ class ImageAdapter(ModalityAdapter):
             )
         self.perceptual_distance()
 
-    def prepare(self, samples: Mapping[str, Tensor]) -> PreparedImages:
+    def prepare(self, samples: Mapping[str, Any]) -> PreparedImages:
         """Check a batch.
 
         Raises:
@@ -229,8 +237,9 @@ class ImageAdapter(ModalityAdapter):
             )
         if not images.is_floating_point():
             raise UserError(f"images of type {images.dtype}; they must be floats in [0, 1]")
+        captions = samples.get("captions")
         if self.num_classes == 0:
-            return PreparedImages(images, None)
+            return PreparedImages(images, None, captions)
         if "labels" not in samples:
             raise UserError(f"num_classes is {self.num_classes}, but the data has no labels: set num_classes to 0")
         labels = samples["labels"].long()
@@ -238,7 +247,7 @@ class ImageAdapter(ModalityAdapter):
         if labels.device.type == "cpu" or not self._labels_are_checked:
             self._check_labels(labels)
             self._labels_are_checked = True
-        return PreparedImages(images, labels)
+        return PreparedImages(images, labels, captions)
 
     def _check_labels(self, labels: Tensor) -> None:
         outside = labels[(labels < 0) | (labels >= self.num_classes)]
@@ -266,7 +275,7 @@ class ImageAdapter(ModalityAdapter):
     def template(self, prepared: PreparedImages) -> Template:
         """All images have the same number of patches."""
         sizes = torch.full((len(prepared.images),), self.num_patches, device=prepared.images.device)
-        return Template(sizes, prepared.labels)
+        return Template(sizes, prepared.labels, captions=self.known_captions(prepared.captions))
 
     def draw_template(
         self, num_samples: int, labels: Sequence[int] | None = None, generator: torch.Generator | None = None

@@ -1,7 +1,8 @@
 """Images as Lightning datamodules: scikit-learn's digits, and folders of image files.
 
-Every step is ``{"image": {"images": (B, C, H, W) float32 in [0, 1], "labels": (B,) int64}}``. For sets too large for
-a folder, see :class:`unite.modalities.image.WebDatasetDataModule`.
+Every step is ``{"image": {"images": (B, C, H, W) float32 in [0, 1], "labels": (B,) int64}}``, with ``captions``, a list
+of B texts or None, where the data has some. For sets too large for a folder, see
+:class:`unite.modalities.image.WebDatasetDataModule`.
 """
 
 from abc import abstractmethod
@@ -20,19 +21,21 @@ from unite.modalities.batches import BatchSampler, FixedBatches, ResumableDataLo
 from unite.modalities.image.metrics.features import FeatureNetwork
 
 Split = Literal["train", "val", "test"]
-Samples = dict[str, dict[str, Tensor]]
+Samples = dict[str, dict[str, Any]]
 
 SPLIT_SEED = 0
 
 
-def as_samples(pixels: Tensor, labels: Tensor) -> Samples:
+def as_samples(pixels: Tensor, labels: Tensor, captions: list[str | None] | None = None) -> Samples:
     """A batch as datamodules give it.
 
     Args:
         pixels: uint8, shape (B, C, H, W).
         labels: Classes, shape (B,).
+        captions: One for each, None where there is none; None if the data has no captions.
     """
-    return {"image": {"images": pixels.float().div_(255), "labels": labels.long()}}
+    samples: dict[str, Any] = {"images": pixels.float().div_(255), "labels": labels.long()}
+    return {"image": samples if captions is None else {**samples, "captions": captions}}
 
 
 class ImageRows(Dataset[Samples]):
@@ -43,10 +46,12 @@ class ImageRows(Dataset[Samples]):
 
     Args:
         labels: Class of each image, shape (N,).
+        captions: Caption of each image, None for none; None if the images have no captions.
     """
 
-    def __init__(self, labels: Tensor) -> None:
+    def __init__(self, labels: Tensor, captions: Sequence[str | None] | None = None) -> None:
         self.labels = labels
+        self.captions = captions
 
     def __len__(self) -> int:
         return self.labels.numel()
@@ -63,7 +68,8 @@ class ImageRows(Dataset[Samples]):
         pixels = self.pixels(rows)
         if is_mirrored.any():
             pixels[is_mirrored] = pixels[is_mirrored].flip(-1)
-        return as_samples(pixels, self.labels[rows])
+        captions = None if self.captions is None else [self.captions[row] for row in rows.tolist()]
+        return as_samples(pixels, self.labels[rows], captions)
 
 
 class ImagesInMemory(ImageRows):
@@ -72,10 +78,11 @@ class ImagesInMemory(ImageRows):
     Args:
         pixels: uint8, shape (N, C, H, W).
         labels: Class of each image, shape (N,).
+        captions: Caption of each image, None for none; None if the images have no captions.
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
-        super().__init__(labels)
+    def __init__(self, pixels: Tensor, labels: Tensor, captions: Sequence[str | None] | None = None) -> None:
+        super().__init__(labels, captions)
         self.all_pixels = pixels
 
     def pixels(self, rows: Tensor) -> Tensor:
@@ -273,6 +280,11 @@ class ImageRowsDataModule(ImageDataModule):
     def num_images(self, split: Split) -> int:
         """Images of a split, within `num_train` and its like."""
         return self.rows(split).numel()
+
+    def training_captions(self) -> list[str | None] | None:
+        """Captions of the training images; None if the data has none."""
+        captions = self.images("train").captions
+        return None if captions is None else [captions[row] for row in self.rows("train").tolist()]
 
     def loader(
         self, split: Split, batch_size: int, *, shuffle: bool = False, num_replicas: int = 1, rank: int = 0

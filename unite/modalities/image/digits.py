@@ -11,6 +11,7 @@ from torch import Tensor
 from unite.errors import UserError, require, require_packages
 from unite.modalities.image.data import SPLIT_SEED, ImageRowsDataModule, ImagesInMemory, Split
 from unite.modalities.image.metrics.features import FeatureNetwork
+from unite.modalities.image.phrases import phrase
 
 #: Images of scikit-learn's digits in each split.
 DIGITS_SPLIT: dict[Split, int] = {"train": 1397, "val": 200, "test": 200}
@@ -32,6 +33,8 @@ class DigitsDataModule(ImageRowsDataModule):
         num_val: Use the first n validation images only; None for all.
         num_test: Use the first n test images only; None for all.
         predict_split: Split that `predict` runs over.
+        captions: Whether each image has a caption that names its digit in other words:
+            :func:`~unite.modalities.image.phrases.phrase`.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class DigitsDataModule(ImageRowsDataModule):
         num_val: int | None = None,
         num_test: int | None = None,
         predict_split: Split = "test",
+        captions: bool = False,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -66,6 +70,7 @@ class DigitsDataModule(ImageRowsDataModule):
             raise UserError(f"data.enlarge is {enlarge!r}; it must be resize or pad")
         self.root = Path(root)
         self.enlarge = enlarge
+        self.captions = captions
 
     @property
     def class_names(self) -> list[str]:
@@ -86,7 +91,11 @@ class DigitsDataModule(ImageRowsDataModule):
         order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(SPLIT_SEED))
         parts = dict(zip(DIGITS_SPLIT, order.split(list(DIGITS_SPLIT.values())), strict=True))
         chosen = torch.stack([self._enlarged(image) for image in pixels[parts[split]]])
-        return ImagesInMemory(chosen, torch.from_numpy(digits.target).long()[parts[split]])
+        labels = torch.from_numpy(digits.target).long()[parts[split]]
+        captions = None
+        if self.captions:
+            captions = [phrase(label, row) for label, row in zip(labels.tolist(), parts[split].tolist(), strict=True)]
+        return ImagesInMemory(chosen, labels, captions)
 
     def _enlarged(self, pixels: Tensor) -> Tensor:
         """Pixels (8, 8) as (1, image_size, image_size)."""

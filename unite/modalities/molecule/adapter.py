@@ -48,6 +48,7 @@ from unite.modalities.molecule.preparation import (
 from unite.nn.blocks import sinusoidal_embedding
 from unite.nn.decoder import LatentDecoder
 from unite.nn.generative_encoder import Tokens
+from unite.nn.text import TextEncoder
 
 
 class MoleculeAdapter(PartKeepingMolecules):
@@ -82,6 +83,7 @@ class MoleculeAdapter(PartKeepingMolecules):
             ones in the loss, beside the decoded ones elsewhere.
         properties: Properties of the data that molecules can be asked for by, such as gap; see the datamodule's.
         condition_dropout: Share of training molecules of which each property is hidden, for guidance, and as often all.
+        text: What reads captions, such as :class:`~unite.nn.text.ByteTextEncoder`; None for a model without text.
 
     Raises:
         UserError: A setting is outside its range.
@@ -125,6 +127,7 @@ class MoleculeAdapter(PartKeepingMolecules):
         types_from_bonds: bool = False,
         properties: Sequence[str] | None = None,
         condition_dropout: float = 0.1,
+        text: TextEncoder | None = None,
     ) -> None:
         super().__init__()
         elements = self.from_data["elements"] if elements is None else elements
@@ -146,6 +149,7 @@ class MoleculeAdapter(PartKeepingMolecules):
         require(0 <= condition_dropout <= 1, f"condition_dropout is {condition_dropout}; it must lie in [0, 1]")
         self.properties = list(properties or ())
         self.condition_dropout = condition_dropout
+        self.text = text
         self.positions = positions
         self.bonds = bonds
         self.hydrogens = hydrogens
@@ -288,6 +292,7 @@ class MoleculeAdapter(PartKeepingMolecules):
         return Template(
             prepared.mask.sum(dim=1),
             properties=self.known_properties(prepared.properties),
+            captions=self.known_captions(prepared.captions),
             largest=prepared.mask.shape[1],
             is_full=prepared.is_full,
         )

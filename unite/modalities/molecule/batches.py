@@ -1,6 +1,7 @@
 """Batches of molecules out of flat tensors: which go together, and how to put them together quickly."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,13 @@ from torch_geometric.data import Batch, Data
 from unite.modalities.flat import Segments, send
 from unite.modalities.molecule.data.qm9.bonds import BondTable
 from unite.modalities.molecule.data.qm9.table import MoleculeTable
+
+
+class Captions(Protocol):
+    """Captions by row of a table, made when they are asked for."""
+
+    def __getitem__(self, row: int) -> str | None:
+        """Caption of a row, None for none."""
 
 
 class GatheredMolecules(Dataset[dict[str, Batch]]):
@@ -24,6 +32,7 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
         bonds: Bonds of the molecules of the table; None for batches without.
         device: Where the molecules lie and batches are made.
         properties: Properties of the molecules of the table, shape (N, properties); None for batches without.
+        captions: Captions of the molecules of the table, by row; None for batches without.
     """
 
     def __init__(
@@ -33,9 +42,11 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
         bonds: BondTable | None = None,
         device: torch.device | str = "cpu",
         properties: Tensor | None = None,
+        captions: Captions | None = None,
     ) -> None:
         self.table = table
         self.properties = properties
+        self.captions = captions
         self.bonds = bonds
         self.device = torch.device(device)
         self.per_atom = {"z": table.z, "pos": table.pos}
@@ -60,7 +71,8 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
         Returns:
             The batch under the key `molecule`: `z` (A,) atomic numbers, `pos` (A, 3) in Å, `batch` (A,)
             molecule of each atom, `ptr` (B + 1,) first atom of each molecule, `molecule_id` (B,) number in
-            the data set, `num_hydrogens` (A,) and properties `y` (B, properties) if asked for; with bonds also
+            the data set, `num_hydrogens` (A,), properties `y` (B, properties) and `caption`, a list, if asked for; with
+            bonds also
             `edge_index` (2, E), every bond in both directions, `edge_attr` (E,) their types, and `charge` (A,).
         """
         rows = torch.atleast_1d(torch.as_tensor(rows))
@@ -80,17 +92,19 @@ class GatheredMolecules(Dataset[dict[str, Batch]]):
         per_molecule = {"molecule_id": send(self.table.molecule_id[rows], self.device)}
         if self.properties is not None:
             per_molecule["y"] = send(self.properties[rows], self.device)
+        captions = None if self.captions is None else [self.captions[row] for row in rows.tolist()]
 
-        result = finished_batch(per_atom, per_edge, per_molecule, atoms, edge_ptr)
+        result = finished_batch(per_atom, per_edge, per_molecule, atoms, edge_ptr, captions)
         return {"molecule": result}
 
 
 def finished_batch(
     per_atom: dict[str, Tensor],
     per_edge: dict[str, Tensor],
-    per_molecule: dict[str, Tensor],
+    per_molecule: Mapping[str, Any],
     atoms: Segments,
     edge_ptr: Tensor | None = None,
+    captions: list[str | None] | None = None,
 ) -> Batch:
     """A batch as `Batch.from_data_list` would make it, of values that are together already.
 
@@ -100,7 +114,10 @@ def finished_batch(
         per_molecule: Values (B, ...) by name.
         atoms: Where the atoms lie.
         edge_ptr: First edge of each molecule, and the end, shape (B + 1,), if there are edges.
+        captions: Caption of each molecule, which becomes `caption`, if there are some.
     """
+    if captions is not None:
+        per_molecule = {**per_molecule, "caption": captions}
     result = Batch(_base_cls=Data, **per_atom, **per_edge, **per_molecule, batch=atoms.owner, ptr=atoms.ptr)
     # What Batch.from_data_list leaves for taking molecules out again (batch[i], to_data_list). These
     # names are private to PyG; test_gathered_batch_equals_collated_batch guards them.

@@ -49,6 +49,7 @@ class PreparedMolecules:
         graph: Bonds and charges, or None if the view is without bonds.
         is_full: Whether all molecules are of one size, so that the mask hides nothing.
         properties: What the samples have as ``y``, shape (B, properties), or None.
+        captions: What the samples have as ``caption``, one for each, or None.
     """
 
     types: Tensor
@@ -57,6 +58,7 @@ class PreparedMolecules:
     graph: PreparedGraph | None = None
     is_full: bool = False
     properties: Tensor | None = None
+    captions: Sequence[str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class Preparation:
         graph = self._graph(samples, places, mask, check) if self.bonds else None
         # Told by shapes alone: values would have to be waited for.
         is_full = len(samples.z) == len(sizes) * num_atoms
-        return PreparedMolecules(types, positions, mask, graph, is_full, samples.get("y"))
+        return PreparedMolecules(types, positions, mask, graph, is_full, samples.get("y"), samples.get("caption"))
 
     def _positions(self, samples: Batch, check: bool) -> Tensor:
         if samples.get("pos") is None:

@@ -1,7 +1,7 @@
 """QM9, 130,831 small organic molecules with coordinates, as a Lightning datamodule of PyG batches."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +18,7 @@ from unite.modalities.molecule.data.base import Hydrogens, MoleculeDataModule, S
 from unite.modalities.molecule.data.qm9 import bonds as qm9_bonds
 from unite.modalities.molecule.data.qm9 import table as qm9_cache
 from unite.modalities.molecule.data.qm9.bonds import BondTable
+from unite.modalities.molecule.data.qm9.captions import DescribedMolecules, load_or_describe
 from unite.modalities.molecule.data.qm9.properties import PROPERTIES, load_or_read
 from unite.modalities.molecule.data.qm9.table import MoleculeTable, RawMolecule
 
@@ -35,7 +36,7 @@ class QM9DataModule(MoleculeDataModule):
     them, `molecule_id` (B,) the number in the data set (42 for dsgdb9nsd_000042), and with counted hydrogens
     `num_hydrogens` (A,). With `bonds` it has also `edge_index` (2, E), every bond in both directions, `edge_attr`
     (E,), indices into :data:`~unite.modalities.molecule.graph.BOND_TYPES`, and `charge` (A,), formal charges. With
-    `properties` it has `y` (B, properties).
+    `properties` it has `y` (B, properties), with `captions` a list `caption`.
     Molecules are as the data set has them: neither centred nor rotated.
 
     The split is 100,000 / 17,748 / 13,083 molecules, the same on every machine and for every `seed`; other
@@ -74,6 +75,9 @@ class QM9DataModule(MoleculeDataModule):
             millisecond to make.
         on_device: Keep all molecules on the trainer's device, and make the batches there: 33 MB for QM9, 116 MB with
             bonds, on each GPU. The batches are the same. It needs `num_workers` 0.
+        captions: Whether molecules have captions, such as "a three-membered ring with an ether", made of rings, groups
+            and elements (:mod:`unite.modalities.molecule.descriptions`). What RDKit finds, in a minute, is kept in
+            `root`.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class QM9DataModule(MoleculeDataModule):
         predict_split: Split = "test",
         num_workers: int = 0,
         on_device: bool = False,
+        captions: bool = False,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed, predict_split, num_workers, on_device)
         limits: dict[Split, int | None] = {"train": num_train, "val": num_val, "test": num_test}
@@ -126,6 +131,7 @@ class QM9DataModule(MoleculeDataModule):
         self.csv_files = [Path(file) for file in csv_files] if csv_files else None
         self.bucket_by_size = hydrogens == "explicit" if bucket_by_size is None else bucket_by_size
         self.limits = limits
+        self.captions = captions
         self._tables: dict[Hydrogens, MoleculeTable] = {}
         self._bonds: BondTable | None = None
         self._molecules: GatheredMolecules | None = None
@@ -136,6 +142,7 @@ class QM9DataModule(MoleculeDataModule):
         if self.bonds:
             qm9_bonds.load_or_perceive(table, self.root)
         self.properties()
+        self._captions()
 
     def setup(self, stage: str | None = None) -> None:
         """Loads the molecules, building the cache if need be; further calls do nothing.
@@ -200,6 +207,14 @@ class QM9DataModule(MoleculeDataModule):
         for name, column in zip(self.property_names, known.unbind(dim=1), strict=True):
             require(not bool(column.isnan().all()), f"data.properties has {name}, but no molecule of the data has one")
         return known
+
+    def _captions(self) -> DescribedMolecules | None:
+        return load_or_describe(self._explicit_table(), self.root) if self.captions else None
+
+    def training_captions(self) -> Iterator[str | None] | None:
+        """Captions of the training molecules; None if the data has none."""
+        captions = self._captions()
+        return None if captions is None else (captions[row] for row in self.rows("train").tolist())
 
     def _tell_what_is_left_out(self) -> None:
         is_left_out = ~self._explicit_bonds().has_bonds
@@ -282,6 +297,7 @@ class QM9DataModule(MoleculeDataModule):
                 bonds=self.bond_table() if self.bonds else None,
                 device=device,
                 properties=self.properties(),
+                captions=self._captions(),
             )
         return self._molecules
 
