@@ -336,7 +336,7 @@ class UniteTrainer(Trainer):
             weights_only: Passed to torch.load; None is torch's own (safe) default.
             num_samples: Number of samples; the metrics cover all batches that contain them.
             split: The split to take them from, in its order.
-            output: Folder for the files; default: ``reconstructions`` (of several modalities ``reconstructions_NAME``) in the run.
+            output: Folder for the files; default: in the run, as for ``sample``.
             overwrite: Replace files that the folder has already.
             modality: Modality to reconstruct; may be left out if the model has one.
         """
@@ -373,7 +373,7 @@ class UniteTrainer(Trainer):
             ckpt_path: The checkpoint.
             weights_only: Passed to torch.load; None is torch's own (safe) default.
             split: The split, in its order.
-            output: Folder for the files; default: ``latents`` in the run, ``latents_NAME`` if one of several is asked for.
+            output: Folder for the files; default: ``latents`` in the run, or ``latents_NAME`` of one of several.
             overwrite: Replace files that the folder has already.
             modality: Encode this modality only; default: all.
         """

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -113,7 +114,11 @@ class ConditionedAdapter(nn.Module):
                     "text is set in the adapter, but the data has no captions: set data.init_args.captions, or leave "
                     "out model.adapters.NAME.init_args.text"
                 )
-            self.text.learn_from(caption for caption in captions if caption)
+            known = (caption for caption in captions if caption)
+            first = next(known, None)
+            if first is None:
+                raise UserError("text is set in the adapter, but no sample of the training data has a caption")
+            self.text.learn_from(chain([first], known))
 
     def known_captions(self, captions: Sequence[str | None] | None) -> tuple[str | None, ...] | None:
         """Captions of samples as a template has them; None where the model or the samples have none."""

@@ -285,7 +285,7 @@ def stream_of_numbers(
     """A stream whose samples are numbers in place of images."""
     starts = np.cumsum([0, *counts]).tolist()
 
-    def read(root: str, shard: Shard, num_classes: int) -> Any:
+    def read(root: str, shard: Shard, num_classes: int, captions: bool) -> Any:
         begin = starts[int(shard.name)]
         return iter(SimpleNamespace(label=begin + place) for place in range(shard.num_samples))
 

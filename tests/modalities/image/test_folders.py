@@ -276,3 +276,36 @@ def test_fit_takes_every_form_and_tells_what_it_does(
     said = " ".join((result.out + result.err + caplog.text).split())
     assert "has no splits: 2 of its 18 images, a fixed random choice, are kept for validation" in said
     assert "16 of 16 training images looked at are not square: the square in their middle is taken" in said
+
+
+def test_captions_beside_images_reach_batches_and_shards(run_cli: RunCli, tmp_path: Path) -> None:
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(folder / f"{number}.png")
+        if number != 2:
+            (folder / f"{number}.txt").write_text(f"  red,\n{number} of 4 ", encoding="utf8")
+    expected = {f"red, {number} of 4" for number in (0, 1, 3)} | {None}
+
+    def captions_of(data: ImageFolderDataModule | WebDatasetDataModule) -> dict[int, str | None]:
+        (batch,) = data.loader("train", 4)
+        found = batch["image"]
+        return dict(zip((found["images"][:, 0, 0, 0] * 255).round().int().tolist(), found["captions"], strict=True))
+
+    for in_memory in (True, False):
+        data = ImageFolderDataModule(str(folder.parent), 8, in_memory=in_memory, captions=True)
+        beside = captions_of(data)
+        assert set(beside.values()) == expected
+        assert beside[120] is None
+        assert set(data.training_captions() or []) == expected
+    result = run_cli("prepare", "images", str(folder.parent), str(tmp_path / "shards"))
+    assert result.code == 0, result.err
+    shards = WebDatasetDataModule(str(tmp_path / "shards"), 8, num_workers=0, captions=True)
+    assert captions_of(shards) == beside
+    assert set(shards.training_captions() or []) == expected
+    plain = WebDatasetDataModule(str(tmp_path / "shards"), 8, num_workers=0)
+    assert plain.training_captions() is None
+    assert "captions" not in next(iter(plain.loader("train", 4)))["image"]
+    (folder / "2.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(UserError, match=r"caption .*2\.txt is no text in UTF-8; replace or remove it"):
+        captions_of(ImageFolderDataModule(str(folder.parent), 8, captions=True))

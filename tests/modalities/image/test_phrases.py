@@ -36,7 +36,7 @@ def test_captions_reach_the_adapter_with_their_images(tmp_path: Path) -> None:
         assert {str(label), NAMES[label]} & set(caption.split())
     adapter = ImageAdapter(8, 4, channels=1)
     assert adapter.template(adapter.prepare(samples)).captions is None  # it has no text encoder
-    assert len(data.training_captions() or []) == 1397
+    assert len(list(data.training_captions() or [])) == 1397
     plain = DigitsDataModule(str(tmp_path), batch_size=8)
     assert plain.training_captions() is None
     assert torch.equal(next(iter(plain.train_dataloader()))["image"]["images"], samples["images"])

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from unite.engine.seeding import mixed_generator
 from unite.errors import UserError, require
 from unite.modalities.batches import BatchSampler, FixedBatches, ResumableDataLoader, unchanged
+from unite.modalities.captions import Captions
 from unite.modalities.image.metrics.features import FeatureNetwork
 
 Split = Literal["train", "val", "test"]
@@ -49,7 +50,7 @@ class ImageRows(Dataset[Samples]):
         captions: Caption of each image, None for none; None if the images have no captions.
     """
 
-    def __init__(self, labels: Tensor, captions: Sequence[str | None] | None = None) -> None:
+    def __init__(self, labels: Tensor, captions: Captions | None = None) -> None:
         self.labels = labels
         self.captions = captions
 
@@ -81,7 +82,7 @@ class ImagesInMemory(ImageRows):
         captions: Caption of each image, None for none; None if the images have no captions.
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor, captions: Sequence[str | None] | None = None) -> None:
+    def __init__(self, pixels: Tensor, labels: Tensor, captions: Captions | None = None) -> None:
         super().__init__(labels, captions)
         self.all_pixels = pixels
 
@@ -281,10 +282,10 @@ class ImageRowsDataModule(ImageDataModule):
         """Images of a split, within `num_train` and its like."""
         return self.rows(split).numel()
 
-    def training_captions(self) -> list[str | None] | None:
+    def training_captions(self) -> Iterator[str | None] | None:
         """Captions of the training images; None if the data has none."""
         captions = self.images("train").captions
-        return None if captions is None else [captions[row] for row in self.rows("train").tolist()]
+        return None if captions is None else (captions[row] for row in self.rows("train").tolist())
 
     def loader(
         self, split: Split, batch_size: int, *, shuffle: bool = False, num_replicas: int = 1, rank: int = 0

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from unite.console import shown
 from unite.errors import UserError, require
 from unite.files import open_text
+from unite.modalities.captions import CaptionFiles
 from unite.modalities.image.data import SPLIT_SEED, ImageRows, ImageRowsDataModule, ImagesInMemory, Split
 from unite.modalities.image.files import (
     ImageFolder,
@@ -175,12 +176,19 @@ class ImagesOnDisk(ImageRows):
         channels: 1 for gray, 3 for colour.
         small: What to do with images smaller than the crop.
         non_square: What to do with images that are not square.
+        captions: Whether images have captions, in files beside them.
     """
 
     def __init__(
-        self, folder: ImageFolder, size: int, channels: int, small: SmallImages, non_square: NonSquare = "crop"
+        self,
+        folder: ImageFolder,
+        size: int,
+        channels: int,
+        small: SmallImages,
+        non_square: NonSquare = "crop",
+        captions: bool = False,
     ) -> None:
-        super().__init__(torch.tensor(folder.labels))
+        super().__init__(torch.tensor(folder.labels), CaptionFiles(folder.paths) if captions else None)
         # One array: a list of a million strings would be copied into every worker by counting references.
         self.paths = np.array([os.fsencode(path) for path in folder.paths], dtype=np.bytes_)
         self.size = size
@@ -205,7 +213,8 @@ class ImagesOnDisk(ImageRows):
             bar = tqdm(loaded, desc=description, total=len(self), unit="img", leave=False, mininterval=0.5)
             for row, image in enumerate(bar):
                 pixels[row] = image
-        return ImagesInMemory(pixels, self.labels)
+        captions = None if self.captions is None else [self.captions[row] for row in range(len(self))]
+        return ImagesInMemory(pixels, self.labels, captions)
 
 
 class ImageFolderDataModule(ImageRowsDataModule):
@@ -245,6 +254,8 @@ class ImageFolderDataModule(ImageRowsDataModule):
         reference: Statistics of a reference set for FID (.npz with mu and sigma); None compares with the training
             images.
         num_workers: Processes that read images ahead, or threads that fill the memory.
+        captions: Whether images have captions: those in files beside them, `cat.txt` beside `cat.png`; an image
+            without such a file has none.
     """
 
     def __init__(
@@ -268,6 +279,7 @@ class ImageFolderDataModule(ImageRowsDataModule):
         predict_split: Split = "test",
         reference: str | None = None,
         num_workers: int = 0,
+        captions: bool = False,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -291,6 +303,7 @@ class ImageFolderDataModule(ImageRowsDataModule):
         self.small_images: SmallImages = small_images
         self.non_square: NonSquare = non_square
         self.is_in_memory = in_memory
+        self.captions = captions
         self._class_names: list[str] | None = None
 
     @property
@@ -305,7 +318,8 @@ class ImageFolderDataModule(ImageRowsDataModule):
         folder = self.source.images(split, self.class_names)
         if split == "train":
             self._tell_shapes(folder.paths)
-        images = ImagesOnDisk(folder, self.image_size, self.channels, self.small_images, self.non_square)
+        how = self.small_images, self.non_square, self.captions
+        images = ImagesOnDisk(folder, self.image_size, self.channels, *how)
         num_bytes = len(images) * self.channels * self.image_size**2
         if self.is_in_memory is False or (self.is_in_memory is None and num_bytes > MEMORY_LIMIT):
             return images

@@ -1,23 +1,17 @@
 """Batches of molecules out of flat tensors: which go together, and how to put them together quickly."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 
+from unite.modalities.captions import Captions
 from unite.modalities.flat import Segments, send
 from unite.modalities.molecule.data.qm9.bonds import BondTable
 from unite.modalities.molecule.data.qm9.table import MoleculeTable
-
-
-class Captions(Protocol):
-    """Captions by row of a table, made when they are asked for."""
-
-    def __getitem__(self, row: int) -> str | None:
-        """Caption of a row, None for none."""
 
 
 class GatheredMolecules(Dataset[dict[str, Batch]]):

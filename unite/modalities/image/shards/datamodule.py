@@ -34,6 +34,7 @@ class StreamSettings:
         num_replicas: Processes that share the data.
         rank: Number of this process.
         non_square: What to do with images that are not square.
+        captions: Whether batches have captions.
     """
 
     batch_size: int
@@ -47,6 +48,7 @@ class StreamSettings:
     num_replicas: int = 1
     rank: int = 0
     non_square: NonSquare = "crop"
+    captions: bool = False
 
 
 class ShardStream(IterableDataset[Samples]):
@@ -108,7 +110,8 @@ class ShardStream(IterableDataset[Samples]):
             chosen = [(next(samples), self.settings.flip and chooser.random() < 0.5) for _ in range(size)]
             if number >= first_batch:
                 pixels = torch.stack([self._pixels(sample, is_mirrored) for sample, is_mirrored in chosen])
-                yield as_samples(pixels, torch.tensor([sample.label for sample, _ in chosen]))
+                captions = [sample.caption for sample, _ in chosen] if self.settings.captions else None
+                yield as_samples(pixels, torch.tensor([sample.label for sample, _ in chosen]), captions)
 
     def _pixels(self, sample: RawSample, is_mirrored: bool) -> Tensor:
         settings = self.settings
@@ -127,7 +130,8 @@ class ShardStream(IterableDataset[Samples]):
             start = end - self.limits[place]
             if end <= begin or start >= begin + num:
                 continue
-            for number, sample in enumerate(read_shard(self.root, self.shards[place], self.num_classes), start):
+            read = read_shard(self.root, self.shards[place], self.num_classes, self.settings.captions)
+            for number, sample in enumerate(read, start):
                 if begin <= number < min(end, begin + num):
                     yield sample
                 # Reading on to the end of a shard that is wholly ours shows whether it is complete.
@@ -238,6 +242,7 @@ class WebDatasetDataModule(ImageDataModule):
         reference: Statistics of a reference set for FID (.npz with mu and sigma); None compares with the training
             images.
         num_workers: Processes that make batches ahead.
+        captions: Whether images have captions: those in the `.txt` files of the shards.
     """
 
     def __init__(
@@ -258,6 +263,7 @@ class WebDatasetDataModule(ImageDataModule):
         predict_split: Split = "test",
         reference: str | None = None,
         num_workers: int = 4,
+        captions: bool = False,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -280,6 +286,7 @@ class WebDatasetDataModule(ImageDataModule):
         self.small_images: SmallImages = small_images
         self.non_square: NonSquare = non_square
         self.shuffle_buffer = shuffle_buffer
+        self.captions = captions
         self._manifest: Manifest | None = None
         self._loaders: list[StreamLoader] = []
 
@@ -364,10 +371,18 @@ class WebDatasetDataModule(ImageDataModule):
             non_square=self.non_square,
             num_replicas=num_replicas,
             rank=rank,
+            captions=self.captions,
         )
         stream = ShardStream(self.root, shards, limits, self.num_classes, settings)
         self._loaders.append(StreamLoader(stream, min(self.num_workers, len(stream))))
         return self._loaders[-1]
+
+    def training_captions(self) -> Iterator[str | None] | None:
+        """Captions of the training images, out of all shards; None if the data has none."""
+        if not self.captions:
+            return None
+        shards = self.shards("train")
+        return (s.caption for shard in shards for s in read_shard(self.root, shard, self.num_classes, True))
 
     def teardown(self, stage: str | None = None) -> None:
         """End the worker processes; Lightning does so by itself for a `DataLoader` only."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 from unite.errors import UserError
 from unite.files import MAX_JSON_BYTES, parse_json
 from unite.files.checked_json import CHECKSUM, DamagedFileError, with_checksum, without_checksum
+from unite.modalities.captions import as_caption
 from unite.modalities.image.shards.streams import local_path, open_url, tar_files
 from unite.modalities.image.suffixes import IMAGE_SUFFIXES
 
@@ -25,6 +26,8 @@ FORMAT = "unite image shards 1"
 @dataclass(frozen=True)
 class Shard:
     """A tar file of samples: for each an image, and its class as a number in a file of the same name that ends in .cls.
+
+    A file of that name that ends in .txt is the caption of the image.
 
     Attributes:
         name: File name.
@@ -138,10 +141,17 @@ class RawSample(NamedTuple):
     name: str
     image: bytes
     label: int
+    caption: str | None = None
 
 
-def read_shard(root: str, shard: Shard, num_classes: int) -> Iterator[RawSample]:
+def read_shard(root: str, shard: Shard, num_classes: int, captions: bool = False) -> Iterator[RawSample]:
     """The samples of a shard, one after another.
+
+    Args:
+        root: Folder or URL of the shards.
+        shard: Which of them.
+        num_classes: Labels must be smaller.
+        captions: Whether to read captions.
 
     Raises:
         UserError: The shard is missing, damaged or has another number of samples than the manifest says, or a
@@ -153,7 +163,8 @@ def read_shard(root: str, shard: Shard, num_classes: int) -> Iterator[RawSample]
     num_found = 0
     try:
         with open_url(url) as stream:
-            files = tar_files(stream, (*IMAGE_SUFFIXES, ".cls"), shard.sha256)
+            wanted = (*IMAGE_SUFFIXES, ".cls", *([".txt"] if captions else []))
+            files = tar_files(stream, wanted, shard.sha256)
             for sample in group_by_keys({**file, "__url__": url} for file in files):
                 num_found += 1
                 yield _raw_sample(sample, f"{url}:{sample['__key__']}", num_classes)
@@ -195,4 +206,4 @@ def _raw_sample(sample: dict[str, Any], name: str, num_classes: int) -> RawSampl
             f"sample {name} has the label {sample['cls'].decode(errors='replace').strip()!r}, but labels are "
             f"0 .. {largest}; make the shards anew"
         )
-    return RawSample(name, image, label)
+    return RawSample(name, image, label, as_caption(sample.get("txt", b""), name))

@@ -19,6 +19,7 @@ from unite.errors import UserError, require
 from unite.files import file_checksum, replacing, require_writable, write_whole
 from unite.files.checked_json import DamagedFileError, read_checked_json, write_checked_json
 from unite.files.locks import only_one
+from unite.modalities.captions import CaptionFiles
 from unite.modalities.image.files import (
     NonSquare,
     SmallImages,
@@ -86,7 +87,7 @@ def write_shards(source: Path, folder: Path, settings: ShardSettings, num_worker
 
     Args:
         source: Folder with `train`, `val` or `test`, each with a folder for every class; or with the class folders
-            themselves, which then are the training split.
+            themselves, which then are the training split. A `.txt` file beside an image is its caption.
         folder: Where to write; made if missing.
         settings: What to write.
         num_workers: Threads that read and crop images.
@@ -153,10 +154,17 @@ def _make_plan(source: Path, settings: ShardSettings) -> _Plan:
         found = list_images(folder, class_names)
         for path in found.paths:
             digest.update(f"{path.relative_to(source)}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
+            if caption := _caption(path):
+                digest.update(f"{caption}\0".encode())
         order = torch.randperm(len(found.paths), generator=torch.Generator().manual_seed(settings.seed))
         for number, rows in enumerate(order.split(settings.images_per_shard)):
             shards[f"{split}-{number:06d}.tar"] = [_Image(found.paths[row], found.labels[row]) for row in rows.tolist()]
     return _Plan(class_names, shards, digest.hexdigest())
+
+
+def _caption(path: Path) -> str | None:
+    """Caption of an image, from a file beside it."""
+    return CaptionFiles([path])[0]
 
 
 def _finished_shards(folder: Path, plan: _Plan, overwrite: bool) -> dict[str, dict[str, Any]]:
@@ -214,7 +222,11 @@ def _write_shard(
                     continue
                 content, suffix = encoded
                 key = f"{num_samples:06d}"
-                for name, data in ((f"{key}{suffix}", content), (f"{key}.cls", str(image.label).encode())):
+                files = {suffix: content, ".cls": str(image.label).encode()}
+                if caption := _caption(image.path):
+                    files[".txt"] = caption.encode()
+                for ending, data in files.items():
+                    name = f"{key}{ending}"
                     entry = tarfile.TarInfo(name)  # no times and owners: the same images give the same bytes
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))

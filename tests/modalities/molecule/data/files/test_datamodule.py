@@ -297,3 +297,22 @@ def test_the_table_is_read_from_the_file_and_not_into_memory(own_sdf: Path) -> N
     path = str(datamodule(own_sdf).folder / "molecules.safetensors")
     assert path.encode() in Path("/proc/self/maps").read_bytes() if Path("/proc/self/maps").exists() else True
     assert [table.smiles(row) for row in (1, 7)] == [Chem.CanonSmiles(DRUG_LIKE[row]) for row in (1, 7)]
+
+
+def test_captions_are_a_column_or_a_data_item(tmp_path: Path) -> None:
+    notes = {"CCO": "an alcohol, of two carbons", "CC#N": "a nitrile", "C1CC1": "", "CCCO": "Ünïcödé", "CC": "ethane"}
+    table = write_text(tmp_path / "some.csv", "smiles,note", *(f'{smiles},"{note}"' for smiles, note in notes.items()))
+    sdf = write_sdf(tmp_path / "some.sdf", [with_shape(smiles, note=note) for smiles, note in notes.items()])
+    expected = {Chem.CanonSmiles(smiles): note or None for smiles, note in notes.items()}
+    for path, hydrogens in ((table, "explicit"), (table, "counted"), (sdf, "explicit")):
+        data = datamodule(path, hydrogens=hydrogens, captions="note")
+        data.setup()
+        rows = torch.arange(len(data.table))
+        batch = data.molecules()[data.samples_of(rows)]["molecule"]
+        assert {data.table.smiles(row): batch.caption[row] for row in rows.tolist()} == expected
+        assert Batch.from_data_list([batch[1]]).caption == [batch.caption[1]]
+        in_training = data.rows("train").tolist()
+        assert list(data.training_captions() or []) == [batch.caption[row] for row in in_training]
+    assert datamodule(table).training_captions() is None
+    with pytest.raises(UserError, match=r"data\.captions is 'remark', but no molecule has such a data item or column"):
+        datamodule(table, captions="remark").training_captions()

@@ -38,7 +38,7 @@ from unite.modalities.molecule.data.files.sources import File, Record, count_rec
 
 TABLE_FILE: Final = "molecules.safetensors"
 REPORT_FILE: Final = "report.json"
-CACHE_VERSION: Final = 3
+CACHE_VERSION: Final = 4
 MAX_LISTED: Final = 10_000
 """Refused records that the report lists; all are counted."""
 
@@ -184,6 +184,7 @@ def read_chunk(chunk: Chunk, settings: ReadSettings) -> Arrays:
 def _as_arrays(molecules: list[tuple[int, Found]], origin: int) -> Arrays:
     found = [molecule for _, molecule in molecules]
     smiles = [molecule.smiles.encode() for molecule in found]
+    captions = [molecule.caption.encode() for molecule in found]
     bonds = _joined([molecule.bonds for molecule in found], (0, 3))
     return {
         "z": _joined([molecule.atomic_numbers for molecule in found]).astype(np.uint8),
@@ -202,6 +203,8 @@ def _as_arrays(molecules: list[tuple[int, Found]], origin: int) -> Arrays:
         "origin": np.full(len(found), origin, dtype=np.uint8),
         "smiles_text": np.frombuffer(b"".join(smiles), dtype=np.uint8),
         "smiles_length": np.array([len(text) for text in smiles], dtype=np.int32),
+        "caption_text": np.frombuffer(b"".join(captions), dtype=np.uint8),
+        "caption_length": np.array([len(text) for text in captions], dtype=np.int32),
     }
 
 

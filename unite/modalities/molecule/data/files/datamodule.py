@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -43,10 +44,10 @@ class MoleculeFilesDataModule(MoleculeDataModule):
     """Molecules of files: SDF, MOL, XYZ, extended XYZ, SMILES (``.smi``, or a column of CSV or Parquet), PyG, GEOM.
 
     Batches are as of :class:`QM9DataModule`; with properties they have also `y` (B, properties), NaN where one is
-    missing. Files are read once, and kept in `cache` as a memory-mapped table. Unreadable records, mixtures and the
-    like are left out, counted by name and listed in the report beside the table. Molecules without a shape are given
-    some by ETKDG and MMFF94. Records one after another with the same atoms and bonds are conformers of one molecule; in
-    each epoch one is drawn.
+    missing, with `captions` a list `caption`, None where one is missing. Files are read once, and kept in `cache` as a
+    memory-mapped table. Unreadable records, mixtures and the like are left out, counted by name and listed in the
+    report beside the table. Molecules without a shape are given some by ETKDG and MMFF94. Records one after another
+    with the same atoms and bonds are conformers of one molecule; in each epoch one is drawn.
 
     What is None below is found in the data, or is as the model has it; `unite fit` fills it in, and config.yaml has it.
 
@@ -75,6 +76,7 @@ class MoleculeFilesDataModule(MoleculeDataModule):
         predict_split: Split that `predict` runs over.
         num_workers: Processes that make batches ahead.
         cache: Folder for the tables, one for each set of files.
+        captions: Data item of an SDF, or column, that is the caption of a molecule. None for no captions.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class MoleculeFilesDataModule(MoleculeDataModule):
         predict_split: Split = "test",
         num_workers: int = 0,
         cache: str = "data/molecules",
+        captions: str | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed, predict_split, num_workers)
         self.hydrogens: Hydrogens = hydrogens or "explicit"
@@ -145,6 +148,7 @@ class MoleculeFilesDataModule(MoleculeDataModule):
         self.split_seed = split_seed
         self.bucket_by_size = self.hydrogens == "explicit" if bucket_by_size is None else bucket_by_size
         self.cache = Path(cache)
+        self.captions = captions
         self._is_told = False
         self._filled_view = self.view
 
@@ -202,7 +206,7 @@ class MoleculeFilesDataModule(MoleculeDataModule):
 
     @property
     def _read_settings(self) -> ReadSettings:
-        return ReadSettings(self.num_conformers if self.positions else 0)
+        return ReadSettings(self.num_conformers if self.positions else 0, caption=self.captions)
 
     @cached_property
     def table(self) -> FileTable:
@@ -327,7 +331,17 @@ class MoleculeFilesDataModule(MoleculeDataModule):
     def molecules(self, device: torch.device | str = "cpu") -> GatheredSamples:
         """All samples, to be taken as batches."""
         columns = [self.table.properties.index(name) for name in self.property_names]
-        return GatheredSamples(self.table, self.positions, self.bonds, columns)
+        return GatheredSamples(self.table, self.positions, self.bonds, columns, self.captions is not None)
+
+    def training_captions(self) -> Iterator[str | None] | None:
+        """Captions of the training molecules; None if the data has none.
+
+        Raises:
+            UserError: There is no such data item or column.
+        """
+        absent = f"data.captions is {self.captions!r}, but no molecule has such a data item or column"
+        require(self.captions is None or bool(self.table.caption_length.any()), absent)
+        return None if self.captions is None else map(self.table.caption, self.rows("train").tolist())
 
     def samples_of(self, rows: Tensor) -> Tensor:
         """First conformers of these molecules."""

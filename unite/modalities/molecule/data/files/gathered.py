@@ -29,13 +29,17 @@ class GatheredSamples(Dataset[dict[str, Batch]]):
         positions: Whether batches have `pos`.
         bonds: Whether batches have `edge_index`, `edge_attr` and `charge`.
         properties: Columns of `table.y` that batches have as `y`.
+        captions: Whether batches have `caption`.
     """
 
-    def __init__(self, table: FileTable, positions: bool, bonds: bool, properties: Sequence[int] = ()) -> None:
+    def __init__(
+        self, table: FileTable, positions: bool, bonds: bool, properties: Sequence[int] = (), captions: bool = False
+    ) -> None:
         self.table = table
         self.positions = positions
         self.bonds = bonds
         self.properties = list(properties)
+        self.captions = captions
 
     def __len__(self) -> int:
         return int(self.table.sample_ptr[-1])
@@ -78,7 +82,8 @@ class GatheredSamples(Dataset[dict[str, Batch]]):
         if self.properties:
             per_molecule["y"] = table.y[rows][:, self.properties]
         per_atom = {name: long_unless_float(values) for name, values in per_atom.items()}
-        return {"molecule": finished_batch(per_atom, per_edge, per_molecule, atoms, edge_ptr)}
+        captions = [table.caption(row) for row in rows.tolist()] if self.captions else None
+        return {"molecule": finished_batch(per_atom, per_edge, per_molecule, atoms, edge_ptr, captions)}
 
 
 class ConformerBatchSampler(SizedBatchSampler):

@@ -68,10 +68,12 @@ class ReadSettings:
     Attributes:
         num_conformers: Conformers to make where a record has no shape; 0 leaves all shapes out.
         seed: Seed of the conformers.
+        caption: Data item of an SDF, or column of a table, that is the caption; None for none.
     """
 
     num_conformers: int
     seed: int = 0
+    caption: str | None = None
 
 
 @dataclass
@@ -89,6 +91,7 @@ class Found:
         fault: One of :data:`GRAPH_FAULTS`.
         notes: What was done to it: ``hydrogens_added``, ``conformers_made``, ``not_relaxed``, ``bonds_perceived``.
         fields: Numbers that the file says of it.
+        caption: Its caption, or nothing.
     """
 
     atomic_numbers: npt.NDArray[np.int64]
@@ -101,6 +104,7 @@ class Found:
     fault: str = ""
     notes: list[str] = field(default_factory=list)
     fields: dict[str, float] = field(default_factory=dict)
+    caption: str = ""
 
 
 def read(record: Record, settings: ReadSettings) -> Found:
@@ -116,7 +120,10 @@ def read(record: Record, settings: ReadSettings) -> Found:
             found = _from_sdf(record, settings)
         else:
             found = _from_positions(reading.Record(record.file, record.number, "xyz", record.lines), settings)
-    found.fields = numeric_fields(_fields_of(record))
+    fields = _fields_of(record)
+    found.fields = numeric_fields(fields)
+    if settings.caption is not None:
+        found.caption = " ".join(fields.get(settings.caption, "").split())
     return found
 
 

@@ -30,6 +30,7 @@ _OF_MOLECULES: Final = (
     "molecule_id",
     "origin",
     "smiles_length",
+    "caption_length",
     "y",
 )
 
@@ -57,6 +58,8 @@ class FileTable:
         origin: Number of the list of files that it is from, shape (N,), uint8.
         smiles_text: SMILES without stereochemistry, one after another, shape (characters,), uint8.
         smiles_length: Shape (N,), int32.
+        caption_text: Captions as UTF-8, one after another, shape (bytes,), uint8.
+        caption_length: Shape (N,), int32; 0 where there is none.
         y: Numbers that the files say of the molecules, shape (N, properties), float32; NaN where one is missing.
         properties: Their names.
     """
@@ -77,6 +80,8 @@ class FileTable:
     origin: Tensor
     smiles_text: Tensor
     smiles_length: Tensor
+    caption_text: Tensor
+    caption_length: Tensor
     y: Tensor
     properties: tuple[str, ...] = ()
     num_hydrogens: Tensor | None = None
@@ -114,6 +119,16 @@ class FileTable:
         """First position of each molecule, and the end, shape (N + 1,)."""
         return offsets(self.num_conformers.long() * self.num_atoms)
 
+    @cached_property
+    def caption_ptr(self) -> Tensor:
+        """First byte of each caption, and the end, shape (N + 1,)."""
+        return offsets(self.caption_length)
+
+    def caption(self, row: int) -> str | None:
+        """Caption of a molecule; None if it has none."""
+        start, end = self.caption_ptr[[row, row + 1]].tolist()
+        return self.caption_text[start:end].numpy().tobytes().decode() or None
+
     def smiles(self, row: int) -> str:
         """SMILES of a molecule, without stereochemistry; empty without bonds."""
         start, end = offsets(self.smiles_length)[[row, row + 1]].tolist()
@@ -130,6 +145,7 @@ class FileTable:
         bonds = slice(*self.bond_ptr[[start, end]].tolist())
         positions = slice(*self.position_ptr[[start, end]].tolist())
         text = slice(*offsets(self.smiles_length)[[start, end]].tolist())
+        captions = slice(*self.caption_ptr[[start, end]].tolist())
         return FileTable(
             **{name: getattr(self, name)[start:end] for name in (*_OF_MOLECULES, "num_atoms", "num_bonds")},
             **{name: getattr(self, name)[bonds] for name in ("first", "second", "types")},
@@ -138,6 +154,7 @@ class FileTable:
             num_hydrogens=None if self.num_hydrogens is None else self.num_hydrogens[atoms],
             pos=self.pos[positions],
             smiles_text=self.smiles_text[text],
+            caption_text=self.caption_text[captions],
             properties=self.properties,
         )
 
@@ -196,6 +213,7 @@ def united_atoms(table: FileTable) -> FileTable:
         num_atoms=table.per_molecule(is_heavy).int(),
         num_bonds=offsets(is_kept)[table.bond_ptr].diff().int(),
         smiles_text=table.smiles_text,
+        caption_text=table.caption_text,
         properties=table.properties,
     )
 
