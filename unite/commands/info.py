@@ -82,6 +82,8 @@ def _adapter_line(name: str, adapter: dict[str, Any]) -> str:
     arguments = adapter.get("init_args") or {}
     told = ("positions", "bonds", "hydrogens", "max_atoms", "image_size", "patch_size", "num_classes")
     details = [f"{key} {arguments[key]}" for key in told if arguments.get(key) is not None]
+    if text := arguments.get("text"):
+        details.append(f"text by {text['class_path'].rpartition('.')[2]}")
     return f"{name} ({adapter['class_path'].rpartition('.')[2]}{': ' if details else ''}{', '.join(details)})"
 
 

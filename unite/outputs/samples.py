@@ -268,6 +268,9 @@ def _metric(
         if guidance_sweep:
             raise UserError("--guidance_sweep compares scales by FID, which needs all classes: leave out --labels")
         info("no metrics: they compare with all classes, and only some were asked for")
+    elif any(settings.prompt or ()):
+        info("no comparison with the training data, of which a prompt asks for a part")
+        metric = adapter.generation_metric(None)
     else:
         try:
             metric = adapter.generation_metric(datamodule_of(datamodule, settings.modality))
