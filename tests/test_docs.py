@@ -14,6 +14,7 @@ from unite import GenerativeEncoder, UniteModule, UniteTrainer
 from unite.commands import COMMANDS
 from unite.modalities.molecule.adapter import MoleculeAdapter
 from unite.modalities.molecule.data.qm9 import table as qm9_cache
+from unite.nn import ByteTextEncoder
 
 # An exported model has a card of its own, which is no page.
 DOCS = [path for path in (REPOSITORY / "docs").rglob("*.md") if not (path.parent / "model.safetensors").exists()]
@@ -35,11 +36,14 @@ def reference() -> ModuleType:
 @pytest.fixture
 def user_folder(tmp_path: Path, tiny_csv: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current folder with runs of tiny models, 64 molecules for QM9, and training of two steps."""
-    for name, properties in (("qm9_small", None), ("qm9_gap", ["gap"])):
+    runs: dict[str, dict[str, Any]] = {
+        "qm9_small": {},
+        "qm9_gap": {"properties": ["gap"]},
+        "qm9_text": {"text": ByteTextEncoder(depth=1, num_heads=2)},
+    }
+    for name, settings in runs.items():
         encoder = GenerativeEncoder("XS", latent_channels=4, depth=1, width=16, num_heads=2)
-        adapter = MoleculeAdapter(
-            hydrogens="counted", max_atoms=9, decoder_depth=1, decoder_heads=2, properties=properties
-        )
+        adapter = MoleculeAdapter(hydrogens="counted", max_atoms=9, decoder_depth=1, decoder_heads=2, **settings)
         module = UniteModule(encoder, {"molecule": adapter})
         adapter.size_counts[3:] = 1
         run = tmp_path / "runs" / name

@@ -1,12 +1,15 @@
 """Captions: tokens that the Generative Encoder reads in context, in samples of all modalities."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.support.cases import awake, tiny_image_adapter
+from tests.support.commands import RunCli
 from unite import UniteModule, UserError
 from unite.modalities.conditions import ConditionedAdapter
 from unite.modalities.molecule.adapter import MoleculeAdapter
@@ -204,7 +207,7 @@ def test_settings_of_the_text_encoder_are_checked() -> None:
         MoleculeAdapter(text=text).build(32, 4)
 
 
-def test_a_checkpoint_brings_the_text_encoder_along(module: UniteModule, tmp_path: Any) -> None:
+def test_a_checkpoint_brings_the_text_encoder_along(module: UniteModule, tmp_path: Path) -> None:
     from lightning.pytorch import Trainer
 
     trainer = Trainer(logger=False, enable_checkpointing=False, default_root_dir=tmp_path, accelerator="cpu")
@@ -240,3 +243,25 @@ def test_wanted_prompts_join_what_else_is_wanted() -> None:
     assert template.captions == ("a ring",) * 3
     assert template.condition is not None
     assert template.condition.tolist() == [2, 2, 2]
+
+
+def test_prompts_are_typed_as_sentences(module: UniteModule, run_cli: RunCli, tmp_path: Path) -> None:
+    saved = {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": dict(module.hparams),
+        "global_step": 0,
+        "pytorch-lightning_version": "2.6.0",
+    }
+    torch.save(saved, tmp_path / "model.ckpt")
+    out = tmp_path / "samples"
+    typed = ("--prompt", "a ring, and 3: more", "[another]", "--num_steps", "1", "--output", out)
+    result = run_cli("sample", "--ckpt_path", tmp_path / "model.ckpt", "-n", "3", *typed)
+    assert result.code == 0, result.err
+    asked = json.loads((out / "conditions.json").read_text())
+    assert asked == {"prompt": ["a ring, and 3: more", "[another]"], "guidance_scale": 1.0}
+    plain = UniteModule(GenerativeEncoder("XS", 4, depth=2, width=32, num_heads=2), {"image": tiny_image_adapter()})
+    torch.save(
+        {**saved, "state_dict": plain.state_dict(), "hyper_parameters": dict(plain.hparams)}, tmp_path / "b.ckpt"
+    )
+    refused = run_cli("sample", "--ckpt_path", tmp_path / "b.ckpt", "--prompt", "a ring", "--output", tmp_path / "none")
+    refused.assert_refused("prompt 'a ring' given, but this model was trained without captions")
