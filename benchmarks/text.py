@@ -99,10 +99,8 @@ def molecules(module: UniteModule, options: argparse.Namespace) -> dict[str, Any
                 row[f"{scale:g}"] = share(made, wanted)
                 row[f"{scale:g} validity"] = 1 - made.count(None) / len(made)
             rows.append(row)
-            print(
-                {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()},
-                flush=True,
-            )
+            told = {name: f"{value:.1%}" if isinstance(value, float) else value for name, value in row.items()}
+            print(told, flush=True)
     validity = 1 - free.count(None) / len(free)
     return {"num_samples": options.num_samples, "validity without a prompt": validity, "rows": rows}
 
@@ -138,6 +136,17 @@ def draw(results: dict[str, Any], scales: Sequence[float], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_examples(module: UniteModule, modality: str, prompts: Sequence[str], path: Path) -> None:
+    """Six samples of each prompt with guidance 2, a row for each, under the prompt."""
+    figure, axes = plt.subplots(len(prompts), figsize=(9, 1.9 * len(prompts)), layout="constrained")
+    for axis, prompt in zip(np.atleast_1d(axes), prompts, strict=True):
+        made = module.generate(modality, 6, prompt=prompt, guidance_scale=2.0, seed=1)
+        axis.imshow(np.hstack([np.asarray(module.adapters[modality].draw([item]).convert("RGB")) for item in made]))
+        axis.set_title(prompt, loc="left", fontsize=10)
+        axis.axis("off")
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run of configs/digits_text.yaml or configs/qm9_text.yaml")
@@ -150,9 +159,13 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     if "image" in module.adapters:
         results, name = digits(module, options), "digits"
+        prompts = [*(phrase(digit, digit, held_out=True) for digit in (3, 7)), UNSEEN_WORDS[0].format("eight")]
+        draw_examples(module, "image", prompts, options.output / "digits.png")
     else:
         results, name = molecules(module, options), "qm9"
         draw(results, options.scales, options.output / "qm9.png")
+        prompts = ["a three-membered ring with an alcohol", "an alkyne with an ether", "no ring with a nitrile"]
+        draw_examples(module, "molecule", prompts, options.output / "molecules.png")
     (options.output / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"wrote {options.output / name}.json")
 

@@ -11,6 +11,7 @@ import torch
 from tests.support.cases import awake, tiny_image_adapter
 from tests.support.commands import RunCli
 from unite import UniteModule, UserError
+from unite.analysis.activations import recorded
 from unite.modalities.conditions import ConditionedAdapter
 from unite.modalities.molecule.adapter import MoleculeAdapter
 from unite.modalities.template import Template, Wanted
@@ -265,3 +266,18 @@ def test_prompts_are_typed_as_sentences(module: UniteModule, run_cli: RunCli, tm
     )
     refused = run_cli("sample", "--ckpt_path", tmp_path / "b.ckpt", "--prompt", "a ring", "--output", tmp_path / "none")
     refused.assert_refused("prompt 'a ring' given, but this model was trained without captions")
+
+
+@pytest.mark.parametrize("context_start", [None, 0, 1])
+def test_recorded_activations_are_those_of_the_registers(context_start: int | None) -> None:
+    module = make_module(context_start)
+    adapter, template = module.adapters["image"], template_of(module, CAPTIONS)
+    (condition, context), registers = adapter.conditions(template), adapter.registers(template)
+    assert context is not None
+    noise = torch.randn(4, 4, 4)
+    with torch.no_grad(), recorded(module.denoiser, context.values.shape[1]) as found:
+        module.denoiser.denoise(noise, torch.tensor([0.5]), condition, registers, context)
+        expected = module.encoder.latent_in.weight @ noise.mT
+    assert [tuple(state.shape) for state in found.registers] == [(4, 4, 32)] * 3
+    assert [tuple(state.shape) for state in found.residuals] == [(4, 4, 32)] * 2
+    torch.testing.assert_close(found.registers[0], expected.mT + module.encoder.latent_in.bias + registers.values)

@@ -115,7 +115,7 @@ class EmbeddedTextEncoder(TextEncoder):
         return type(self.embedder).__name__
 
     def _checked(self, found: Tensor) -> Tensor:
-        tokens = torch.atleast_2d(torch.as_tensor(found)).detach().cpu().float()
+        tokens: Tensor = torch.atleast_2d(torch.as_tensor(found)).detach().cpu().float()
         shape = tuple(tokens.shape)
         if tokens.dim() != 2 or shape[1] != self.embedder.channels or shape[0] < 1:
             raise UserError(f"{self._name} gave {shape} for a caption; it must be (tokens, {self.embedder.channels})")
