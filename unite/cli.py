@@ -59,7 +59,7 @@ def main(args: list[str] | None = None) -> int:
     with ending_on_sigterm(), interrupts_passed_on():
         try:
             code = _main(list(sys.argv[1:] if args is None else args))
-        except KeyboardInterrupt:  # one more, while the one before was being told
+        except KeyboardInterrupt:  # another one, while the first was being reported
             code = 130
         if args is None:  # the process has nothing left to do but end
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -68,7 +68,7 @@ def main(args: list[str] | None = None) -> int:
 
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """Within the block, SIGTERM ends the command by :class:`Terminated`, so that what it holds is let go of in order.
+    """Within the block, SIGTERM raises :class:`Terminated`, so that files and processes are closed in order.
 
     A training run has a handler of its own, which ends the step first.
     """
@@ -88,7 +88,7 @@ def ending_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def interrupts_passed_on() -> Iterator[None]:
-    """Within the block, Ctrl-C or SIGTERM in a ``__del__``, where Python prints and forgets them, come once more."""
+    """Within the block, raise Ctrl-C or SIGTERM again if they came in a ``__del__``, where Python only prints them."""
     before = sys.unraisablehook
 
     def look(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -108,7 +108,7 @@ def interrupts_passed_on() -> Iterator[None]:
 
 
 class Terminated(SystemExit):
-    """The process was told to terminate."""
+    """The process received SIGTERM."""
 
 
 def _main(args: list[str]) -> int:
@@ -149,15 +149,15 @@ def _main(args: list[str]) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
         if words := lost_loader(error):
-            if "Terminated" in words:  # all processes were told to end, and a loader was the first to do so
+            if "Terminated" in words:  # all processes were terminated, and a loader ended first
                 print("\nunite: terminated", file=sys.stderr)
                 return 128 + signal.SIGTERM
             print(f"unite: {coloured('failed:', 'red', sys.stderr)} {words}", file=sys.stderr)
             return 1
-        if isinstance(error, BrokenPipeError):  # whoever read the output has enough; files are written before that
+        if isinstance(error, BrokenPipeError):  # the reader of the output stopped; files are written before that
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
             return 0
-        if isinstance(error, OSError):  # a full disk, a folder that vanished: not for us to mend
+        if isinstance(error, OSError):  # a full disk, a folder that vanished
             if is_debug:
                 traceback.print_exc()
             print(f"unite: {coloured('failed:', 'red', sys.stderr)} {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the command line says: errors in one line, tables, and no noise.
+"""Output of the command line: errors in one line, tables, and no noise.
 
 Imports nothing heavy, so that ``unite --help`` answers at once.
 """

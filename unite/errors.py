@@ -28,7 +28,7 @@ def lost_loader(error: BaseException) -> str:
     """What to say if an error tells that a process of a DataLoader was killed; empty for other errors.
 
     Such an error can reach us in two ways: as the RuntimeError of PyTorch's SIGCHLD handler, or, if the process dies
-    while it hands over a tensor, as a broken connection before that handler has run.
+    while it transfers a tensor, as a broken connection before that handler has run.
     """
     text = " ".join(str(error).split()).rstrip(". ")
     if _breaks_in_loader(error):

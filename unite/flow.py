@@ -126,7 +126,7 @@ def flow_loss(
 def reconstruction_noise(
     latents: Tensor, probability: float, min_time: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Latents as the decoder sees them in training: some samples moved a little back towards noise.
+    """Latents as they are decoded in training: some samples moved a little back towards noise.
 
     With ``probability`` a sample z becomes t z + (1 - t) e with t from U[min_time, 1] and e standard normal
     (released code); gradients flow through z.

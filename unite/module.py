@@ -55,7 +55,7 @@ class UniteModule(Configurable, GeneratingModule, SavedModule):
             their moving average, which stand stiller; needs :class:`~unite.callbacks.WeightAveraging`.
         reconstruction_share: Share of each batch, drawn anew in each step, that is reconstructed; the flow pass learns
             all of it (paper: 1). The rest is tokenized without gradients, so steps cost less.
-        noise_probability: Share of samples whose latents the decoder sees with a little noise in training.
+        noise_probability: Share of samples whose latents are decoded with a little noise in training.
         noise_min_time: Smallest t of that noise; 1 is none.
         compile: Compile the blocks of encoder and decoder with ``torch.compile``: faster steps on a GPU, after minutes
             of compiling. Parameter names in checkpoints do not change.

@@ -15,7 +15,7 @@ RECONSTRUCTION = r"match_rate.*|rmsd.*|psnr|lpips|rfid.*"
 
 @dataclass
 class RunSummary:
-    """What a run folder says of its run.
+    """Figures of a run, from its folder.
 
     Attributes:
         name: How tables call it.

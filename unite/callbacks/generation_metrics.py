@@ -24,7 +24,7 @@ class GenerationMetrics(Callback):
     """After each validation or test epoch: metrics of reconstructions and of new samples, with pictures.
 
     Logs ``stage/modality/metric``, shows the pictures in TensorBoard and writes them to ``pictures/`` in the run
-    folder. Its place before or after :class:`WeightAveraging` does not matter: it always sees the averaged weights.
+    folder. Its place before or after :class:`WeightAveraging` does not matter: it evaluates the averaged weights.
 
     Args:
         num_samples: Samples to generate in validation.

@@ -24,7 +24,7 @@ def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
 
     Raises:
         KeyboardInterrupt: In place of Lightning's ``exit(1)``, with a message for the user.
-        SystemExit: The process was told to terminate.
+        SystemExit: The process received SIGTERM.
         TrainingError: A process that makes batches was killed.
         UserError: The disk is full.
     """
@@ -54,7 +54,7 @@ def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
             raise UserError(f"{trainer.default_root_dir}: {error.strerror}; {_message(trainer)}") from error
         if not (words := lost_loader(error)):
             raise
-        if "Terminated" in words or trainer.received_sigterm:  # all were told to end, and a loader was the first to
+        if "Terminated" in words or trainer.received_sigterm:  # all were terminated, and a loader was the first to
             if trainer.is_global_zero:
                 print(f"unite: {_message(trainer)}", file=sys.stderr)
             raise SystemExit(128 + signal.SIGTERM) from None

@@ -76,7 +76,7 @@ class SlowSteps(Callback):
             self._judge(trainer, median)
 
     def _judge(self, trainer: Trainer, median: float) -> None:
-        """Speak if a window's median is far above the first one's, or others keep all cores busy."""
+        """Warn if a window's median is far above the first one's, or other processes keep all cores busy."""
         load, cores, threads = _load(), os.cpu_count() or 1, torch.get_num_threads()
         is_first, self._reference = self._reference is None, self._reference or median
         is_slow = median > self.factor * self._reference

@@ -9,7 +9,7 @@ class Command(NamedTuple):
 
     Attributes:
         module: What to import.
-        summary: What ``unite --help`` says.
+        summary: The line in ``unite --help``.
         functions: Path of the function below ``module`` for each word that may follow the command, ``""`` if none does.
             Commands without one run a model: their module has ``run``, which takes the arguments.
     """

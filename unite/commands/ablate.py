@@ -1,4 +1,4 @@
-"""``unite ablate``: variants of one config, each trained with several seeds, and a table of what came of them.
+"""``unite ablate``: variants of one config, each trained with several seeds, and a table of their metrics.
 
 Every training is a process of its own, so that none can disturb another, and a run folder as ``unite fit`` leaves it.
 The command may be interrupted at any time and typed again: what is finished is skipped, what was begun continues.

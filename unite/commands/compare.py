@@ -1,4 +1,4 @@
-"""``unite compare RUN RUN ...``: runs side by side, of whatever modality, from what they left in their folders.
+"""``unite compare RUN RUN ...``: runs of any modality side by side, from the files in their folders.
 
 Nothing is computed again: metrics come from metrics.csv (the last validation) and metrics.json (``unite test``),
 parameters and steps from last.ckpt, training time from the TensorBoard events, alignment and compression from the
@@ -130,7 +130,7 @@ def _run_folders(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_run(folder: Path, name: str | None = None) -> RunSummary:
-    """What a run folder says of its run.
+    """Figures of a run, from its folder.
 
     Args:
         folder: The run folder, with last.ckpt.

@@ -57,7 +57,7 @@ samples = module.generate("{modality}", 16, seed=0)
 module.adapters["{modality}"].draw(samples).save("grid.png")
 ```
 
-On the command line, with this folder at hand: `unite sample --ckpt_path {title} --num_samples 16`.
+On the command line, in the folder above this one: `unite sample --ckpt_path {title} --num_samples 16`.
 
 ## Metrics
 

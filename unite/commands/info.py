@@ -72,7 +72,7 @@ def _modality(folder: Path) -> str:
 
 
 def _first_sentence(file: Path) -> str:
-    """What a config says of itself, in a line."""
+    """The first sentence of a config's comment."""
     lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf8").splitlines())
     sentence = " ".join(line.lstrip("# ") for line in lines).partition(". ")[0].rstrip(".")
     return textwrap.shorten(sentence, 100, placeholder=" ...")

@@ -196,7 +196,7 @@ def _results(place: Path, read: "Callable[..., Gallery | None]", most: int) -> "
 
 
 def _any_gallery(folder: Path, originals: Path | None, most: int) -> "Gallery | None":
-    """What there is of a model that is not at hand: molecules or images, by their files."""
+    """Samples of a model that is not there: molecules or images, by their files."""
     from unite.modalities.image.gallery import image_gallery
     from unite.modalities.molecule.gallery import folder_gallery
 

@@ -39,7 +39,7 @@ class LostProcessError(TrainingError):
 class Processes:
     """The processes of a command. One alone does all of the work.
 
-    An error in one of them ends all: the first one raises it, and the others end without a word. They hear of it when
+    An error in one of them ends all: the first one raises it, and the others end silently. They learn of it when
     they next agree, which each method does.
 
     Args:
@@ -74,7 +74,7 @@ class Processes:
 
         Raises:
             BaseException: The error of this process, or of the first one that has one.
-            LostProcessError: A process has ended without a word.
+            LostProcessError: A process has ended without an error.
         """
         found = [(failure, content)]
         if self.size > 1:
@@ -160,7 +160,7 @@ class Processes:
     def is_first_lost(self) -> bool:
         """Whether the first process is gone, as far as that can be seen from here: it runs on the same machine."""
         host, pid = self._first
-        deadline = time.monotonic() + 1.0  # until whoever started it has taken note
+        deadline = time.monotonic() + 1.0  # until the process that started it has noticed
         while host == socket.gethostname() and time.monotonic() < deadline:
             if not is_alive(pid):
                 return True
@@ -181,7 +181,7 @@ def run_together(trainer: Trainer, work: Callable[[Processes], None]) -> None:
 
     Raises:
         UserError: The trainer's strategy has no processes that each run the whole command.
-        LostProcessError: One of the other processes has ended without a word.
+        LostProcessError: One of the other processes has ended without an error.
     """
     launcher = trainer.strategy.launcher
     if trainer.world_size == 1:
@@ -198,7 +198,7 @@ def run_together(trainer: Trainer, work: Callable[[Processes], None]) -> None:
 def _in_each_process(trainer: Trainer, launcher: Any, work: Callable[[Processes], None]) -> None:
     trainer.strategy.setup_environment()
     children = list(launcher.procs)
-    launcher.procs.clear()  # or Lightning would kill this process without a word if one of the others fails
+    launcher.procs.clear()  # or Lightning would kill this process silently if one of the others fails
     is_done = False
     try:
         group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
@@ -219,7 +219,7 @@ def _portable(failure: BaseException | None) -> BaseException | None:
     if failure is None:
         return None
     if isinstance(failure, Exception) and not isinstance(failure, UserError | TrainingError | OSError):
-        # Whoever mends it needs to know where it was raised; Python prints notes behind a stack trace.
+        # To fix it one has to know where it was raised; Python prints notes behind a stack trace.
         failure.add_note("".join(traceback.format_exception(failure)))
     try:
         pickle.loads(pickle.dumps(failure))

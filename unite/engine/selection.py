@@ -10,7 +10,7 @@ from unite.errors import UserError, require
 Only = Literal["valid"]
 
 CAP = 20
-"""Samples drawn at most for each that is wanted, unless told otherwise."""
+"""Samples drawn at most for each that is wanted, unless ``max_drawn`` is given."""
 
 SPARE = 1.1
 """A further draw is so much larger than the acceptance so far asks for, so that it is likely the last."""

@@ -55,7 +55,7 @@ class SampleMean(Metric):
     """Mean of a loss term over all samples of an evaluation, those of other processes included.
 
     Own code because Lightning's mean over processes rounds the number of samples that each had, and the ``MeanMetric``
-    of torchmetrics 1.9 leaves out what is not a number, as if all were well; told not to, it forgets the weights.
+    of torchmetrics 1.9 leaves out what is not a number, silently; with nan_strategy "disable" it ignores the weights.
     """
 
     total: Tensor

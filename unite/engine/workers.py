@@ -194,7 +194,7 @@ def _serve(
 ) -> None:
     """Do the jobs that come, until the parent is gone."""
     parents.close()  # or a dead parent would look alive
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that hands out the work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that distributes the work handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # it was started undisturbed

@@ -109,7 +109,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:  # a full disk is told without the name of the file
+        if error.filename is None:  # the error of a full disk has no name of a file
             error.filename = str(path)
         raise
     finally:

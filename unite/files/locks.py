@@ -1,6 +1,6 @@
 """One at a time: commands that write to the same folder, and processes that make the same cache.
 
-The operating system holds the locks, so that whatever ends their owner sets them free, kill -9 included. The library
+The operating system holds the locks, so that they are released however their owner ends, kill -9 included. The library
 `filelock` closes them in forked processes: workers that outlive their parent hold nothing.
 
 Imports nothing heavy: commands that need no network begin at once.
@@ -101,7 +101,7 @@ def was_killed(folder: Path) -> bool:
 def one_after_another(file: Path) -> Iterator[None]:
     """Wait until no other process is making a cache, then keep others from it within the block.
 
-    Whoever waited looks again whether the cache is there.
+    After waiting, a process has to check again whether the cache is there.
 
     Args:
         file: The cache, in a folder that exists; what dead processes left half written of it is removed.

@@ -41,7 +41,7 @@ def write_table(parts: Callable[[], Iterable[Columns]], path: Path, metadata: Ma
         parts: Gives the parts; called twice, for their shapes and for their content. All have the same columns, with
             the same types and the same shapes but for the first axis.
         path: The file.
-        metadata: What else the file says.
+        metadata: Further text in the file.
 
     Raises:
         ValueError: There is no part.

@@ -1,7 +1,7 @@
 """Several modalities in one training: datamodules side by side, so that each step has a batch of each.
 
-``configs/joint.yaml`` trains one Generative Encoder on images and molecules in this way. What tells the encoder which
-modality it is looking at, its *modality embedding*, is the null condition of each adapter
+``configs/joint.yaml`` trains one Generative Encoder on images and molecules in this way. The null condition of each
+adapter is its *modality embedding*, which tells the encoder the modality of its input
 (:meth:`unite.ModalityAdapter.null_condition`).
 """
 
@@ -46,7 +46,7 @@ class CombinedDataModule(LightningDataModule):
             part.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Set up the parts; they see this datamodule's trainer as theirs."""
+        """Set up the parts, with the trainer of this datamodule."""
         for part in self.parts.values():
             part.trainer = self.trainer
             part.setup(stage)  # type: ignore[arg-type]  # Lightning's own annotation forgets None
@@ -136,7 +136,7 @@ class SideBySideLoader:
         self.passes: dict[str, int] = {}
         self.resumed: dict[str, Any] = {"epoch": -1}
         if cycle:
-            self.sampler = self  # Lightning calls set_epoch of whatever goes by this name
+            self.sampler = self  # Lightning calls set_epoch of the attribute of this name
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be that of an epoch."""

@@ -1,6 +1,6 @@
 """Relaxation by a physical model, for every modality that has one: many objects, each in a process that may fail.
 
-What is relaxed, and by which model, the modality says. Here are the processes, the caps and the summary. Needs no
+The modality chooses what is relaxed, and by which model. Here are the processes, the caps and the summary. Needs no
 torch.
 """
 
@@ -86,15 +86,15 @@ def summary(
     means: Sequence[str] = (),
     below: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, float]:
-    """What is told of relaxed objects.
+    """Metrics of relaxed objects.
 
     Args:
         found: What :func:`relax_first` gives.
         prefix: Of the names.
-        medians: Values whose median is told, as ``NAME_median``.
-        upper: Values whose 90th percentile is told, as ``NAME_90th``.
-        means: Values whose mean is told under their name, such as shares.
-        below: Bounds by value: the share of all objects, the failed ones included, that are below is told as
+        medians: Values whose median is reported, as ``NAME_median``.
+        upper: Values whose 90th percentile is reported, as ``NAME_90th``.
+        means: Values whose mean is reported under their name, such as shares.
+        below: Bounds by value: the share of all objects, the failed ones included, that are below is reported as
             ``NAME_below_BOUND``.
 
     Returns:

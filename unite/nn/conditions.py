@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 NUM_WAVES = 4
-"""Sines and cosines by which a number is told, of 8, 4, 2 and 1 standard deviations."""
+"""Periods of the sines and cosines that embed a number: 8, 4, 2 and 1 standard deviations."""
 
 LONGEST_WAVE = 8.0
 
@@ -94,7 +94,7 @@ class ConditionEmbedding(nn.Module):
 
 
 def _features(values: Tensor) -> Tensor:
-    """What a network sees of a condition (B, size): one number and its waves, or several and their square roots."""
+    """Features of conditions (B, size): one number with sines and cosines, or several with square roots."""
     if values.shape[1] > 1:
         return torch.cat([values, values.clamp(min=0).sqrt()], dim=1)
     frequencies = 2.0 ** torch.arange(NUM_WAVES, device=values.device) * (2 * torch.pi / LONGEST_WAVE)

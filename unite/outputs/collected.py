@@ -34,7 +34,7 @@ class Collected:
     """Samples of all processes, in the first one.
 
     Attributes:
-        selection: Which samples are kept; told of each.
+        selection: Which samples are kept; every sample is added to it.
         accepted: Which of some objects may be kept.
         kept: Latents on the disk, so that an interrupted command continues.
         bar: Progress, in samples that are kept.

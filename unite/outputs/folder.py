@@ -40,7 +40,7 @@ class OutputFolder:
         self.parts = path / PARTS
         wanted = json.loads(json.dumps(dict(settings)))  # lists for tuples, as the file has them
         found = self._settings_of_parts()
-        # Files beside parts of the same command are its own, or it was told to overwrite them.
+        # Files beside parts of the same command are its own, or --overwrite was given.
         require_empty(path, overwrite or found == wanted)
         if found is not None and found != wanted:
             if not overwrite and self._has_parts():
@@ -85,7 +85,7 @@ class OutputFolder:
             raise KeyboardInterrupt(message) from None
 
     def how_to_continue(self) -> str:
-        """What the user is told of work that was not finished."""
+        """Message about work that was not finished."""
         if self._has_parts():
             return f"what is done lies in {self.parts}, and the same command continues"
         return "the same command starts over"

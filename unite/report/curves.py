@@ -57,7 +57,7 @@ def points_of(rows: Rows, name: str) -> list[tuple[float, float]]:
 
 
 def panel(name: str, lines: Mapping[str, Sequence[tuple[float, float]]], is_alone: bool) -> Html:
-    """One metric of all runs over the steps; its modality is told unless it is alone."""
+    """One metric of all runs over the steps; its modality is named unless it is the only one."""
     title = name.split("/", 2 if is_alone else 1)[-1].replace("/", ": ").replace("_", " ")
     points = [point for line in lines.values() for point in line]
     lasts = [written(name, line[-1][1]) if line else "" for line in lines.values()]

@@ -14,7 +14,7 @@ STAGES = {
     "reconstructions": "these reconstructions",
     "any": "",
 }
-"""Words for the stages of metrics; those of ``any`` are told by the columns."""
+"""Words for the stages of metrics; for ``any`` the columns name them."""
 
 
 class Name(NamedTuple):

@@ -14,7 +14,7 @@ class Definition(NamedTuple):
 
     Attributes:
         words: What it is, in a sentence.
-        is_share: Whether it is a share in [0, 1], which people read as a percentage.
+        is_share: Whether it is a share in [0, 1], which is shown as a percentage.
         unit: Its unit, if it has one.
     """
 
@@ -88,7 +88,7 @@ _DEFINITIONS: dict[str, Definition] = {
     r"physics\w*/energy_drop_(median|90th)": Definition(
         "Energy that relaxing a crystal by CHGNet sets free.", _NUMBER, "eV/atom"
     ),
-    r"physics\w*/energy_drop_below_.*": Definition("Crystals that set free less than so many eV/atom."),
+    r"physics\w*/energy_drop_below_.*": Definition("Share of crystals that release less than this many eV/atom."),
     r"physics\w*/rmsd_median": Definition("Way of the atoms on relaxation.", _NUMBER, "Å"),
     r"physics\w*/volume_change_median": Definition("Relative change of the cell's volume on relaxation."),
     r"physics\w*/bonds_kept": Definition("Bonds that are bonds after relaxation, mean over molecules."),

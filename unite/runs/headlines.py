@@ -1,4 +1,4 @@
-"""Which of a run's metrics a person sees first, and how. Imports nothing heavy."""
+"""Which of a run's metrics are shown first, and how. Imports nothing heavy."""
 
 import math
 import re

@@ -32,7 +32,7 @@ _NUM_DRAWN = 10_000
 class StepMemory(Callback):
     """Estimates the memory of the first step; one that does not fit is computed in parts, or refused.
 
-    The kernel ends a process that takes more memory than there is, without a word. So the passes of a step are tried,
+    The kernel silently ends a process that takes more memory than there is. So the passes of a step are tried,
     forwards and backwards, with the 2 and then the 8 largest samples of the first batch, and their memory is
     extrapolated to all of them, and to a batch with the largest samples of the data. Gradients and the optimizer's
     state are added.
@@ -112,7 +112,7 @@ def _set_checkpointing(layers: Iterable[nn.Module], is_on: bool) -> None:
 
 
 def _say_why_not(trainer: Trainer, module: UniteModule) -> None:
-    """Where the kernel would end a process without a word; a GPU says that its memory is full."""
+    """On a CPU the kernel would end a process without a message; a GPU reports that its memory is full."""
     if module.device.type == "cpu" and trainer.is_global_zero:
         why = "a model that is compiled" if module.is_compiled else f"{trainer.world_size} processes"
         say(

@@ -1,4 +1,4 @@
-"""What is meant by words and options that there are not, and values that cannot be: told at once, with what to type."""
+"""Unknown words and options, and wrong values: refused at once, with what to type instead."""
 
 import difflib
 import os
@@ -44,7 +44,7 @@ NUMBERS = {"num_samples": 1, "num_steps": 1, "seed": 0}
 
 
 def instead_of_command(word: str) -> str:
-    """What to say to somebody who types a command that there is not."""
+    """What to type instead of a command that does not exist."""
     if close := difflib.get_close_matches(word.lower(), COMMANDS, n=1):
         return f"did you mean {close[0]}?"
     if word.lower() in WORDS:
@@ -65,7 +65,7 @@ def instead_of_option(name: str, command: str, known: Iterable[str]) -> str:
 
 
 def no_model(value: str) -> UserError:
-    """What to raise where a model is named that there is not: of data, of a config, or misspelt."""
+    """The error for a model that does not exist: the name of data or a config, or a misspelt one."""
     if value in shipped_configs():
         return UserError(f"{value} is a config, no trained model; train it with: unite fit {value}")
     if close := difflib.get_close_matches(value.lower(), shipped_models(), n=1):
@@ -90,7 +90,7 @@ def require_no_data(option: str, value: str) -> None:
     """Refuse a file of molecules where a config or a class is named.
 
     Raises:
-        UserError: It is one; what to type is told.
+        UserError: It is one; the message names the option to use.
     """
     if value.lower().removesuffix(".gz").endswith((*STRUCTURES, *SMILES)):
         raise UserError(
@@ -113,10 +113,10 @@ def require_no_number(option: str) -> None:
 
 
 def require_settings_for(command: str, args: Sequence[str]) -> None:
-    """Refuse a command that says neither what to train nor which model to take, or not on which data.
+    """Refuse a command without a config and a model, or without data.
 
     Raises:
-        UserError: It says neither.
+        UserError: There is none.
     """
     names = {arg.partition("=")[0] for arg in args}
     is_told = any(name in ("--config", "-c", "--ckpt_path") or name.startswith("--model.") for name in names)

@@ -1,7 +1,7 @@
 """Commands as functions: their options, types, defaults and help come from the signature and the docstring.
 
 jsonargparse, which reads the options of Lightning's commands, takes ``[1,2]`` for a list and ``--overwrite true`` for a
-flag. Here people type ``1 2`` and ``--overwrite``.
+flag. Here it is ``1 2`` and ``--overwrite``.
 
 Imports nothing heavy, so that ``--help`` answers at once.
 """
@@ -135,16 +135,16 @@ def parser_of(function: Callable[..., object], name: str) -> OptionParser:
         formatter_class=_Help,
         allow_abbrev=False,
     )
-    told = _told(function)
+    descriptions = _descriptions(function)
     for parameter in _parameters(function):
         if parameter.name == "others":
-            parser.epilog = f"Further options: {told['others']}"
+            parser.epilog = f"Further options: {descriptions['others']}"
         elif shared := _dataclass(parameter):
-            told_of_each = _told(shared)
+            of_each = _descriptions(shared)
             for item in _parameters(shared):
-                _add_parameter(parser, item, told_of_each[item.name])
+                _add_parameter(parser, item, of_each[item.name])
         else:
-            _add_parameter(parser, parameter, told[parameter.name])
+            _add_parameter(parser, parameter, descriptions[parameter.name])
     parser.usage = _usage(parser)
     return parser
 
@@ -185,8 +185,8 @@ def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
     return [item.replace(default=made.get(item.name, item.default)) for item in parameters]
 
 
-def _told(function: Callable[..., object]) -> dict[str, str]:
-    """What a docstring says of each argument or attribute."""
+def _descriptions(function: Callable[..., object]) -> dict[str, str]:
+    """Descriptions of the arguments or attributes in a docstring."""
     return {item.arg_name: " ".join((item.description or "").split()) for item in _described(function).params}
 
 

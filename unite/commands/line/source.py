@@ -25,7 +25,7 @@ class Described(NamedTuple):
 
     Attributes:
         summary: The first line of its docstring.
-        arguments: What the docstring says of each argument.
+        arguments: The description of each argument.
         placeholders: What stands for the value of each argument in the help: ``N`` for a whole number.
     """
 

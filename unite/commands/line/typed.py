@@ -1,4 +1,4 @@
-"""What people type, put as the commands take it; mistakes are told before anything heavy is imported."""
+"""The command line in its full form; mistakes are refused before anything heavy is imported."""
 
 import difflib
 import os

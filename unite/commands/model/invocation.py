@@ -1,4 +1,4 @@
-"""What a command was asked, before any parser of Lightning's sees it: configs, checkpoint, and short options."""
+"""A command as typed, read before Lightning parses it: configs, checkpoint, and short options."""
 
 import argparse
 import json
@@ -194,7 +194,7 @@ def _require_yaml(path: Path) -> None:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's loader, which takes the last of several equal keys without a word."""
+    """PyYAML's loader, which would silently take the last of several equal keys."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -233,7 +233,7 @@ def _default_root(configs: list[str]) -> Path:
 
 
 def _configured_root(configs: list[str]) -> str | None:
-    """``trainer.default_root_dir`` of config files, the last one that has it; mistakes in them are told later."""
+    """``trainer.default_root_dir`` of config files, the last one that has it; errors in them are reported later."""
     root = None
     for config in configs:
         try:

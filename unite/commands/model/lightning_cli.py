@@ -1,4 +1,4 @@
-"""The commands that run a model: LightningCLI with run folders, and mistakes told in one line."""
+"""The commands that run a model: LightningCLI with run folders, and errors in one line."""
 
 import argparse
 import os
@@ -53,7 +53,7 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class UniteCLI(LightningCLI):
-    """LightningCLI in which a checkpoint brings the settings of its run along.
+    """LightningCLI in which a checkpoint comes with the settings of its run.
 
     Args:
         args: The command and its options.
@@ -111,11 +111,11 @@ class UniteCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Options that are taken from the command line before a parser sees them are told all the same."""
+        """Name the options that are taken from the command line before it is parsed."""
         parser.epilog = COMMON_OPTIONS
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; settle what the checkpoint and the command together determine."""
+        """Parse, and set what the checkpoint and the command together determine."""
         self._subcommand_parsers[args[0]].usage = f"unite {args[0]} [options]"
         try:
             self.config = parser.parse_args(args)
@@ -167,7 +167,7 @@ class UniteCLI(LightningCLI):
                 self._locks.enter_context(only_one(Path(self.config.fit.trainer.default_root_dir), RUN_HINT))
 
     def instantiate_classes(self) -> None:
-        """Make model, data and trainer; what their constructors refuse is the user's to mend."""
+        """Make model, data and trainer; errors of their constructors are a :class:`UserError`."""
         try:
             with ExitStack() as limits:
                 if checkpoint := self.asked.checkpoint:
@@ -207,14 +207,14 @@ class UniteCLI(LightningCLI):
             raise UserError(one_line(error)) from error
 
     def before_fit(self) -> None:
-        """Say where the run goes, and let it say how it is started."""
+        """Print the run folder, and note the command that starts the run."""
         assert isinstance(self.trainer, UniteTrainer)
         self.trainer.command = shlex.join(["unite", "fit", *self.typed])
         if is_first_process() and not self.config.fit.trainer.fast_dev_run:
             info(f"run folder: {shown(self.trainer.default_root_dir)}")
 
     def after_fit(self) -> None:
-        """Say what was written."""
+        """Print what was written."""
         if is_first_process() and not self.config.fit.trainer.fast_dev_run:
             step = self.trainer.global_step
             if self.asked.ckpt_path and step == self.first_step:
@@ -224,7 +224,7 @@ class UniteCLI(LightningCLI):
 
 
 class SettingsCheck(UniteCLI):
-    """Reads options and config files as :class:`UniteCLI` does, refuses what it refuses, and makes nothing of them."""
+    """Reads and checks options and config files as :class:`UniteCLI` does, and makes no model, data or trainer."""
 
     def _set_seed(self) -> None:
         """Leave the random numbers of this process alone."""

@@ -1,4 +1,4 @@
-"""Running out of memory, told in one line that names what to change."""
+"""Running out of memory: an error in one line that names what to change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

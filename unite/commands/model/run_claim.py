@@ -1,4 +1,4 @@
-"""The folder of a training run: claimed before the run begins, and left as it was if nothing came of it."""
+"""The folder of a training run: claimed before the run begins, and restored if the run did not begin."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What ``unite score molecules`` says of molecules beside others: FCD, distributions, and the table of MOSES."""
+"""Comparisons of ``unite score molecules`` with other molecules: FCD, distributions, and the table of MOSES."""
 
 import random
 from collections.abc import Mapping, Sequence

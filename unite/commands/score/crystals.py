@@ -26,7 +26,7 @@ def score_crystals(
     Args:
         path: CIF, POSCAR or extended XYZ file, or a folder with such files.
         physics: Relax the first N valid crystals by the network potential CHGNet, and beside them as many real ones and
-            some of them with random coordinates: energy that is set free, what moves, under names physics/...; a second
+            some of them with random coordinates: energy released, displacements, under names physics/...; a second
             or more each. Needs further packages: pip install "unite-lightning[physics]".
         reference: The real crystals of --physics: a file or folder, or test crystals of materials_project_small or
             perov_5_small.

@@ -69,8 +69,8 @@ def score_molecules(
             moses/...
         train: File of the training molecules, for the novelty of --benchmark.
         num_reference: Molecules of --reference to compare with, a fixed random choice; 0 for all.
-        physics: Relax the first N valid molecules by GFN2-xTB, and those of --reference: strain, what moves, bonds that
-            survive, under names physics/...; a fraction of a second each at QM9's size. Needs further packages: pip
+        physics: Relax the first N valid molecules by GFN2-xTB, and those of --reference: strain, displacements, bonds
+            kept, under names physics/...; a fraction of a second each at QM9's size. Needs further packages: pip
             install "unite-lightning[physics]".
         smiles_column: Column of the SMILES in tables; default: the one named smiles.
         num_workers: Processes that judge; default: one per CPU, at most 8.
@@ -103,7 +103,7 @@ def score_molecules(
             "unknown_elements": dict(scores.unknown_elements.most_common()),
             "rejected": scores.rejects,
         }
-        # Before anything is printed: whoever reads the output may stop reading.
+        # Before anything is printed: the reader of the output may close it.
         written = [write_json(folder / "metrics.json", values), write_json(folder / "rejects.json", rejects)]
         if comparison is not None:
             written += comparison.draw(scores.shapes, folder)

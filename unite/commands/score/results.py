@@ -33,7 +33,7 @@ def score_by_adapter(
     overwrite: bool,
     further: "Callable[[FileScores], dict[str, float]]" = lambda scores: {},
 ) -> None:
-    """Judge files, and write and print what comes of it, with further metrics of what is valid."""
+    """Judge files; write and print their metrics, with further ones of what is valid."""
     require(num_workers is None or num_workers >= 1, f"--num_workers is {num_workers}; it must be at least 1")
     require(path.exists(), f"{path} does not exist")
     with new_results(output or default_output(path), overwrite) as folder:

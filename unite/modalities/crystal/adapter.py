@@ -64,7 +64,8 @@ class CrystalAdapter(ModalityAdapter):
     Args:
         max_atoms: Most atoms of a cell.
         shuffle: Give each training crystal its atoms in random order.
-        num_frequencies: Waves along each cell vector that an atom is told by: 1 to so many periods a cell.
+        num_frequencies: Sines and cosines along each cell vector that embed the place of an atom, of 1 to this many
+            periods in a cell.
         decoder_depth: Blocks of the decoder.
         decoder_width: Channels of the decoder; None for those of the encoder.
         decoder_heads: Attention heads of the decoder.
@@ -293,12 +294,12 @@ class CrystalAdapter(ModalityAdapter):
     # ------------------------------------------------------------------ data out
 
     def decode(self, latents: Tensor, template: Template) -> CrystalPrediction:
-        """Elements and places of the atoms, and the cell out of the mean of what the decoder says of them."""
+        """Elements and places of the atoms, and the cell from the mean of the decoder's outputs."""
         mask = template.mask  # (B, A)
         hidden = self.decoder(latents, self.places[: latents.shape[1]], None if template.is_full else mask)
         with full_precision(hidden.device):
             hidden = hidden.float()
-            # An element is told by itself and by its row and column, so that rare ones learn from their neighbours.
+            # An element is embedded by itself and by its row and column, so that rare ones learn from their neighbours.
             logits = self.type_head(hidden)
             logits = logits + self.period_head(hidden)[..., self.table_places[:, 0]]
             logits = logits + self.group_head(hidden)[..., self.table_places[:, 1]]

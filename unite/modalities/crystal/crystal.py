@@ -136,7 +136,7 @@ class Crystal:
 
 
 def as_crystal(item: Any) -> Crystal:
-    """A crystal of whatever form: ours, pymatgen's ``Structure`` or ASE's ``Atoms``.
+    """A crystal in any of the supported forms: ours, pymatgen's ``Structure`` or ASE's ``Atoms``.
 
     Raises:
         UserError: It is none of these, or cannot be used; see :func:`from_pymatgen` and :func:`from_ase`.

@@ -1,4 +1,4 @@
-"""What the periodic table says of an element: electronegativity, group and period. Index is the atomic number."""
+"""Data of the periodic table for each element: electronegativity, group and period. Index is the atomic number."""
 
 from typing import Final
 

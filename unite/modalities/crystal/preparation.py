@@ -1,7 +1,7 @@
 """Crystals as tensors for the network, and back. Letters: B crystals, A atoms of the largest one, E elements.
 
-The network never sees an absolute place: coordinates are those from the first atom on, so a cell that is shifted, or of
-which some atoms are written in a neighbouring cell, gives the same tensors. It sees the cell as lengths and angles,
+The network gets no absolute places: coordinates are those from the first atom on, so a cell that is shifted, or of
+which some atoms are written in a neighbouring cell, gives the same tensors. The cell is given as lengths and angles,
 which no rotation changes.
 """
 
@@ -45,7 +45,7 @@ class PreparedCrystals:
 
 @dataclass(frozen=True)
 class CrystalPrediction:
-    """What the decoder says of a batch of crystals.
+    """Output of the decoder for a batch of crystals.
 
     Attributes:
         type_logits: Scores of the elements, shape (B, A, E + 1); index 0 is no element.

@@ -147,7 +147,7 @@ def open_image(source: Path | bytes, channels: int, name: str | None = None) -> 
                 raise ValueError(f"it has {num_pages} pages or frames, of which one would be taken; save them apart")
             image.load()
             if image.getexif().get(_ORIENTATION, 1) != 1:
-                ImageOps.exif_transpose(image, in_place=True)  # as people see it
+                ImageOps.exif_transpose(image, in_place=True)  # upright, as cameras tag it
             mode = "L" if channels == 1 else "RGB"
             if image.mode == "F":
                 return _from_floats(np.asarray(image)).convert(mode)

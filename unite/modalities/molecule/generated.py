@@ -22,7 +22,7 @@ from unite.modalities.molecule.perception.perceive import perceive
 
 
 class _Judged:
-    """What both kinds can say of themselves."""
+    """What both kinds have in common."""
 
     num_atoms: int
 

@@ -50,7 +50,7 @@ def require_reference(reference: str) -> None:
 def crystal_physics(
     crystals: Sequence[Crystal], most: int, reference: str, num_workers: int | None = None
 ) -> dict[str, float]:
-    """Relax the first crystals, cells and all, and say what came of it; real ones and random ones beside.
+    """Relax the first crystals with their cells, and measure the changes, beside those of real and random ones.
 
     Crystals of one atom, which has nowhere to go, are left out.
 

@@ -1,4 +1,4 @@
-"""Scores of crystals in files, whoever made them: parsed and judged in processes that may crash or take too long."""
+"""Scores of crystals in files from any source: parsed and judged in processes that may crash or take too long."""
 
 from collections import Counter
 from collections.abc import Generator, Iterator

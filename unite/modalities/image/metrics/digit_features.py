@@ -35,7 +35,7 @@ class DigitFeatures(FeatureNetwork):
     """Three linear layers in float64.
 
     Args:
-        size: Pixels of a side that the network sees.
+        size: Side in pixels of the input of the network.
     """
 
     name = "digits"

@@ -1,4 +1,4 @@
-"""Scores of image files, whoever made them: the generation metrics against a folder or a file of statistics."""
+"""Scores of image files from any source: the generation metrics against a folder or a file of statistics."""
 
 import os
 import warnings

@@ -188,7 +188,7 @@ class StreamLoader:
             pin_memory=torch.cuda.is_available(),
         )
         if stream.settings.shuffle:
-            self.sampler = self.epoch  # Lightning calls set_epoch of whatever goes by this name
+            self.sampler = self.epoch  # Lightning calls set_epoch of the attribute of this name
 
     def __len__(self) -> int:
         return len(self.stream)

@@ -96,7 +96,7 @@ def _draw_graph(graph: MolecularGraph, marked: Collection[int], legend: str | No
         words = f"{mol.GetNumAtoms()} atoms,\n{mol.GetNumBonds()} bonds"
         return _cell(words, legend or _reason(str(assembly.reason), fault.words), INVALID_COLOUR)
     rdDepictor.Compute2DCoords(mol)
-    for atom in mol.GetAtoms():  # what is wrong is often the number of hydrogens, so they are all told
+    for atom in mol.GetAtoms():  # the number of hydrogens is often what is wrong, so all are shown
         atom.SetProp("atomLabel", _label(atom))
     picture = draw_structure(mol, _drawing_size(), {*marked, *fault.atoms})
     return _cell(picture, legend or _reason(str(assembly.reason), fault.words), INVALID_COLOUR)

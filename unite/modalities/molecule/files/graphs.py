@@ -1,4 +1,4 @@
-"""Molecules with predicted bonds for other programs and for people: entries of an SDF, and cells of a picture."""
+"""Molecules with predicted bonds as entries of an SDF and cells of a picture."""
 
 import io
 from collections.abc import Collection
@@ -49,7 +49,7 @@ def graph_mol_block(graph: MolecularGraph, name: str, positions: npt.NDArray[np.
 
 
 def graph_properties(graph: MolecularGraph) -> dict[str, str]:
-    """What the SDF tells of a graph: ``valid_bonds``, ``reject_reason_bonds``, ``smiles_bonds``."""
+    """Properties of a graph in an SDF: ``valid_bonds``, ``reject_reason_bonds``, ``smiles_bonds``."""
     assembly = assemble(graph)
     return {
         "valid_bonds": str(assembly.mol is not None),

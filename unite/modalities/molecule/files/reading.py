@@ -1,4 +1,4 @@
-"""Molecules out of other people's files: SDF (V2000 and V3000), MOL, and XYZ, plain or extended, of many frames.
+"""Molecules out of files from any source: SDF (V2000 and V3000), MOL, and XYZ, plain or extended, of many frames.
 
 Only elements, coordinates and the total charge are taken, by a reader of our own: RDKit's refuses elements that do not
 exist and coordinates that are not finite without saying so, and those are what a score has to count. Reading goes in

@@ -178,7 +178,7 @@ def _stick(x: FloatArray, y: FloatArray, start: FloatArray, stop: FloatArray) ->
     flat = np.stack(np.broadcast_arrays(x - start[0], y - start[1], np.zeros(1)), axis=-1)  # (H, W, 3), z = 0
     beside = flat - (flat @ axis)[..., None] * axis  # without the part along the axis
     up = np.array([0.0, 0.0, 1.0]) - axis[2] * axis
-    # |beside + z up|^2 = radius^2; the larger z is what the reader sees.
+    # |beside + z up|^2 = radius^2; the larger z is nearer to the viewer.
     square, half, rest = up @ up, beside @ up, (beside**2).sum(-1) - _STICK_RADIUS**2
     with np.errstate(invalid="ignore", divide="ignore"):
         z = (-half + np.sqrt(half**2 - square * rest)) / square

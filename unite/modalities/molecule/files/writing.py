@@ -1,4 +1,4 @@
-"""Generated molecules for other programs and for people: SDF, extended XYZ, and a picture.
+"""Generated molecules as files and pictures: SDF, extended XYZ, and a picture.
 
 Nothing is left out: what is no molecule is written and drawn too, with the reason.
 """

@@ -35,7 +35,7 @@ def molecule_physics(
     num_workers: int | None = None,
     skip: Collection[tuple[str, int]] = (),
 ) -> dict[str, float]:
-    """Relax the first valid molecules of files, and say what came of it.
+    """Relax the first valid molecules of files, and measure the changes.
 
     Args:
         records: Records with positions.

@@ -1,4 +1,4 @@
-"""Scores of molecules in files, whoever made them: the definitions of the generation metrics, and some of others.
+"""Scores of molecules in files from any source: the definitions of the generation metrics, and some of others.
 
 Needs neither torch nor a model, so that it starts at once; several processes share the molecules.
 """
@@ -36,7 +36,7 @@ MAX_ATOMS: Final = 200
 FILE_REASONS: Final = ("unreadable", "too_large", "flat", "crashed")
 """Reasons to reject a record beside :data:`~unite.modalities.molecule.perception.molecule.REJECT_REASONS`.
 
-``flat`` means that an SDF says of its positions that they are a drawing (2D), from which no bonds can be perceived;
+``flat`` means that the positions of an SDF are marked as a drawing (2D), from which no bonds can be perceived;
 ``crashed`` that judging it ended the process that did so, twice.
 """
 

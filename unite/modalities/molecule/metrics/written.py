@@ -67,7 +67,7 @@ class SmilesVerdict(NamedTuple):
     Attributes:
         smiles: The canonical one without stereochemistry, if RDKit reads it, valid or not.
         reason: One of :data:`WRITTEN_REASONS`, or None if it is a valid molecule.
-        detail: What RDKit says of one that it cannot read.
+        detail: RDKit's message for one that it cannot read.
         symbols: Symbol of every atom, hydrogens among them.
         is_connected: Whether it is one piece.
         has_charged_carbon: Whether a carbon has a charge.

@@ -10,7 +10,7 @@ Two perceptions live here:
   with the literature. On QM9 it calls 95.2 % of the molecules stable.
 
 Both run on many molecules at once: everything that can be decided from distances is decided in numpy for a
-padded batch, so that RDKit sees only molecules that may be valid.
+padded batch, so that RDKit gets only molecules that may be valid.
 
 Dimension letters: M molecules, B molecules of one padded batch, A atoms.
 """
@@ -61,7 +61,7 @@ def perceive(molecule: Molecule) -> Perception:
 
     Returns:
         The RDKit molecule or the reason of rejection. Rotating and shifting the positions changes nothing, nor does the
-        order of the atoms: RDKit's search, to which it matters, sees them in one that follows from the bonds.
+        order of the atoms: RDKit's search, to which it matters, gets them in an order that follows from the bonds.
 
     Raises:
         RuntimeError: If the installed RDKit cannot limit its bond-order search.

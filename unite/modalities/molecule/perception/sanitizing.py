@@ -34,7 +34,7 @@ def sanitize(mol: Chem.Mol, steps: Chem.SanitizeFlags = Chem.SanitizeFlags.SANIT
         ValueError, RuntimeError: RDKit's own, for molecules that make no sense.
     """
     if has_too_many_rings(mol):
-        Chem.SanitizeMol(mol, steps & _BEFORE_RINGS)  # what is wrong before rings are looked at is told as ever
+        Chem.SanitizeMol(mol, steps & _BEFORE_RINGS)  # errors of the steps before rings are reported as usual
         raise TooManyRingsError(f"it has more than {MAX_FUSED_RINGS} fused rings, with which RDKit takes too long")
     Chem.SanitizeMol(mol, steps)
 

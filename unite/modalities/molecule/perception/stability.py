@@ -25,7 +25,7 @@ from unite.modalities.molecule.perception.sanitizing import sanitize
 
 @dataclass(frozen=True, eq=False)
 class EdmStability:
-    """What EDM's bond distance table says about M molecules, each array of shape (M,).
+    """Stability of M molecules by EDM's table of bond distances, each array of shape (M,).
 
     Attributes:
         num_atoms: Atoms, counted hydrogens included.

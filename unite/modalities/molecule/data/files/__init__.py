@@ -1,1 +1,1 @@
-"""Molecules out of people's own files: SDF, MOL, XYZ and SMILES, with conformers made where there are none."""
+"""Molecules out of your own files: SDF, MOL, XYZ and SMILES, with conformers made where there are none."""

@@ -43,7 +43,7 @@ MAX_LISTED: Final = 10_000
 """Refused records that the report lists; all are counted."""
 
 _RECORDS_PER_CHUNK: Final = {"sdf": 256, "xyz": 256, "smiles": 128}
-_MAX_PROPERTIES: Final = 64  # of the numbers that files say of molecules, those that most molecules have
+_MAX_PROPERTIES: Final = 64  # of the numbers in files, those that most molecules have
 
 Arrays = dict[str, np.ndarray]
 

@@ -1,4 +1,4 @@
-"""Molecules of people's own files as a Lightning datamodule: a path is enough, all else is found in the data."""
+"""Molecules of your own files as a Lightning datamodule: a path is enough, all else is found in the data."""
 
 import hashlib
 import logging
@@ -63,7 +63,7 @@ class MoleculeFilesDataModule(MoleculeDataModule):
         elements: Symbols of the elements to keep; molecules with another are left out. None for all.
         max_atoms: Most tokens of a molecule; larger ones are left out. None for 256.
         max_charge: Largest formal charge of an atom, of either sign, with bonds. None for any.
-        smiles_column: Column of SMILES in a table; None for one called so.
+        smiles_column: Column of SMILES in a table; None for one called ``smiles``.
         properties: Data items of an SDF, or columns, that batches have as `y`; None for all numbers that half of the
             molecules have.
         num_conformers: Conformers to make of a molecule without a shape.
@@ -240,7 +240,7 @@ class MoleculeFilesDataModule(MoleculeDataModule):
         report: dict[str, Any] = read_json(self.folder / REPORT_FILE)
         return report
 
-    # ------------------------------------------------------------------ what the model sees
+    # ------------------------------------------------------------------ molecules that the model takes
 
     @cached_property
     def _selection(self) -> tuple[Tensor, dict[str, int]]:
@@ -278,7 +278,7 @@ class MoleculeFilesDataModule(MoleculeDataModule):
         A datamodule that is made of these need not read the files again: see :meth:`reuse`.
         """
         kept = self._selection[0]
-        _ = self.splits  # too few molecules are told before a model is made of them
+        _ = self.splits  # too few molecules are refused before a model is made
         is_kept = torch.zeros(len(self.table), dtype=torch.bool)
         is_kept[kept] = True
         charges = self.table.charge[is_kept.repeat_interleave(self.table.num_atoms.long())]

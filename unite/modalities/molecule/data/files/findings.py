@@ -1,4 +1,4 @@
-"""What is in people's files, on one screen: numbers, elements, sizes, what was left out, and what perception says."""
+"""A summary of molecule files: numbers, elements, sizes, what was left out, and the bonds that perception finds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +31,7 @@ _BAR_COLOUR = (70, 110, 170)
 
 @dataclass(frozen=True)
 class Perceived:
-    """What perception says of the first shapes of some molecules.
+    """Result of perception for the first shapes of some molecules.
 
     Attributes:
         looked_at: Molecules.
@@ -47,7 +47,7 @@ class Perceived:
 
 
 def findings(datamodule: MoleculeFilesDataModule, num_perceived: int) -> dict[str, Any]:
-    """Everything that is told of the files, in plain values.
+    """The whole summary in plain values.
 
     Args:
         datamodule: The files, hydrogens explicit.

@@ -21,7 +21,7 @@ _TELL = 0xC0F0  # keeps the draws of conformers apart from the order of the mole
 class GatheredSamples(Dataset[dict[str, Batch]]):
     """Samples of a table, to be taken a whole batch at a time: `dataset[[3, 1, 4]]` is one step.
 
-    A sample is a conformer; :attr:`FileTable.sample_ptr` says of which molecule. Nothing is held in memory but what a
+    A sample is a conformer; :attr:`FileTable.sample_ptr` gives its molecule. Nothing is held in memory but what a
     batch takes.
 
     Args:

@@ -1,4 +1,4 @@
-"""Molecules of any file in the form that QM9's table is built of, for people who give such a file in place of a CSV."""
+"""Molecules of any file in the form that QM9's table is built of, where such a file is given in place of a CSV."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ def are_molecule_files(paths: Sequence[Path]) -> bool:
 
 
 def read_raw_molecules(paths: Sequence[Path]) -> Iterator[RawMolecule]:
-    """The first shape of each molecule, numbered as it comes; how many are left out is told at the end, by reason.
+    """The first shape of each molecule, numbered as it comes; how many are left out is printed at the end, by reason.
 
     Raises:
         UserError: A file cannot be read.

@@ -90,7 +90,7 @@ class Found:
         smiles: SMILES, or nothing if there are no bonds.
         fault: One of :data:`GRAPH_FAULTS`.
         notes: What was done to it: ``hydrogens_added``, ``conformers_made``, ``not_relaxed``, ``bonds_perceived``.
-        fields: Numbers that the file says of it.
+        fields: Numbers of the molecule in the file.
         caption: Its caption, or nothing.
     """
 
@@ -207,7 +207,7 @@ def _require_size(num_atoms: int, largest: int, reason: str) -> None:
 
 
 def _found(mol: Chem.Mol, positions: npt.NDArray[np.float32], notes: list[str]) -> Found:
-    """What a sanitized molecule with all hydrogens says."""
+    """The data of a sanitized molecule with all hydrogens."""
     index_of = {name: number for number, name in enumerate(BOND_TYPES)}
     names = [str(bond.GetBondType()).lower() for bond in mol.GetBonds()]
     bonds = [

@@ -27,7 +27,7 @@ REASONS = {
 
 @dataclass(frozen=True)
 class View:
-    """What a model sees of molecules; None for no limit.
+    """Which molecules a model takes, and with which hydrogens and bonds; None for no limit.
 
     Attributes:
         hydrogens: ``explicit`` or ``counted``.
@@ -49,7 +49,7 @@ def select(table: FileTable, view: View) -> tuple[Tensor, dict[str, int]]:
 
     Args:
         table: Molecules with hydrogens as the view has them.
-        view: What the model sees.
+        view: Which molecules the model takes.
     """
     is_left = torch.ones(len(table), dtype=torch.bool)
     counts: dict[str, int] = {}

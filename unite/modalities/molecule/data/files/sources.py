@@ -1,4 +1,4 @@
-"""People's files as records of text, one a molecule: found by path, folder or pattern, and unpacked on the way.
+"""Molecule files as records of text, one for each molecule: found by path, folder or pattern, and unpacked on the way.
 
 Nothing here knows chemistry: a record may be anything. :mod:`~unite.modalities.molecule.data.files.records` reads it.
 """
@@ -36,7 +36,7 @@ class Record(NamedTuple):
         number: Place in the file, from 1; of a table, the row.
         format: ``sdf``, ``xyz`` or ``smiles``: how to read the lines.
         lines: The text.
-        fields: What else the file says of it, by name of a column.
+        fields: Its other values in the file, by name of a column.
     """
 
     file: str

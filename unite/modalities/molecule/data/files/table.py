@@ -1,7 +1,7 @@
 """The table of molecules that training reads: flat, memory-mapped, with several conformers a molecule.
 
-A *sample* is a conformer: its number says which molecule and which of its shapes. So whoever draws numbers, a sampler
-with a seed and an epoch, draws shapes, and worker processes need to be told nothing else.
+A *sample* is a conformer: its number determines the molecule and the shape. So a sampler that draws
+numbers by a seed and an epoch draws shapes, and worker processes need nothing else.
 """
 
 import json
@@ -60,7 +60,7 @@ class FileTable:
         smiles_length: Shape (N,), int32.
         caption_text: Captions as UTF-8, one after another, shape (bytes,), uint8.
         caption_length: Shape (N,), int32; 0 where there is none.
-        y: Numbers that the files say of the molecules, shape (N, properties), float32; NaN where one is missing.
+        y: Numbers of the molecules in the files, shape (N, properties), float32; NaN where one is missing.
         properties: Their names.
     """
 

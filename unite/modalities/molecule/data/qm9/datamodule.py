@@ -252,7 +252,7 @@ class QM9DataModule(MoleculeDataModule):
         minute for all of QM9 on two cores, once: the keys are kept in `root`.
 
         Args:
-            hydrogens: How perception sees the molecules; None for the datamodule's own choice.
+            hydrogens: Hydrogens in perception; None for the datamodule's own choice.
         """
         from unite.modalities.molecule.data.qm9 import keys as qm9_keys  # only metrics need it
 

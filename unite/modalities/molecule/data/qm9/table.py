@@ -350,8 +350,8 @@ def read_qm9pack() -> Iterator[RawMolecule]:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """Within the block, a server that is silent for a minute has failed: PyG would wait for ever."""
+def _with_timeout() -> Iterator[None]:
+    """Within the block, a server that sends nothing for a minute has failed: PyG would wait for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(60.0)
     try:
@@ -370,7 +370,7 @@ def read_pyg(folder: Path) -> Iterator[RawMolecule]:
 
     try:
         # Its files are made anew from the raw ones: those that are there may be a stranger's, and PyG unpickles them.
-        with _impatient():
+        with _with_timeout():
             dataset = QM9(str(folder), force_reload=True)
     except (OSError, zipfile.BadZipFile) as error:  # URLError is a kind of OSError
         hint = install_hint("qm9", "qm9pack")
