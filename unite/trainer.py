@@ -42,7 +42,7 @@ from unite.outputs.settings import SampleSettings
 from unite.runs.checkpoint_io import AtomicCheckpointIO
 from unite.runs.folder import run_folder_for_itself, write_metrics
 from unite.runs.headlines import as_short_table
-from unite.runs.logs import LoggerName, log_callbacks, loggers_of
+from unite.runs.logs import ContinuedLogs, LoggedSettings, LoggerName, loggers_of
 
 
 class UniteTrainer(Trainer):
@@ -101,7 +101,7 @@ class UniteTrainer(Trainer):
         if kwargs.get("enable_progress_bar") is not False and not any(isinstance(x, ProgressBar) for x in callbacks):
             callbacks.append(LossProgressBar())
         callbacks += [MonitorsExist(), StepMemory(), Forecast(), SlowSteps(), ValidationLine()]
-        callbacks += [ContinuedCheckpoints(), TrainingMonitor(), *log_callbacks()]
+        callbacks += [ContinuedCheckpoints(), TrainingMonitor(), ContinuedLogs(), LoggedSettings()]
         if enable_checkpointing is not False and not any(isinstance(item, LastCheckpoint) for item in callbacks):
             callbacks.append(LastCheckpoint())
         if logger is True or isinstance(logger, str):

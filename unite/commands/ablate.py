@@ -203,6 +203,7 @@ def check_settings(trials: Sequence[Trial]) -> None:
     Raises:
         UserError: ``unite fit`` would refuse an option or a key of a config file.
     """
+    from unite.commands.line.typed import understood
     from unite.commands.model.lightning_cli import SettingsCheck
     from unite.console import silence_noise
 
@@ -213,7 +214,7 @@ def check_settings(trials: Sequence[Trial]) -> None:
             one_of_each.setdefault(trial.variant, trial)
     for variant, trial in one_of_each.items():
         try:
-            SettingsCheck(["fit", *trial.options, f"--trainer.default_root_dir={trial.folder}"])
+            SettingsCheck(understood(["fit", *trial.options, f"--trainer.default_root_dir={trial.folder}"]))
         except UserError as error:
             raise UserError(f"variant {variant}: {error}") from error
 

@@ -156,11 +156,6 @@ class ContinuedLogs(Callback):
                 logger.forget(trainer.global_step)
 
 
-def log_callbacks() -> list[Callback]:
-    """What every run does with its logs."""
-    return [ContinuedLogs(), LoggedSettings()]
-
-
 def loggers_of(name: "Literal[True] | LoggerName", run_folder: str) -> list[Logger]:
     """The loggers that ``--trainer.logger`` names; True for TensorBoard and metrics.csv.
 

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from unite.commands.line.options import trainer_options
-from unite.commands.line.typed import config_file
 from unite.console import is_first_process, is_quiet, one_line, public_classes, shown
 from unite.errors import UserError
 from unite.files import open_text
@@ -40,7 +39,7 @@ class Invocation:
 
     Args:
         command: Name of the command.
-        args: Its options.
+        args: Its options in full form, see :func:`unite.commands.line.typed.understood`.
 
     Raises:
         UserError: A config or the checkpoint cannot be read.
@@ -98,11 +97,13 @@ class Invocation:
         bars = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"] if is_quiet() else []
         return [*args, *_with_full_class(list(map(moved_text, options.others))), *bars]
 
-    def require_checkpoint(self) -> None:
-        """Refuse a command without the checkpoint that it needs.
+    def require_possible(self) -> None:
+        """Refuse a command without the checkpoint that it needs, or a run that cannot begin so.
 
         Raises:
-            UserError: There is none, or a run is to be continued from one that has no optimizer state.
+            UserError: There is no checkpoint, or a run is to be continued from one without optimizer state, or is to
+                begin with a model's weights and to continue another run. A config.yaml that tells what its run began
+                with asks for neither.
         """
         if self.command != "fit" and not self.ckpt_path:
             raise UserError(
@@ -113,13 +114,6 @@ class Invocation:
                 f"{self.ckpt_path} has no optimizer state (it was imported, exported, or saved without), so no run can "
                 "be continued from it; it serves validate, test and sample"
             )
-
-    def require_one_start(self) -> None:
-        """Refuse a run that is to begin with a model's weights and to continue another one.
-
-        Raises:
-            UserError: It is. A config.yaml that says what its run began with is no such wish.
-        """
         typed = [option for option in self.options.others if option.startswith("--init_from")]
         if typed and self.ckpt_path:
             raise UserError("--init_from begins a new run, and --ckpt_path continues one: give one of them")
@@ -259,7 +253,6 @@ def _early_options(args: list[str]) -> argparse.Namespace:
     except argparse.ArgumentError as error:
         raise UserError(one_line(error)) from error
     options.others = options_others
-    options.config = [config_file(config) for config in options.config]
     # The shell leaves ~ alone in --option=~/folder.
     for name in ("ckpt_path", "root"):
         if (value := getattr(options, name)) is not None:

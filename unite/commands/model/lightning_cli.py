@@ -130,8 +130,7 @@ class UniteCLI(LightningCLI):
         if "ckpt_path" in settings:
             # Lightning cannot read an exported folder: its weights are in the model already.
             settings.ckpt_path = str(self.asked.ckpt_path) if self.asked.ckpt_path and not self.asked.exported else None
-        self.asked.require_checkpoint()
-        self.asked.require_one_start()
+        self.asked.require_possible()
         if command != "sample" and settings.get("data") is None:
             raise UserError("no data: give --data with the class_path of a datamodule, or a --config that has it")
         settings.trainer.default_root_dir = str(self.asked.run_folder(settings.trainer.default_root_dir))
@@ -163,8 +162,7 @@ class UniteCLI(LightningCLI):
                 self.claim = RunClaim(folder, is_continued=self.asked.is_last)
                 home = self.claim.folder
             self.config.fit.trainer.default_root_dir = str(home or folder)
-            if is_first_process():
-                self._locks.enter_context(only_one(Path(self.config.fit.trainer.default_root_dir), RUN_HINT))
+            self._locks.enter_context(only_one(Path(self.config.fit.trainer.default_root_dir), RUN_HINT))
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; errors of their constructors are a :class:`UserError`."""
@@ -174,7 +172,8 @@ class UniteCLI(LightningCLI):
                     settings = checkpoint["hyper_parameters"]
                     limits.enter_context(no_larger_than(checkpoint["state_dict"], settings, self.asked.ckpt_path))
                 super().instantiate_classes()
-            reuse_data(self.datamodule, self.read_data)
+            if self.read_data:
+                reuse_data(self.datamodule, self.read_data)
         except UserError:
             raise
         except MisconfigurationException as error:
@@ -210,7 +209,7 @@ class UniteCLI(LightningCLI):
         """Print the run folder, and note the command that starts the run."""
         assert isinstance(self.trainer, UniteTrainer)
         self.trainer.command = shlex.join(["unite", "fit", *self.typed])
-        if is_first_process() and not self.config.fit.trainer.fast_dev_run:
+        if not self.config.fit.trainer.fast_dev_run:
             info(f"run folder: {shown(self.trainer.default_root_dir)}")
 
     def after_fit(self) -> None:
