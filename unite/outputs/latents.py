@@ -261,17 +261,7 @@ def write_latents(
         files = processes.from_first(lambda: LatentFiles(job.folder, split, total, part_bytes))
         seed = processes.from_first(lambda: seed)
         first = files.num_batches
-
-        def encoded() -> Iterator[dict[str, dict[str, Tensor]]]:
-            for number, batch in every_nth(loader, first + processes.rank, processes.size):
-                with job.autocast():
-                    rows = {
-                        name: _rows(model, name, move_data_to_device(samples, model.device), seed, number)
-                        for name, samples in batch.items()
-                        if modality in (None, name)
-                    }
-                yield rows
-
+        batches = every_nth(loader, first + processes.rank, processes.size)
         with job.progress(desc="encode", total=total, initial=first, unit="batch") as bar:
 
             def take(batch: dict[str, dict[str, Tensor]]) -> None:
@@ -281,7 +271,7 @@ def write_latents(
                 bar.update()
 
             try:
-                processes.share(encoded(), take)
+                processes.share(_encoded(model, batches, modality, seed, job), take)
             except (KeyboardInterrupt, LostProcessError):
                 if processes.is_first:
                     files.keep()
@@ -296,6 +286,20 @@ def write_latents(
         print(f"{name}: latents of {num_samples:,} samples of {split}")
     for path in written:
         print(f"wrote {shown(path)}")
+
+
+def _encoded(
+    model: UniteModule, batches: Iterator[tuple[int, dict[str, Any]]], modality: str | None, seed: int, job: Job
+) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """Latents and further values of numbered batches, by modality; of one modality only, or of all."""
+    for number, batch in batches:
+        with job.autocast():
+            rows = {
+                name: _rows(model, name, move_data_to_device(samples, model.device), seed, number)
+                for name, samples in batch.items()
+                if modality in (None, name)
+            }
+        yield rows
 
 
 def _rows(model: UniteModule, modality: str, samples: Any, seed: int, number: int) -> dict[str, Tensor]:
