@@ -84,16 +84,16 @@ def is_quiet() -> bool:
 
 
 def is_first_process() -> bool:
-    """Whether this process writes and tells, of several that work together; such have loaded Lightning."""
+    """Whether this process writes and prints, of several that work together; such have loaded Lightning."""
     lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
     return lightning is None or getattr(lightning.rank_zero_only, "rank", 0) in (0, None)
 
 
 def is_told_elsewhere() -> bool:
-    """Whether this process can leave a mistake for another one to tell.
+    """Whether another process reports the errors of this one.
 
-    torchrun starts several at once with the same options, and until they have found each other, all make the same
-    mistakes: the first one of each machine tells them.
+    torchrun starts several at once with the same options, and until they are connected, all fail in the same
+    way: the first one of each machine reports it.
     """
     torch = sys.modules.get("torch")
     is_alone = torch is None or not torch.distributed.is_initialized()
@@ -101,7 +101,7 @@ def is_told_elsewhere() -> bool:
 
 
 def info(text: str) -> None:
-    """Print what is good to know but no result: ``--quiet`` leaves it out, and one of several processes tells it."""
+    """Print a note, which is no result: ``--quiet`` leaves it out, and of several processes only the first prints."""
     if not _is_quiet and is_first_process():
         print(text, flush=True)
 
@@ -114,7 +114,7 @@ def coloured(text: str, colour: str, stream: TextIO) -> str:
 
 
 def silence_noise() -> None:
-    """Keep Lightning's advertisements, and hints that do not apply here, off the screen.
+    """Hide Lightning's advertisements, and hints that do not apply here.
 
     Of several processes that work together, the first one gives the warnings of all.
     """
@@ -131,7 +131,7 @@ def silence_noise() -> None:
 def _own_warning_in_one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning of this package is for the user: where it stands in the code is not."""
+    """Print a warning of this package in one line, without its place in the code."""
     if PACKAGE in Path(filename).parents:
         return f"unite: {coloured('warning:', 'yellow', sys.stderr)} {message}\n"
     return _format_warning(message, category, filename, lineno, line)
@@ -216,7 +216,7 @@ def public_classes() -> dict[str, str]:
 
 
 def shown(path: str | Path) -> str:
-    """A path as short as it can be told."""
+    """The shortest form of a path: relative to the current folder, if it is in it."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
@@ -229,5 +229,5 @@ def as_table(values: Mapping[str, float]) -> str:
 
 
 def printable(text: str) -> str:
-    """A text from somebody's file; if it has characters that a terminal would obey, as Python writes them."""
+    """A text from a file, safe to print: with control characters escaped as Python does."""
     return text if text.isprintable() else ascii(text)

@@ -20,12 +20,12 @@ class TrainingError(RuntimeError):
 
 
 def no_checkpoint(path: str) -> UserError:
-    """What to raise where ``--ckpt_path`` names nothing."""
+    """The error for a ``--ckpt_path`` that does not exist."""
     return UserError(f"--ckpt_path {path}: no such checkpoint; give a .ckpt file, or a run folder with one")
 
 
 def lost_loader(error: BaseException) -> str:
-    """What to say if an error tells that a process of a DataLoader was killed; empty for other errors.
+    """A message if an error means that a process of a DataLoader was killed; empty for other errors.
 
     Such an error can reach us in two ways: as the RuntimeError of PyTorch's SIGCHLD handler, or, if the process dies
     while it transfers a tensor, as a broken connection before that handler has run.

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much a piece of work takes: looked at before a run finds out the hard way."""
+"""How much memory is free, and how much a piece of work takes, so that a run can be checked before it begins."""
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping

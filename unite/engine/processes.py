@@ -1,4 +1,4 @@
-"""Processes that run one command together: each does a share, and the first one is given what all have made.
+"""Processes that run one command together: each does a share, and the first one collects the results.
 
 Lightning starts them, or torchrun does, as for training. Its loops are not used, since what is made here has to be put
 in order and written once. All that is exchanged goes over the CPU.
@@ -33,7 +33,7 @@ GRACE = 2.0
 
 
 class LostProcessError(TrainingError):
-    """A process has ended without telling the others."""
+    """Another process has ended unexpectedly."""
 
 
 class Processes:
@@ -59,11 +59,11 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that is given what all have made."""
+        """Whether this is the process that collects the results."""
         return self.rank == 0
 
     def agree(self, failure: BaseException | None = None, content: Any = None) -> list[Any]:
-        """Exchange something small, and see whether all are well.
+        """Exchange something small, and check that no process has failed.
 
         Args:
             failure: Why this process cannot go on.
@@ -102,7 +102,7 @@ class Processes:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """Let an error within the block, in whichever process, end all of them behind it."""
+        """Let an error in any process within the block end all of them after it."""
         failure = None
         try:
             yield
@@ -158,7 +158,7 @@ class Processes:
                 failure = error
 
     def is_first_lost(self) -> bool:
-        """Whether the first process is gone, as far as that can be seen from here: it runs on the same machine."""
+        """Whether the first process is gone, if it runs on the same machine, so that this can be known."""
         host, pid = self._first
         deadline = time.monotonic() + 1.0  # until the process that started it has noticed
         while host == socket.gethostname() and time.monotonic() < deadline:

@@ -74,7 +74,7 @@ class ReproducibleModule(LightningModule):
         self.seed = self.trainer.strategy.broadcast(given_seed())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The seed travels in checkpoints."""
+        """Store the seed in the checkpoint."""
         checkpoint["seed"] = self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -71,10 +71,10 @@ class Selection:
         return drawn
 
     def add(self, indices: Sequence[int], are_accepted: Sequence[bool]) -> int:
-        """Note what became of some of the samples of a draw.
+        """Note which samples of a draw are accepted.
 
         Returns:
-            By how many the kept samples have become more.
+            The increase of the number of kept samples.
         """
         before = min(len(self.accepted), self.num_wanted)
         self.accepted += [index for index, accepted in zip(indices, are_accepted, strict=True) if accepted]

@@ -24,7 +24,7 @@ from unite.nn.generative_encoder import mark_step_of_cuda_graphs
 
 
 def require_precision(precision: str) -> None:
-    """Refuse to round the weights themselves: updates are smaller than what two bytes can tell apart.
+    """Refuse precisions that round the weights themselves: updates are smaller than 16 bits resolve.
 
     ``16-mixed`` goes on a GPU, with Lightning's scaler of gradients; on a CPU Lightning takes ``bf16-mixed`` instead.
 

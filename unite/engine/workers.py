@@ -30,7 +30,7 @@ _HEARTBEAT: Final = 1.0  # s, after which an idle worker looks whether its paren
 
 
 class Failure(NamedTuple):
-    """How a job ended its worker, or what it raised.
+    """Why a job failed: how its worker ended, or the error it raised.
 
     Attributes:
         reason: ``too_slow`` for one that took too long, ``crashed`` for any other end.
@@ -163,7 +163,7 @@ class _Worker:
             theirs.close()
 
     def result(self) -> Any:
-        """What it has found, or how it has failed."""
+        """The result, or the failure."""
         try:
             return self.connection.recv()
         except (EOFError, OSError):

@@ -1,4 +1,4 @@
-"""Files and folders: checked before long work, written whole, and text read whatever wrote it.
+"""Files and folders: checked before long work, written whole, and text read in any of the usual encodings.
 
 Imports nothing heavy: commands that need no network begin at once.
 """

@@ -19,7 +19,7 @@ BUCKET_STEPS = 32
 
 
 def part_of(samples: Any, rows: list[int], total: int) -> Any:
-    """Some of the samples of a batch, in the batch's own form, whatever that is.
+    """Some of the samples of a batch, in the form of the batch.
 
     Args:
         samples: A PyG batch; or mappings, dataclasses and sequences of tensors or lists with a row for each sample.

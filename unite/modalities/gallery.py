@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Scene:
-    """Atoms in space, to be turned.
+    """Atoms in 3D, to be rotated.
 
     Attributes:
         symbols: Symbols of the A atoms.

@@ -1,4 +1,4 @@
-"""Pictures put together from pictures."""
+"""Tables of pictures, with text."""
 
 from collections.abc import Sequence
 from functools import cache

@@ -1,4 +1,4 @@
-"""Where a command puts its results: nothing is overwritten unasked, and an interrupted command can go on.
+"""Where a command puts its results: nothing is overwritten unasked, and an interrupted command can continue.
 
 Imports nothing heavy: commands that need no network begin at once.
 """

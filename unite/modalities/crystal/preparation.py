@@ -128,7 +128,7 @@ def read_formula(text: str) -> Tensor:
 
 
 def batch_of(objects: Sequence[object]) -> CrystalBatch:
-    """Crystals in whatever form as the batch that datamodules yield; see :func:`as_crystal`."""
+    """Crystals in any of the accepted forms as the batch that datamodules yield; see :func:`as_crystal`."""
     table = table_of([as_crystal(item) for item in objects])
     return table.batch(torch.arange(len(table)))
 

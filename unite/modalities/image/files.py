@@ -1,4 +1,4 @@
-"""Image files: which there are, and how one becomes a square of pixels."""
+"""Image files: listing them, and reading one as a square of pixels."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Images of a folder for a report: by class, beside what they were reconstructed from."""
+"""Images of a folder for a report: by class; reconstructions beside their originals."""
 
 import base64
 import io

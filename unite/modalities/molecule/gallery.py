@@ -1,4 +1,4 @@
-"""Molecules of files for a report: judged, drawn, and laid over what they were reconstructed from. Needs no torch.
+"""Molecules of files for a report: judged, drawn, and reconstructions laid over their originals. Needs no torch.
 
 Several processes share the molecules, as they do when files are scored.
 """

@@ -1,4 +1,4 @@
-"""What a model gives back: molecules that know whether they are any, and look like it in a notebook."""
+"""Generated and decoded molecules, with their validity, SMILES and picture in notebooks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Judged:
 
     @property
     def verdict(self) -> Perception | Assembly:
-        """What judging it gives; kept once it is asked for."""
+        """The result of judging it, computed once."""
         raise NotImplementedError
 
     @property
@@ -88,7 +88,7 @@ class GeneratedGraph(_Judged, MolecularGraph):
         return assemble(self)
 
     def to_rdkit(self) -> Chem.Mol:
-        """The RDKit molecule; of an invalid one, its bonds as predicted, which RDKit has not looked at."""
+        """The RDKit molecule; of an invalid one, its bonds as predicted, unchecked by RDKit."""
         mol = self.verdict.mol
         return Chem.Mol(readable(self) if mol is None else mol)
 
@@ -96,7 +96,7 @@ class GeneratedGraph(_Judged, MolecularGraph):
 def batch_of(
     objects: Iterable[object], positions: bool, hydrogens: Literal["explicit", "counted"], seed: int = 0
 ) -> Batch:
-    """Molecules in whatever form as the batch that datamodules yield.
+    """Molecules in any of the accepted forms as the batch that datamodules yield.
 
     Args:
         objects: SMILES, RDKit molecules, PyG objects, or what a model has generated.

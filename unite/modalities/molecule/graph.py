@@ -1,6 +1,6 @@
 """Molecules as graphs: atoms, formal charges and bond types, to and from RDKit and PyG.
 
-A graph is taken at its word. :func:`assemble` builds the RDKit molecule exactly as the graph says it, without repairs,
+A graph is not corrected. :func:`assemble` builds the RDKit molecule exactly as the graph says it, without repairs,
 and tells whether that is a molecule: this is what ``validity_bonds`` counts. The way back is :func:`graph_from_mol`.
 
 PyG objects have ``z`` (A,), ``charge`` (A,), ``edge_index`` (2, E) with both directions of every bond, ``edge_attr``
@@ -64,7 +64,7 @@ _STEPS: Final = (
 
 @dataclass(frozen=True, eq=False)
 class MolecularGraph:
-    """Atoms and bonds as a model says them. Any values are accepted; judging them is :func:`assemble`'s.
+    """Atoms and bonds as a model predicts them. Any values are accepted; :func:`assemble` judges them.
 
     Attributes:
         atomic_numbers: Atomic numbers, shape (A,).
@@ -123,7 +123,7 @@ class Assembly:
 
 
 def assemble(graph: MolecularGraph) -> Assembly:
-    """Build the molecule exactly as the graph says it, or tell why that is none.
+    """Build the molecule exactly as the graph gives it, or give the reason why it is none.
 
     RDKit sanitizes it without its clean-up and without adding a hydrogen, so nothing is repaired. It must be one piece,
     neutral in sum and without radicals. RDKit's log is silenced. What is found of a graph is kept while it exists.
@@ -168,7 +168,7 @@ def _assemble(graph: MolecularGraph) -> Assembly:
 
 
 def as_written(graph: MolecularGraph) -> Chem.RWMol:
-    """The graph as an RDKit molecule that nothing was checked of; elements that do not exist become dummy atoms."""
+    """The graph as an unchecked RDKit molecule; elements that do not exist become dummy atoms."""
     mol = Chem.RWMol()
     counts = np.zeros_like(graph.charges) if graph.num_hydrogens is None else graph.num_hydrogens
     for number, charge, count in zip(

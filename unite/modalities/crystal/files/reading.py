@@ -1,4 +1,4 @@
-"""Crystals out of files that anyone may have written: every record counts, a broken one by the name of what is wrong.
+"""Crystals out of files from any source: every record counts, a broken one with the reason.
 
 CIF and POSCAR are read by pymatgen, extended XYZ by ASE. Parsing happens in processes that may crash or take too long.
 """

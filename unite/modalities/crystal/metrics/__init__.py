@@ -1,1 +1,1 @@
-"""Judgement of crystals."""
+"""Metrics of crystals."""

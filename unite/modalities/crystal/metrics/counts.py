@@ -1,4 +1,4 @@
-"""What is counted of crystals, whether a model or a file has them: validity, copies, and distances of distributions."""
+"""Counts of crystals from a model or a file: validity, copies, and distances of distributions."""
 
 import zlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Crystals relaxed by CHGNet: how much energy it sets free, how far atoms move, how much the cell changes.
+"""Crystals relaxed by CHGNet: how much energy that releases, how far atoms move, how much the cell changes.
 
 CHGNet is a network potential (Deng et al., Nature Machine Intelligence 5, 1031 (2023)) whose weights, trained on
 relaxations of the Materials Project, come with its package. It says whether a crystal lies near a minimum of the
@@ -136,7 +136,7 @@ def relax_crystal(crystal: Crystal) -> Measured:
 
 
 def _rmsd(crystal: Crystal, relaxed: Any) -> float:
-    """Root mean square way of the atoms in Å, in the mean of both cells; a common shift is none."""
+    """Root mean square displacement of the atoms in Å, in the mean of both cells; a common shift is none."""
     moved = relaxed.get_scaled_positions(wrap=False) - crystal.fractional
     moved -= np.round(moved)
     way = (moved - moved.mean(axis=0)) @ ((crystal.matrix + relaxed.cell.array) / 2)

@@ -14,7 +14,7 @@ from unite.modalities.crystal.metrics.matching import match_all
 
 
 class CrystalReconstructionMetrics(Metric):
-    """How well crystals come back.
+    """Agreement of reconstructed crystals with their originals.
 
     - ``match_rate``: share that StructureMatcher matches to the original with the tolerances of the literature
       (:data:`~unite.modalities.crystal.metrics.matching.LOOSE`); ``match_rate_strict``: with pymatgen's own.

@@ -1,1 +1,1 @@
-"""How good images are: as generated, as reconstructed, as files; and the networks whose features say so."""
+"""How good images are: as generated, as reconstructed, as files; and the networks whose features are compared."""

@@ -1,4 +1,4 @@
-"""A small network that tells digits apart; its features stand in for Inception's under the name `fid_digits`.
+"""A small network that classifies digits; its features replace Inception's in the metric `fid_digits`.
 
 FID by Inception means little for gray images of 8x8 pixels. This network is trained on the training split in seconds,
 with one seed and in double precision, so that it comes out alike everywhere. Numbers made with it compare runs on

@@ -1,4 +1,4 @@
-"""What the metrics of images need of a network that turns images into features."""
+"""The interface of networks whose features metrics of images compare."""
 
 from typing import Self
 

@@ -27,7 +27,7 @@ def structure_svg(mol: Chem.Mol) -> str:
 
 
 def rejected_svg(mol: Chem.Mol, marked: Sequence[int]) -> str:
-    """The formula of what is no molecule, as it is, with some atoms marked and their hydrogens told.
+    """The formula of what is no molecule, as it is, with some atoms marked and their hydrogens written.
 
     Args:
         mol: Not sanitized; hydrogens are atoms, or counted as explicit ones.

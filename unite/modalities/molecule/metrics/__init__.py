@@ -1,1 +1,1 @@
-"""How good molecules are: as generated, as reconstructed, as files."""
+"""Metrics of molecules: generated, reconstructed, and in files."""

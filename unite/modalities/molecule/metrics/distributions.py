@@ -1,4 +1,4 @@
-"""Whether generated molecules are spread as real ones are, which validity and uniqueness do not see.
+"""Whether generated molecules are distributed as real ones are, which validity and uniqueness do not show.
 
 Every measure is a distance of the valid molecules to a reference, beside its *floor*: the same between two halves of
 the reference. All are of heavy atoms, so that molecules with and without explicit hydrogens can be compared. Needs no
@@ -49,7 +49,7 @@ _SIGNS = {Chem.BondType.SINGLE: "-", Chem.BondType.DOUBLE: "=", Chem.BondType.TR
 
 
 class Shape(NamedTuple):
-    """What the distributions need to know of a valid molecule.
+    """The values of a valid molecule that the distributions need.
 
     Attributes:
         bonds: Lengths in Å of bonds of heavy atoms, by type such as ``C=N``.

@@ -38,7 +38,7 @@ _ALLOWED: Final = frozenset({"C", "N", "S", "O", "F", "Cl", "Br", "H"})
 
 
 class Described(NamedTuple):
-    """What the table needs to know of a molecule.
+    """The values of a molecule that the table needs.
 
     Attributes:
         smiles: Canonical SMILES without stereochemistry.
@@ -56,7 +56,7 @@ class Described(NamedTuple):
 
 
 def describe(texts: Sequence[str | None], with_filters: bool = True) -> list[Described | None]:
-    """What the table needs to know of molecules given as SMILES; None for those that RDKit does not read.
+    """The values of molecules given as SMILES that the table needs; None for those that RDKit does not read.
 
     Args:
         texts: SMILES.

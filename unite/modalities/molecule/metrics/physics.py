@@ -1,4 +1,4 @@
-"""Molecules relaxed by GFN2-xTB: how much energy it sets free, how far atoms move, whether the bonds stay.
+"""Molecules relaxed by GFN2-xTB: how much energy that releases, how far atoms move, whether the bonds stay.
 
 GFN2-xTB is the semiempirical method of Bannwarth, Ehlert and Grimme (J. Chem. Theory Comput. 15, 1652 (2019)), by the
 package tblite. What is valid by its distances may still be badly bent: strain tells.
