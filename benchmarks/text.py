@@ -3,7 +3,7 @@
 Digits: phrases in wordings that training had, in wordings that are held out, and with words that no caption has. The
 classifier is the network behind ``fid_digits``, trained on the real training digits.
 
-Molecules: facts of one, two or three of ``unite.modalities.molecule.descriptions.FACTS``, among them the pairs that no
+Molecules: facts of one, two or three of ``unite.modalities.molecule.data.descriptions.FACTS``, among them the pairs that no
 caption names together. A molecule fulfils a sentence if all of its facts are true of what RDKit perceives; an invalid
 one never does. Beside it: the share of the same model's samples without a prompt, and that of the training molecules.
 
@@ -30,7 +30,7 @@ from unite import UniteModule
 from unite.modalities.image import DigitsDataModule
 from unite.modalities.image.phrases import NAMES, phrase
 from unite.modalities.molecule import QM9DataModule
-from unite.modalities.molecule.descriptions import FACTS, HELD_OUT, facts_of, sentence
+from unite.modalities.molecule.data.descriptions import FACTS, HELD_OUT, facts_of, sentence
 
 UNSEEN_WORDS = ("paint {} with a pencil", "could I have {}", "a picture of {}", "{} in chalk", "my lucky {}")
 SINGLES = ("a three-membered ring", "a six-membered ring", "no ring", "an aromatic ring", "an alcohol", "a nitrile")

@@ -9,15 +9,15 @@ from rdkit import Chem, rdBase
 from torch import Tensor
 from tqdm import tqdm
 
+from unite.modalities.molecule.data.descriptions import FACTS, GROUPS, describe, facts_of
 from unite.modalities.molecule.data.qm9.table import MoleculeTable, load_or_make
-from unite.modalities.molecule.descriptions import FACTS, GROUPS, describe, facts_of
 
 
 class DescribedMolecules:
     """Caption of each row of a table, made when it is asked for; always the same.
 
     Args:
-        facts: Which of :data:`~unite.modalities.molecule.descriptions.FACTS` are true of each molecule, shape (N, F).
+        facts: Which of :data:`~unite.modalities.molecule.data.descriptions.FACTS` are true of each molecule, shape (N, F).
         numbers: Numbers of the molecules in the data set, shape (N,).
     """
 

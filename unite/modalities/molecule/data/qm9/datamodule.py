@@ -76,7 +76,7 @@ class QM9DataModule(MoleculeDataModule):
         on_device: Keep all molecules on the trainer's device, and make the batches there: 33 MB for QM9, 116 MB with
             bonds, on each GPU. The batches are the same. It needs `num_workers` 0.
         captions: Whether molecules have captions, such as "a three-membered ring with an ether", made of rings, groups
-            and elements (:mod:`unite.modalities.molecule.descriptions`). What RDKit finds, in a minute, is kept in
+            and elements (:mod:`unite.modalities.molecule.data.descriptions`). What RDKit finds, in a minute, is kept in
             `root`.
     """
 

@@ -10,8 +10,8 @@ from torch_geometric.data import Batch
 from tests.support.paths import TINY_CSV
 from unite.modalities.batches import part_of
 from unite.modalities.molecule.adapter import MoleculeAdapter
+from unite.modalities.molecule.data.descriptions import FACTS, HELD_OUT, describe, facts_of, sentence
 from unite.modalities.molecule.data.qm9.datamodule import QM9DataModule
-from unite.modalities.molecule.descriptions import FACTS, HELD_OUT, describe, facts_of, sentence
 from unite.nn.text import ByteTextEncoder
 
 
