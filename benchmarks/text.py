@@ -3,8 +3,8 @@
 Digits: phrases in wordings that training had, in wordings that are held out, and with words that no caption has. The
 classifier is the network behind ``fid_digits``, trained on the real training digits.
 
-Molecules: facts of one, two or three of ``unite.modalities.molecule.data.descriptions.FACTS``, among them the pairs that no
-caption names together. A molecule fulfils a sentence if all of its facts are true of what RDKit perceives; an invalid
+Molecules: facts of one, two or three of ``FACTS`` (``unite.modalities.molecule.data.descriptions``), among them the
+pairs that no caption names together. A molecule fulfils a sentence if all of its facts are true of what RDKit perceives; an invalid
 one never does. Beside it: the share of the same model's samples without a prompt, and that of the training molecules.
 
     python benchmarks/text.py runs/digits_text --root data/digits

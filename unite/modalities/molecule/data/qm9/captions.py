@@ -17,7 +17,7 @@ class DescribedMolecules:
     """Caption of each row of a table, made when it is asked for; always the same.
 
     Args:
-        facts: Which of :data:`~unite.modalities.molecule.data.descriptions.FACTS` are true of each molecule, shape (N, F).
+        facts: True :data:`~unite.modalities.molecule.data.descriptions.FACTS` of each molecule, shape (N, F).
         numbers: Numbers of the molecules in the data set, shape (N,).
     """
 
