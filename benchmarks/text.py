@@ -4,8 +4,9 @@ Digits: phrases in wordings that training had, in wordings that are held out, an
 classifier is the network behind ``fid_digits``, trained on the real training digits.
 
 Molecules: facts of one, two or three of ``FACTS`` (``unite.modalities.molecule.data.descriptions``), among them the
-pairs that no caption names together. A molecule fulfils a sentence if all of its facts are true of what RDKit perceives; an invalid
-one never does. Beside it: the share of the same model's samples without a prompt, and that of the training molecules.
+pairs that no caption names together. A molecule fulfils a sentence if all of its facts are true of what RDKit
+perceives; an invalid one never does. Beside it: the share of the same model's samples without a prompt, and that of
+the training molecules.
 
     python benchmarks/text.py runs/digits_text --root data/digits
     python benchmarks/text.py runs/qm9_text --root data/qm9 --num_samples 100 --scales 1 2 3
