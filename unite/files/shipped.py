@@ -8,7 +8,11 @@ PACKAGE = Path(__file__).parents[1]
 REPOSITORY = PACKAGE.parent
 
 #: Models by name, as they lie in the repository; a wheel has them in ``unite/models``.
-MODELS = {"qm9": "docs/results/qm9_two_hours/model", "joint": "docs/results/joint/model"}
+MODELS = {
+    "qm9": "docs/results/qm9_two_hours/model",
+    "qm9_graph": "docs/results/qm9_graph/model",
+    "joint": "docs/results/joint/model",
+}
 
 
 def shipped_configs() -> dict[str, Path]:
