@@ -11,6 +11,7 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from tests.support.commands import RunCli
 from tests.support.modules import make_trainer
 from unite import GenerativeEncoder, UniteModule
 from unite.callbacks import DecoderStage, WeightAveraging
@@ -158,6 +159,7 @@ def test_the_discriminator_learns_the_hinge_loss() -> None:
     losses = []
     for _ in range(30):
         adversary.term(made, real, (made - real).abs().mean())
+        adversary.take_step()
         assert adversary.loss is not None
         losses.append(float(adversary.loss))
     assert losses[0] == 1.0  # no opinion: half of relu(1 - 0) + relu(1 + 0)
@@ -178,6 +180,7 @@ def _run_rank(rank: int, folder: Path) -> None:
     for _ in range(3):
         real = torch.rand(4, 1, 8, 8)
         adversary.term(real * 0.5, real, real.sum())
+        adversary.take_step()
     torch.save(adversary.discriminator.state_dict(), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -205,3 +208,19 @@ def test_what_it_cannot_train_is_refused(tmp_path: Path) -> None:
     for name, value in (("weight", 0.0), ("discriminator_lr", -1.0), ("start_step", -1)):
         with pytest.raises(UserError, match=rf"DecoderStage\.{name} is {value}"):
             DecoderStage(**{name: value})  # type: ignore[arg-type]
+
+
+def test_the_command_gives_a_model_with_the_same_latents(run_cli: RunCli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    data = ("--data.init_args.root", tmp_path, "--data.init_args.num_train", "64", "--trainer.limit_val_batches", "0")
+    stage = ("fit", "digits", "--config", "stages/decoder_stage", "--max_steps", "2", *data)
+    result = run_cli(*stage, "--init_from", "joint", "--seed", "5", "--trainer.default_root_dir", run)
+    assert result.code == 0, result.err
+    trained, joint = UniteModule.load_from_checkpoint(run), UniteModule.from_pretrained("joint")
+    assert torch.equal(latents(trained), latents(joint))
+    assert not torch.equal(_adapter(trained).pixel_head.weight, _adapter(joint).pixel_head.weight)
+    saved = torch.load(run / "last.ckpt", weights_only=True)["callbacks"]["DecoderStage"]
+    assert saved["step"] == 2  # what is tried before the first step, as to its memory, is none
+    refused = run_cli(*stage, "--trainer.default_root_dir", tmp_path / "new")
+    assert refused.code == 2
+    assert refused.err.splitlines()[-1].endswith("this one is new: add --init_from RUN")

@@ -2,7 +2,7 @@
 
 The Generative Encoder and all that makes latents stay as they are, bit by bit, so samples keep their latents too; what
 changes is how latents look. Lightning drives the decoder's optimizer with its schedule, clipping, accumulation and
-average. The discriminator has an optimizer of its own, which steps within the training step: Lightning's manual
+average. The discriminator has an optimizer of its own, which steps after each backward pass: Lightning's manual
 optimization of two would count each batch twice and refuse clipping and accumulation.
 """
 
@@ -83,6 +83,11 @@ class DecoderStage(Callback):
             self.adversary.load_state_dict(self._restored)
             self._restored = None
         adapter.adversary = self.adversary.term
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the discriminator take its step, after that of the decoder is computed."""
+        if self.adversary is not None:
+            self.adversary.take_step()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -80,7 +80,7 @@ class Adversary:
         self.loss: Tensor | None = None  # of the discriminator, at the last step
 
     def term(self, prediction: Tensor, images: Tensor, reconstruction: Tensor) -> Tensor:
-        """One step of the discriminator, then the decoder's weighted loss: how real its images look.
+        """The decoder's weighted loss: how real its images look; and gradients for the next step of the discriminator.
 
         Args:
             prediction: Decoded images, shape (B, channels, H, W).
@@ -88,7 +88,7 @@ class Adversary:
             reconstruction: Reconstruction loss of the prediction, a scalar.
         """
         self._learn(prediction.detach(), images)
-        if self.step <= self.start_step:
+        if self.step < self.start_step:
             return torch.zeros_like(reconstruction)
         with _frozen(self.discriminator):
             loss = -self.discriminator(prediction).mean()
@@ -106,9 +106,12 @@ class Adversary:
         loss = 0.5 * (F.relu(1 - of_real).mean() + F.relu(1 + of_made).mean())
         self.optimizer.zero_grad()
         loss.backward()
+        self.loss = loss.detach()
+
+    def take_step(self) -> None:
+        """One step of the discriminator. By itself, for a training step may be tried, as to its memory, and undone."""
         _average_gradients(self.discriminator)
         self.optimizer.step()
-        self.loss = loss.detach()
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
