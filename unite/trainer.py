@@ -235,7 +235,7 @@ class UniteTrainer(Trainer):
         batch_size: int = 500,
         film_strip: int = 0,
     ) -> None:
-        """Generate samples with a checkpoint; writes them as files, with a picture, labels and metrics.json.
+        """Generate samples; writes them as files, with a picture and metrics.json.
 
         If interrupted, the same command continues, even with another batch_size or number of processes
         (``--trainer.devices``, torchrun), which share the samples. Solver, steps, guidance and noise are by default
@@ -254,7 +254,7 @@ class UniteTrainer(Trainer):
             sizes: Numbers of atoms, cycled: 7 8 9 or 7-9; heavy atoms where hydrogens are counted; default: as trained.
             targets: Properties of the samples, such as gap=5.0 mu=2.0; for a model that was trained with them.
             composition: Formula of crystals, such as BaTiO3; for a model that was trained with compositions.
-            fix: A file with a molecule (SDF, XYZ) of which a part is kept in all samples, of models of positions.
+            fix: Molecule (SDF, XYZ), a part of which all samples contain; for models of positions.
             fix_atoms: Atoms of that part, from 0, such as 0 1 2; default: all heavy ones.
             prompt: What the samples are, in words; for a model that was trained with captions; cycled.
             only: Draw until so many samples are valid; the metrics are those of the first ``num_samples`` drawn.

@@ -9,20 +9,22 @@ import textwrap
 
 from unite.commands.line.source import Described, command_options
 
-#: Options that the short help names without a line of their own.
-SELDOM = (
-    "composition",
-    "max_drawn",
-    "solver",
-    "guidance_sweep",
-    "guidance_interval",
-    "noise_scale",
-    "stochasticity",
-    "restarts",
-    "restart_time",
-    "restart_steps",
-    "batch_size",
-    "film_strip",
+#: Options of their own that commands show with a line each; the short help names all others in one paragraph.
+MAIN = (
+    "num_samples",
+    "split",
+    "output",
+    "overwrite",
+    "modality",
+    "verbose",
+    "labels",
+    "sizes",
+    "targets",
+    "prompt",
+    "fix",
+    "only",
+    "num_steps",
+    "guidance_scale",
 )
 #: Options of ``unite fit`` that are keys of its config.
 KEYS_OF_FIT = {
@@ -41,6 +43,7 @@ KEYS_OF_FIT = {
     "print_config": "Print all settings and exit",
 }
 MAX_WIDTH = 100
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def short_help(command: str) -> str:
@@ -60,10 +63,11 @@ def short_help(command: str) -> str:
     for name, text in options.items():
         lines += _wrapped(text, width, f"  --{name}".ljust(indent), " " * indent)
     lines.append("")
-    if further := [f"--{name}" for name in SELDOM if name in described.arguments]:
-        lines += _wrapped(f"Further (see --help-all): {', '.join(further)}", width)
-    lines += _wrapped(f"Every key of a config is also an option: unite {command} --help-all", width)
-    return "\n".join(lines) + "\n"
+    further = "".join(f"--{name}, " for name in described.arguments if name not in (*MAIN, "ckpt_path"))
+    also = f"Further: {further}and every key of a config" if further else "Every key of a config is also an option"
+    command_line = f"unite {command} --help-all".replace(" ", NO_BREAK)
+    lines += _wrapped(f"{also}: {command_line}", width)
+    return "\n".join(lines).replace(NO_BREAK, " ") + "\n"
 
 
 def _options(command: str, described: Described) -> dict[str, str]:
@@ -71,7 +75,7 @@ def _options(command: str, described: Described) -> dict[str, str]:
     own = {
         f"{name} {described.placeholders[name]}".rstrip(): _first_clause(text)
         for name, text in described.arguments.items()
-        if name not in ("ckpt_path", *SELDOM)
+        if name in MAIN
     }
     common = {"seed N": "Makes the command reproducible", "device NAME": "cpu, cuda, cuda:N or mps"}
     if command == "fit":
