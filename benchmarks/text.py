@@ -132,7 +132,7 @@ def draw(results: dict[str, Any], scales: Sequence[float], path: Path) -> None:
     titles = [row["prompt"] + (" *" if frozenset(row["prompt"].split(" with ")) in HELD_OUT else "") for row in rows]
     axis.set_yticks(np.arange(len(rows)) + 0.4 - height / 2, titles)
     axis.invert_yaxis()
-    axis.set(xlabel="samples that fulfil the sentence, % (* no caption names the pair)", xlim=(0, 100))
+    axis.set(xlabel="share of samples, % (* held-out pair)", xlim=(0, 100))
     axis.margins(y=0.01)
     axis.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=120)
