@@ -222,7 +222,7 @@ class GenerativeEncoder(Configurable, nn.Module):
         Returns:
             Predicted clean latents, shape (B, K, C).
         """
-        return self.forward(noisy_latents, timesteps, condition, registers, context=context)
+        return self.forward(noisy_latents, timesteps, condition, registers, None, context)
 
     def forward(
         self,
