@@ -147,7 +147,12 @@ def _classes(base: type) -> list[type]:
     for info in pkgutil.walk_packages(unite.__path__, "unite."):
         if "__" in info.name:
             continue
-        module = importlib.import_module(info.name)
+        try:
+            module = importlib.import_module(info.name)
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith("unite"):
+                raise
+            continue  # what an exported folder carries along for diffusers, which may be missing here
         found += [
             item
             for name, item in vars(module).items()

@@ -19,7 +19,7 @@ from unite.modalities.molecule.perception.perceive import perceive_all
 
 NOTES = {
     "hydrogens_added": "hydrogens added to a shape without all of them",
-    "conformers_made": "shapes made by ETKDG and MMFF94 (UFF where that knows an atom not)",
+    "conformers_made": "shapes made by ETKDG and MMFF94 (UFF for atoms that MMFF94 lacks)",
     "not_relaxed": "shapes of ETKDG alone: no force field knows an atom",
     "bonds_perceived": "bonds perceived: the file has none",
 }
