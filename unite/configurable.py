@@ -15,6 +15,11 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 from unite.errors import UserError
 
 
+def own_settings(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a module among the hyper-parameters of its checkpoint, without Lightning's notes (``_NAME``)."""
+    return {name: value for name, value in hyper_parameters.items() if not name.startswith("_")}
+
+
 class Configurable:
     """Base of every class that a yaml can name; records the arguments of the constructor in ``init_args``."""
 

@@ -15,6 +15,7 @@ import yaml
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import instantiate_module
 
+from unite.configurable import own_settings
 from unite.console import one_line, shown, silence_noise
 from unite.errors import UserError, require
 from unite.files import leaving_no_empty_folders, require_writable
@@ -195,7 +196,7 @@ def batches(run: Run, split: str, num_samples: int) -> Iterator[Any]:
 
 def fresh_module(module: UniteModule, seed: int = 0) -> UniteModule:
     """A new model of the same settings with its initial weights, drawn with ``seed``; in evaluation mode."""
-    settings = {name: value for name, value in module.hparams.items() if not name.startswith("_")}
+    settings = own_settings(module.hparams)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = instantiate_module(UniteModule, copy.deepcopy(settings))

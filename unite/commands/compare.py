@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unite.analysis.comparison import RunSummary, comparison, draw_comparison, markdown_table
+from unite.configurable import own_settings
 from unite.console import shown
 from unite.errors import UserError, install_hint, is_installed
 from unite.files import leaving_no_empty_folders, read_json, require_writable, write_json
@@ -212,7 +213,7 @@ def without_weights(hyper_parameters: Mapping[str, Any]) -> "UniteModule":
     from unite.console import one_line
     from unite.module import UniteModule
 
-    settings = {key: value for key, value in hyper_parameters.items() if not key.startswith("_")}
+    settings = own_settings(hyper_parameters)
     try:
         with torch.device("meta"):
             module: UniteModule = instantiate_module(UniteModule, settings)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from unite.configurable import own_settings
 from unite.console import one_line, shown
 from unite.errors import UserError, require
 from unite.files import file_checksum, leaving_no_empty_folders, read_json, replacing, require_writable
@@ -168,9 +169,7 @@ def _write_exported(
     present = [name for name in FILES if (folder / name).exists()]
     if present and not overwrite:
         raise UserError(f"{shown(folder)} has a {present[0]}: add --overwrite to replace it, or choose another folder")
-    settings = _without_machine_paths(
-        {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
-    )
+    settings = _without_machine_paths(own_settings(content["hyper_parameters"]))
     # A clone each: what shares memory could not be written.
     weights = {name: value.clone().contiguous() for name, value in content["state_dict"].items()}
     if half:

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.cli import instantiate_module
 from torch import Tensor
 
+from unite.configurable import own_settings
 from unite.errors import UserError
 from unite.modalities.base import ModalityAdapter
 from unite.runs.folder import find_checkpoint, read_checkpoint
@@ -78,7 +79,7 @@ def warm_start(module: Any, source: str) -> WarmStart:
     theirs: dict[str, Tensor] = dict(checkpoint["state_dict"])
     rows_here = _row_names(module.adapters)
     with no_larger_than(theirs, checkpoint["hyper_parameters"], path):
-        settings = {name: value for name, value in checkpoint["hyper_parameters"].items() if not name.startswith("_")}
+        settings = own_settings(checkpoint["hyper_parameters"])
         rows_there = _row_names(instantiate_module(type(module), settings).adapters)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

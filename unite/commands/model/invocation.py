@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from unite.commands.line.options import trainer_options
+from unite.configurable import own_settings
 from unite.console import is_first_process, is_quiet, one_line, public_classes, shown
 from unite.errors import UserError
 from unite.files import open_text
@@ -69,8 +70,7 @@ class Invocation:
             require_known_classes(self.checkpoint["hyper_parameters"], source, UniteModule)
             if self.run_config:
                 require_known_config(self.run_config)
-            hparams = {k: v for k, v in self.checkpoint["hyper_parameters"].items() if not k.startswith("_")}
-            configs = [str(self.run_config or json.dumps({"model": hparams}))]
+            configs = [str(self.run_config or json.dumps({"model": own_settings(self.checkpoint["hyper_parameters"])}))]
         args = [f"--config={_as_named_today(config)}" for config in configs]
         if self.ckpt_path:
             args.append(f"--ckpt_path={self.ckpt_path}")
