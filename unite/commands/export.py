@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from unite.configurable import own_settings
-from unite.console import one_line, shown
+from unite.console import shown
 from unite.errors import UserError, require
-from unite.files import file_checksum, leaving_no_empty_folders, read_json, replacing, require_writable
+from unite.files import file_checksum, leaving_no_empty_folders, read_json, require_writable
 from unite.files.locks import only_one
 from unite.files.version import __version__
 from unite.runs.exported import (
@@ -164,6 +164,7 @@ def _write_exported(
     path: Path, content: dict[str, Any], folder: Path, license_id: str, overwrite: bool, name: str | None, half: bool
 ) -> list[Path]:
     from unite.files.checked_json import json_checksum
+    from unite.files.tensors import write_tensors
     from unite.runs.folder import find_run_config
 
     present = [name for name in FILES if (folder / name).exists()]
@@ -177,7 +178,7 @@ def _write_exported(
     (folder / SETTINGS_FILE).unlink(
         missing_ok=True
     )  # last to come, so that a broken export is not taken for a whole one
-    _write_weights(weights, folder / WEIGHTS_FILE)
+    write_tensors(weights, folder / WEIGHTS_FILE)
     (folder / CARD_FILE).write_text(
         _model_card(
             name or folder.resolve().name,
@@ -213,20 +214,6 @@ def _without_machine_paths(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: None if name in MACHINE_PATHS else _without_machine_paths(item) for name, item in value.items()}
     return [_without_machine_paths(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        with replacing(path) as temporary:
-            temporary.touch()
-            mode = temporary.stat().st_mode
-            save_file(weights, temporary, metadata={"format": "pt"})
-            temporary.chmod(mode)  # safetensors keeps all other users from reading its files
-    except (OSError, SafetensorError) as error:  # the latter wraps a full disk
-        raise UserError(f"cannot write {path} ({one_line(error)}); make room, or choose another folder") from error
 
 
 def _model_card(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from unite.configurable import as_config
 from unite.errors import UserError
-from unite.files import replacing
 from unite.files.version import __version__
 
 if TYPE_CHECKING:
@@ -80,9 +79,9 @@ def write_folder(module: UniteModule, folder: Path, title: str, license_id: str)
         The files written, ``model_index.json`` last.
 
     Raises:
-        UserError: The model has no images, or is conditioned on more than classes.
+        UserError: The model has no images, is conditioned on more than classes, or the weights cannot be written.
     """
-    from safetensors.torch import save_file
+    from unite.files.tensors import write_tensors
 
     modality, adapter = image_adapter(module)
     model = folder / MODEL
@@ -106,11 +105,7 @@ def write_folder(module: UniteModule, folder: Path, title: str, license_id: str)
     )
     (folder / INDEX_FILE).unlink(missing_ok=True)  # last to come, so that a broken export is not taken for a whole one
     weights = model / WEIGHTS_FILE
-    with replacing(weights) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(_weights(module, modality, adapter), temporary, metadata={"format": "pt"})
-        temporary.chmod(mode)  # safetensors keeps all other users from reading its files
+    write_tensors(_weights(module, modality, adapter), weights)
     for path, text in files.items():
         path.write_text(text, encoding="utf-8")
     return [weights, *files]
