@@ -15,7 +15,6 @@ Letters: B molecules, A atoms of the largest one, K registers, D width, T atom t
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -332,19 +331,17 @@ class MoleculeAdapter(PartKeepingMolecules):
             positions = hidden.new_zeros(*mask.shape, 3)
             if self.positions:
                 positions = centre(self.position_head(hidden), mask)
-            prediction = self._heads(hidden, positions, mask)
+            bond_logits = self.pairs(hidden) if self.bonds else None
+            bonds = None if bond_logits is None else bond_logits.argmax(dim=-1)
+            prediction = self._predicted(hidden, positions, mask, bond_logits, bonds)
             return prediction if template.part is None else with_part_in_place(prediction, template.part)
 
-    def _heads(self, hidden: Tensor, positions: Tensor, mask: Tensor) -> MoleculePrediction:
-        # What the view has of the decoded atoms (B, A, D); positions are there already.
-        if not self.bonds:
-            return MoleculePrediction(self.type_head(hidden), positions, mask)
-        bond_logits = self.pairs(hidden)
-        if not self.types_from_bonds:
-            graph = GraphPrediction(bond_logits, self.charge_head(hidden))
-            return MoleculePrediction(self.type_head(hidden), positions, mask, graph)
-        atoms = self.bond_reader(hidden, bond_logits.argmax(dim=-1), mask)
-        graph = GraphPrediction(bond_logits, self.charge_head(atoms))
+    def _predicted(
+        self, hidden: Tensor, positions: Tensor, mask: Tensor, bond_logits: Tensor | None, bonds: Tensor | None
+    ) -> MoleculePrediction:
+        """Types, and charges where there are bonds, of decoded atoms (B, A, D), beside these bonds (B, P)."""
+        atoms = self.bond_reader(hidden, bonds, mask) if self.types_from_bonds else hidden
+        graph = None if bond_logits is None else GraphPrediction(bond_logits, self.charge_head(atoms))
         return MoleculePrediction(self.type_head(atoms), positions, mask, graph, hidden)
 
     def reconstruction_loss(self, prediction: MoleculePrediction, prepared: PreparedMolecules) -> dict[str, Tensor]:
@@ -353,12 +350,19 @@ class MoleculeAdapter(PartKeepingMolecules):
         Positions: squared errors of positions and of the distances of near pairs. Bonds: cross-entropies of bonds
         (:func:`~unite.modalities.molecule.losses.bond_loss`) and of charges.
         """
-        if prediction.atoms is not None and prediction.graph is not None and prepared.graph is not None:
+        if self.types_from_bonds:
             # Types that had to agree with wrong bonds would learn to distrust all of them.
+            assert prediction.atoms is not None
+            assert prediction.graph is not None
+            assert prepared.graph is not None
             with full_precision(prediction.atoms.device):
-                atoms = self.bond_reader(prediction.atoms, prepared.graph.bonds, prepared.mask)
-                graph = replace(prediction.graph, charge_logits=self.charge_head(atoms))
-                prediction = replace(prediction, type_logits=self.type_head(atoms), graph=graph)
+                prediction = self._predicted(
+                    prediction.atoms,
+                    prediction.positions,
+                    prediction.mask,
+                    prediction.graph.bond_logits,
+                    prepared.graph.bonds,
+                )
         return reconstruction_terms(
             prediction, prepared, self.positions, self.distance_cutoff, self.max_charge, self.none_weight
         )

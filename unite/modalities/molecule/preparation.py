@@ -70,7 +70,7 @@ class MoleculePrediction:
         positions: Positions in Å, shape (B, A, 3), centred over real atoms; 0 if the view is without positions.
         mask: True where an atom is real, shape (B, A).
         graph: Bonds and charges, or None if the view is without bonds.
-        atoms: Channels of the atoms before types and charges are told beside the bonds, shape (B, A, D), or None.
+        atoms: Channels of the decoded atoms that all this is read from, shape (B, A, D), or None.
     """
 
     type_logits: Tensor
