@@ -24,13 +24,18 @@ def no_checkpoint(path: str) -> UserError:
     return UserError(f"--ckpt_path {path}: no such checkpoint; give a .ckpt file, or a run folder with one")
 
 
+def on_one_line(error: BaseException) -> str:
+    """The message of an error without its line breaks; empty if it has none."""
+    return " ".join(str(error).split())
+
+
 def lost_loader(error: BaseException) -> str:
     """A message if an error means that a process of a DataLoader was killed; empty for other errors.
 
     Such an error can reach us in two ways: as the RuntimeError of PyTorch's SIGCHLD handler, or, if the process dies
     while it transfers a tensor, as a broken connection before that handler has run.
     """
-    text = " ".join(str(error).split()).rstrip(". ")
+    text = on_one_line(error).rstrip(". ")
     if _breaks_in_loader(error):
         text = "DataLoader worker exited unexpectedly"
     elif not isinstance(error, RuntimeError) or not re.match(r"DataLoader worker \(pid.*\) (is killed|exited)", text):

@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, Final
 
-from unite.errors import UserError
+from unite.errors import UserError, on_one_line
 from unite.files.version import __version__
 
 #: Packages whose classes a run folder may name.
@@ -141,7 +141,7 @@ def require_known_config(path: Path) -> None:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} cannot be read: {on_one_line(error)}") from error
     require_few_settings(content, path)
     _require_known_strings(content, path)
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from unite.errors import is_installed
+from unite.errors import is_installed, on_one_line
 from unite.files.weights import INCEPTION, VGG16, Weights
 
 #: What everything here stands on, by the names that pip knows.
@@ -99,5 +99,5 @@ def broken_torchvision() -> str | None:
     try:
         import_module("torchvision")
     except Exception as error:  # of any kind: libraries of another build are loaded
-        return " ".join(str(error).split())
+        return on_one_line(error)
     return None

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from unite.errors import UserError
+from unite.errors import UserError, on_one_line
 from unite.modalities.image.suffixes import IMAGE_SUFFIXES
 
 MAX_PIXELS = 2**26
@@ -155,7 +155,7 @@ def open_image(source: Path | bytes, channels: int, name: str | None = None) -> 
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert(mode)
             return image.convert(mode)
     except Exception as error:  # what a damaged file makes the decoders raise is not limited to a few classes
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = on_one_line(error) or type(error).__name__
         raise UserError(f"cannot read image {name or source!s}: {reason}; replace or remove it") from error
 
 

@@ -15,6 +15,7 @@ from rdkit import Chem, rdBase
 from rdkit.Chem import rdMolAlign
 
 from unite.engine.workers import Divisible, Failure, in_order, num_cpus, work_apart
+from unite.errors import on_one_line
 from unite.modalities.gallery import Gallery, Item, Scene
 from unite.modalities.molecule.faults import structure_of_rejected
 from unite.modalities.molecule.files.reading import Entry, Record, is_graph, parse, properties, read_records
@@ -145,7 +146,7 @@ def _shown(job: _Job, entry: Entry, judged: Judged) -> Item:
     try:
         return _item(job, entry, judged)
     except (ValueError, RuntimeError) as error:  # RDKit can judge it, but not draw it
-        return _in_words(job.record, judged, [f"RDKit cannot draw it: {' '.join(str(error).split())[:80]}"])
+        return _in_words(job.record, judged, [f"RDKit cannot draw it: {on_one_line(error)[:80]}"])
 
 
 def _refused(job: _Job, failure: Failure) -> _Done:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unite.errors import UserError
+from unite.errors import UserError, on_one_line
 from unite.modalities.image.data import Split
 
 SIZE: Final = 32
@@ -101,7 +101,7 @@ def _read_batch(content: bytes, name: str) -> tuple[Tensor, Tensor]:
     except KeyError as error:
         raise UserError(f"{name} has no {error.args[0]!r}: it is no batch of CIFAR-10") from error
     except Exception as error:  # what damaged bytes make an unpickler raise is not limited to a few classes
-        raise UserError(f"cannot read {name}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise UserError(f"cannot read {name}: {on_one_line(error) or type(error).__name__}") from error
     if pixels is None or pixels.shape != (len(labels), NUM_VALUES):
         shape = None if pixels is None else pixels.shape
         raise UserError(f"{name} has data of shape {shape} and {len(labels)} labels; ({len(labels)}, {NUM_VALUES}) fit")

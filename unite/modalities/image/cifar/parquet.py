@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unite.console import is_quiet
-from unite.errors import UserError, require_packages
+from unite.errors import UserError, on_one_line, require_packages
 from unite.modalities.image.data import Split
 from unite.modalities.image.files import load_pixels
 
@@ -60,7 +60,7 @@ def _rows(paths: list[Path]) -> Iterator[tuple[bytes, int]]:
                         yield _encoded(row[column], path), int(row[_LABEL_COLUMN])
                         bar.update()
     except (ArrowException, OSError, TypeError) as error:  # the last of a label that is none
-        raise UserError(f"cannot read the images of {paths[0].parent}: {' '.join(str(error).split())}") from error
+        raise UserError(f"cannot read the images of {paths[0].parent}: {on_one_line(error)}") from error
 
 
 def _image_column(names: list[str], path: Path) -> str:

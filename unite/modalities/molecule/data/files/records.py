@@ -14,6 +14,7 @@ import numpy.typing as npt
 from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
+from unite.errors import on_one_line
 from unite.modalities.molecule.data.files.sources import Record
 from unite.modalities.molecule.files import reading
 from unite.modalities.molecule.files.conformers import MAX_ATOMS, make_conformers
@@ -170,7 +171,7 @@ def _with_shapes(mol: Chem.Mol, settings: ReadSettings) -> Found:
     except TooManyRingsError as error:
         raise RefusedError("too_slow", str(error)) from error
     except (ValueError, RuntimeError) as error:
-        raise RefusedError("sanitization", " ".join(str(error).split())) from error
+        raise RefusedError("sanitization", on_one_line(error)) from error
     if (num_pieces := len(Chem.GetMolFrags(mol))) > 1:
         raise RefusedError("mixture", f"{num_pieces} pieces: {Chem.MolToSmiles(mol)[:80]}")
     has_shape = _has_shape(mol)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TextIO
 
-from unite.errors import UserError, require_packages
+from unite.errors import UserError, on_one_line, require_packages
 from unite.files import open_text
 from unite.modalities.molecule.data.files.packed import read_geom_msgpack, read_geom_pickle, read_pyg
 from unite.modalities.molecule.files.reading import cut
@@ -208,7 +208,7 @@ def _rows_of_parquet(file: File, smiles_column: str | None) -> Iterator[Record]:
                 fields = {name: str(value) for name, value in row.items() if isinstance(value, int | float | str)}
                 yield Record(str(file), number, "smiles", [fields.get(column, "")], _others(fields, column))
     except ArrowException as error:
-        raise UserError(f"cannot read {file}: {' '.join(str(error).split())}") from error
+        raise UserError(f"cannot read {file}: {on_one_line(error)}") from error
 
 
 def _others(fields: Mapping[str, str], smiles_column: str) -> dict[str, str]:
