@@ -1,12 +1,14 @@
 """Commands in processes of their own, forked so that nothing is imported anew, alone or several that train together."""
 
+import multiprocessing
 import os
 import socket
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from unite.cli import main
@@ -15,6 +17,25 @@ from unite.cli import main
 def run_forked(*args: str | Path, world_size: int = 1, output: Path, env: Mapping[str, str] | None = None) -> list[int]:
     """Run a command as :func:`start_forked` does; returns what :func:`wait_for` does."""
     return wait_for(start_forked(*args, world_size=world_size, output=output, env=env))
+
+
+def run_two_ranks(work: Callable[[int, Path], None], folder: Path) -> None:
+    """Run ``work(rank, folder)`` in two processes that talk by gloo; each must end well, within a minute."""
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_run_rank, args=(work, rank, folder)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def _run_rank(work: Callable[[int, Path], None], rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    work(rank, folder)
+    torch.distributed.destroy_process_group()
 
 
 def wait_for(children: list[int]) -> list[int]:

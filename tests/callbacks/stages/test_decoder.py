@@ -1,7 +1,5 @@
 """The decoder stage: what moves and what does not, its weight, its continuation, two processes, refusals."""
 
-import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from tests.support.commands import RunCli
 from tests.support.modules import make_trainer
+from tests.support.processes import run_two_ranks
 from unite import GenerativeEncoder, UniteModule
 from unite.callbacks import DecoderStage, WeightAveraging
 from unite.engine.optimizer import OptimizerSettings
@@ -170,9 +169,6 @@ def test_the_discriminator_learns_the_hinge_loss() -> None:
 
 
 def _run_rank(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     module = make_module()
     adapter = _adapter(module)
     adversary = Adversary(Discriminator(module.encoder, adapter), adapter.pixel_head.weight, 1.0, 1e-2, start_step=99)
@@ -182,17 +178,10 @@ def _run_rank(rank: int, folder: Path) -> None:
         adversary.term(real * 0.5, real, real.sum())
         adversary.take_step()
     torch.save(adversary.discriminator.state_dict(), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_have_one_discriminator(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_run_rank, args=(rank, tmp_path)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
+    run_two_ranks(_run_rank, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["encoder.final_out.weight"], torch.zeros_like(first["encoder.final_out.weight"]))

@@ -124,7 +124,7 @@ def slow_here(machine: Machine) -> list[tuple[str, str]]:
         found.append(
             (
                 "a process that your own code forks after PyTorch has used several threads can wait for ever",
-                'multiprocessing.get_context("spawn"), or OMP_NUM_THREADS=1; unite\'s own workers are safe',
+                'use multiprocessing.get_context("spawn"), or OMP_NUM_THREADS=1; unite\'s own workers are safe',
             )
         )
     if machine.shared_memory is not None and machine.shared_memory < SMALL_SHARED_MEMORY:

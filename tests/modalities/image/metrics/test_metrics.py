@@ -2,8 +2,6 @@
 
 import logging
 import math
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from tests.support.commands import RunCli
+from tests.support.processes import run_two_ranks
 from tests.support.samples.image_samples import write_folder
 from unite.console import quiet
 from unite.errors import UserError
@@ -191,9 +190,6 @@ def test_reference_is_measured_once() -> None:
 
 
 def _run_rank(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     real, fake = random_images(61, 0), random_images(47, 1, 20, 220)
     metric = metric_of(real, num_kept=1000)
     reconstruction = ImageReconstructionMetrics(PixelFeatures())
@@ -204,7 +200,6 @@ def _run_rank(rank: int, folder: Path) -> None:
         metric.reset()
         reconstruction.reset()
     torch.save(values, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
@@ -215,13 +210,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     for rank in (0, 1):
         reconstruction.update(fake[rank::2] / 255, fake[rank::2].flip(0) / 255)
     expected = {**alone.compute(), **reconstruction.compute()}
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_run_rank, args=(rank, tmp_path)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
+    run_two_ranks(_run_rank, tmp_path)
     for rank in (0, 1):
         values = torch.load(tmp_path / f"{rank}.pt")
         assert values.keys() == expected.keys()
