@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.cases import tiny_image_adapter
 from tests.support.commands import RunCli
 from tests.support.modules import FAST, curves, make_module, make_trainer
 from tests.support.paths import REPOSITORY
@@ -19,6 +20,7 @@ from unite.flow import SamplingOptions, TimeDistribution, sample_path
 from unite.flow_pass import FlowSettings
 from unite.module import UniteModule
 from unite.nn.generative_encoder import Tokens
+from unite.nn.text import ByteTextEncoder
 
 SPREAD = 0.5
 
@@ -26,7 +28,7 @@ SPREAD = 0.5
 class NormalData:
     """In place of a teacher: the exact prediction where data are normal with standard deviation ``SPREAD``."""
 
-    def denoise(self, latents: Tensor, timesteps: Tensor, condition: Tensor, registers: Tokens) -> Tensor:
+    def denoise(self, latents: Tensor, timesteps: Tensor, condition: Tensor, *others: Any) -> Tensor:
         t = timesteps[:, None, None]
         return latents * t * SPREAD * SPREAD / (t**2 * SPREAD * SPREAD + (1 - t) ** 2)
 
@@ -78,9 +80,9 @@ def test_rows_of_a_batch_keep_their_own_condition() -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
     class Looking(NormalData):
-        def denoise(self, latents: Tensor, timesteps: Tensor, condition: Tensor, registers: Tokens) -> Tensor:
+        def denoise(self, latents: Tensor, timesteps: Tensor, condition: Tensor, *others: Any) -> Tensor:
             seen.append((latents, condition))
-            return super().denoise(latents, timesteps, condition, registers)
+            return super().denoise(latents, timesteps, condition, *others)
 
     made = student_pass(module, Looking(), steps=2, teacher_steps=2, teacher_solver="euler")
     clean = torch.arange(8.0).view(8, 1, 1).expand(8, 3, 4) * 100  # far above the noise: the row can be read off
@@ -92,6 +94,38 @@ def test_rows_of_a_batch_keep_their_own_condition() -> None:
     rows = (latents[4:, 0, 0] / 50).round().long()
     assert torch.equal(rows, order[4:])
     assert torch.equal(condition[4:], made.condition[rows])
+
+
+def test_student_and_teacher_read_the_captions_of_their_rows() -> None:
+    torch.manual_seed(0)
+    text = ByteTextEncoder(depth=1, num_heads=2, max_tokens=12)
+    adapter = tiny_image_adapter(channels=1, text=text, condition_dropout=0.0)
+    adapter.build(32, 4)
+    captions = ["a ring", None, "a ring with an alcohol", "two rings"]
+    template = adapter.template(adapter.prepare({"images": torch.rand(4, 1, 8, 8), "captions": captions}))
+    seen: list[Tokens] = []
+
+    class Looking(NormalData):
+        def denoise(self, latents: Tensor, timesteps: Tensor, condition: Tensor, *others: Any) -> Tensor:
+            seen.append(others[1])
+            return super().denoise(latents, timesteps, condition, *others)
+
+    settings = FlowSettings(1, None, "data", True, TimeDistribution(shift=1.0))
+    how = FewStepStudent(steps=2, teacher_steps=2, teacher_solver="euler")
+    both: Any = Looking()
+    made = StudentPass(both, adapter, template, adapter.registers(template), settings, teacher=both, how=how)
+    clean = torch.randn(4, made.registers.values.shape[1], 4)
+    torch.manual_seed(1)
+    order = torch.randperm(4)  # what loss draws first
+    torch.manual_seed(1)
+    made.loss(clean)
+
+    assert made.context is not None
+    for words, rows in zip(seen, (order[:2], order, torch.cat((order[:2], order))), strict=True):
+        torch.testing.assert_close(words.values, made.context.values[rows])
+        assert words.mask is not None
+        assert made.context.mask is not None
+        assert torch.equal(words.mask, made.context.mask[rows])
 
 
 def trained() -> UniteModule:

@@ -141,7 +141,7 @@ class StudentPass:
         self.teacher = teacher
         self.settings = settings
         self.registers = registers
-        self.condition = adapter.condition(template)  # (B, D) or (1, D)
+        self.condition, self.context = adapter.conditions(template)  # (B, D) or (1, D); (B, L, D) if there are captions
         self.null_condition = adapter.null_condition()
         self.how = how
 
@@ -159,7 +159,7 @@ class StudentPass:
             [torch.full((len(state),), t, device=end.device) for state, t in zip(states, times, strict=True)]
         )
         registers = _rows(self.registers, rows)
-        prediction = self.student.denoise(state, at, _row(self.condition, rows), registers)
+        prediction = self.student.denoise(state, at, _row(self.condition, rows), registers, self._words(rows))
         noise = (state - at[:, None, None] * data) / (1 - at)[:, None, None]  # of the line through both
         return flow_loss(prediction, PathSample(data, noise, at, state), registers.mask, self.settings.flow_loss)
 
@@ -193,19 +193,23 @@ class StudentPass:
 
     def _teacher(self, rows: Tensor) -> Any:
         """The teacher's prediction of the data for some rows of the batch, guided."""
-        registers, condition = _rows(self.registers, rows), _row(self.condition, rows)
+        registers, condition, words = _rows(self.registers, rows), _row(self.condition, rows), self._words(rows)
         return guided_prediction(
-            lambda x, t: self.teacher.denoise(x, t, condition, registers).float(),
+            lambda x, t: self.teacher.denoise(x, t, condition, registers, words).float(),
             lambda x, t: self.teacher.denoise(x, t, self.null_condition, registers).float(),
             self.how.guidance_scale,
             self.how.guidance_interval,
         )
 
+    def _words(self, rows: Tensor) -> Tokens | None:
+        """Captions of some rows of the batch."""
+        return None if self.context is None else _rows(self.context, rows)
 
-def _rows(registers: Tokens, rows: Tensor) -> Tokens:
-    """The registers of some samples of a batch."""
-    mask = None if registers.mask is None else registers.mask[rows]
-    return replace(registers, values=_row(registers.values, rows), mask=mask)
+
+def _rows(tokens: Tokens, rows: Tensor) -> Tokens:
+    """The registers or captions of some samples of a batch."""
+    mask = None if tokens.mask is None else tokens.mask[rows]
+    return replace(tokens, values=_row(tokens.values, rows), mask=mask)
 
 
 def _row(values: Tensor, rows: Tensor) -> Tensor:
