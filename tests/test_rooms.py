@@ -1,8 +1,12 @@
 """The rooms of the package stay small enough to be looked through."""
 
+import inspect
+
 import pytest
 
 from tests.support.paths import REPOSITORY
+from unite import UniteModule
+from unite.commands.model.lightning_cli import UniteCLI
 
 FOLDERS = sorted(
     {
@@ -27,3 +31,8 @@ def test_a_file_of_the_package_has_at_most_four_hundred_lines() -> None:
     }
 
     assert not {name: number for name, number in lines.items() if number > 400}
+
+
+@pytest.mark.parametrize(("kind", "most"), [(UniteModule, 400), (UniteCLI, 150)])
+def test_the_classes_that_others_begin_to_read_with_stay_short(kind: type, most: int) -> None:
+    assert len(inspect.getsource(kind).splitlines()) <= most

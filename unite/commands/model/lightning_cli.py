@@ -136,17 +136,7 @@ class UniteCLI(LightningCLI):
         settings.trainer.default_root_dir = str(self.asked.run_folder(settings.trainer.default_root_dir))
         self._refusals.enter_context(leaving_no_empty_folders(Path(settings.trainer.default_root_dir)))
         if command != "fit":
-            settings.trainer.logger = False
-            if command in ("validate", "test") and settings.output:
-                settings.trainer.default_root_dir = settings.output  # pictures go where metrics.json goes
-            folder = Path(settings.output or settings.trainer.default_root_dir)
-            self._refusals.enter_context(leaving_no_empty_folders(folder))
-            require_writable(folder)
-        if command in RESULTS and (folder_of_results := _results(command, settings)):
-            require_writable(folder_of_results)
-            self._locks.enter_context(only_one(folder_of_results, OUTPUT_HINT))
-            # Whose parts lie in a folder that was begun, and whether its files may be replaced, is found out later.
-            require_empty(folder_of_results, settings.overwrite or is_begun(folder_of_results))
+            _reserve_outputs(command, settings, self._refusals, self._locks)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own would let the checkpoint silently override the command line."""
@@ -182,15 +172,7 @@ class UniteCLI(LightningCLI):
             raise UserError(f"trainer ({named}): {one_line(error)}") from error
         except (ValueError, OSError, ImportError) as error:
             raise UserError(one_line(error)) from error
-        if self.asked.checkpoint:
-            require_same_model(self.model, self.asked.checkpoint, self.asked.ckpt_path)
-        if (source := self.config[self.subcommand].get("init_from")) and not self.asked.checkpoint:
-            for line in warm_start(self.model, source).lines():
-                info(line)
-        if self.asked.exported:
-            self.model.on_load_checkpoint(self.asked.checkpoint)
-            self.model.load_state_dict(self.asked.checkpoint["state_dict"])
-            info(f"model {shown(self.asked.exported)}, step {self.asked.checkpoint['global_step']}")
+        _load_weights(self.model, self.asked, self.config[self.subcommand].get("init_from"))
 
     def _run_subcommand(self, subcommand: str) -> None:
         self.first_step = self.asked.checkpoint.get("global_step", 0)
@@ -255,6 +237,41 @@ def _say_what_was_written(trainer: Trainer) -> None:
     print(f"wrote {shown(folder)}: {', '.join(files)}")
     run = shown(folder)
     info(f"next: unite sample {run} -n 100; unite test {run}; unite report {run}; tensorboard --logdir {run}")
+
+
+def _reserve_outputs(command: str, settings: Any, refusals: ExitStack, locks: ExitStack) -> None:
+    """See to it that another command than fit can write where it is going to, and that no other one writes there.
+
+    Args:
+        command: The command.
+        settings: Its settings.
+        refusals: Takes what is to be undone if the command is refused.
+        locks: Takes what is to be given back when the command ends.
+    """
+    settings.trainer.logger = False
+    if command in ("validate", "test") and settings.output:
+        settings.trainer.default_root_dir = settings.output  # pictures go where metrics.json goes
+    folder = Path(settings.output or settings.trainer.default_root_dir)
+    refusals.enter_context(leaving_no_empty_folders(folder))
+    require_writable(folder)
+    if command in RESULTS and (folder_of_results := _results(command, settings)):
+        require_writable(folder_of_results)
+        locks.enter_context(only_one(folder_of_results, OUTPUT_HINT))
+        # Whose parts lie in a folder that was begun, and whether its files may be replaced, is found out later.
+        require_empty(folder_of_results, settings.overwrite or is_begun(folder_of_results))
+
+
+def _load_weights(model: UniteModule, asked: Invocation, source: str | None) -> None:
+    """Give a new model the weights of ``--init_from``, or of an exported folder; the trainer reads those of a run."""
+    if asked.checkpoint:
+        require_same_model(model, asked.checkpoint, asked.ckpt_path)
+    elif source:
+        for line in warm_start(model, source).lines():
+            info(line)
+    if asked.exported:
+        model.on_load_checkpoint(asked.checkpoint)
+        model.load_state_dict(asked.checkpoint["state_dict"])
+        info(f"model {shown(asked.exported)}, step {asked.checkpoint['global_step']}")
 
 
 def _results(command: str, settings: Any) -> Path | None:
