@@ -83,7 +83,7 @@ class Comparison:
         Raises:
             UserError: The reference has no molecules.
         """
-        from unite.modalities.molecule.metrics.moses import describe_all, moses_table
+        from unite.modalities.molecule.metrics.moses import describe_all, keys_of_all, moses_table
 
         reference = self._described(self.reference, "describe the reference", self.num_reference)
         if not any(reference):
@@ -93,8 +93,9 @@ class Comparison:
         if self.is_moses:
             train = None
             if self.train is not None:
-                described = self._described(self.train, "read the training molecules", 0)
-                train = {item.smiles for item in described if item}
+                texts = [text for text, _ in self._read(self.train)]
+                keys = keys_of_all(texts, self.num_workers, "read the training molecules")
+                train = {key for key in keys if key is not None}
             values = {f"moses/{name}": value for name, value in moses_table(generated, reference, train).items()}
             if "moses/filters" not in values:
                 self.remarks.append(
@@ -134,17 +135,20 @@ class Comparison:
 
         return [draw_distributions(shapes, self.shapes, folder / "distributions.png")]
 
+    def _read(self, files: AnyFiles) -> "list[tuple[str | None, Shape | None]]":
+        """SMILES of the molecules of files, None where one is not valid; shapes of those of the reference."""
+        from unite.modalities.molecule.metrics.scores import judge_all
+
+        if files.are_smiles:
+            return [(record.lines[0], None) for record in files.records()]
+        judging = judge_all(files.records(), num_workers=self.num_workers, with_shapes=files is self.reference)
+        return [(judged.smiles, judged.shape) for judged in judging]
+
     def _described(self, files: AnyFiles, description: str, most: int) -> "list[Described | None]":
         """Molecules of files, as the table needs them."""
         from unite.modalities.molecule.metrics.moses import describe_all
-        from unite.modalities.molecule.metrics.scores import judge_all
 
-        found: list[tuple[str | None, Shape | None]]
-        if files.are_smiles:
-            found = [(record.lines[0], None) for record in files.records()]
-        else:
-            judging = judge_all(files.records(), num_workers=self.num_workers, with_shapes=files is self.reference)
-            found = [(judged.smiles, judged.shape) for judged in judging]
+        found = self._read(files)
         total = len(found)
         if 0 < most < total:
             found = random.Random(_SEED).sample(found, most)

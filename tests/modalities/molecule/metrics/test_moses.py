@@ -19,7 +19,7 @@ from unite.errors import UserError
 from unite.modalities.frechet import distance_of_normals
 from unite.modalities.molecule.metrics import moses
 from unite.modalities.molecule.metrics.fcd import MAX_LENGTH, FrechetChemNetDistance
-from unite.modalities.molecule.metrics.moses import describe, describe_all, moses_table
+from unite.modalities.molecule.metrics.moses import describe, describe_all, keys_of_all, moses_table
 
 DRUGS = (
     "CC(=O)Oc1ccccc1C(=O)O",
@@ -101,6 +101,15 @@ def test_processes_find_what_one_does_and_order_is_kept() -> None:
 def test_stereochemistry_does_not_count() -> None:
     first, second = describe(["C/C=C/[C@H](F)Cl", "C/C=C\\[C@@H](F)Cl"])
     assert first == second
+
+
+@pytest.mark.parametrize(
+    "text", [*MANY_ELEMENTS, "[H]/C(C)=C/F", "C[C@H](N)O", "[CH3:1][OH:2]", "c1cc[nH]c1", "[H]c1ccccc1"]
+)
+def test_keys_of_training_molecules_are_those_that_describe_gives(text: str) -> None:
+    described = describe([text])[0]
+    assert described is not None
+    assert keys_of_all([text, None, "no molecule"], 1, "read") == [described.smiles, None, None]
 
 
 def test_filters_are_read_from_the_package_of_moses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

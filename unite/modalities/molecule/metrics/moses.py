@@ -7,12 +7,12 @@ products of bits.
 import csv
 import importlib.util
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ _ROWS: Final = 2000  # of a matrix of similarities
 _MIN_SCAFFOLD_RINGS: Final = 2
 _MAX_RING: Final = 7
 _ALLOWED: Final = frozenset({"C", "N", "S", "O", "F", "Cl", "Br", "H"})
+
+
+T = TypeVar("T")
 
 
 class Described(NamedTuple):
@@ -130,15 +133,45 @@ def describe_all(
     smiles: Sequence[str | None], num_workers: int, description: str = "describe", with_filters: bool = True
 ) -> list[Described | None]:
     """What :func:`describe` gives of many molecules, in processes of their own; None of one that ends its process."""
+    return _in_processes(partial(describe, with_filters=with_filters), smiles, num_workers, description)
+
+
+def keys_of_all(smiles: Sequence[str | None], num_workers: int, description: str) -> list[str | None]:
+    """:func:`~unite.modalities.molecule.perception.molecule.molecule_key` of many molecules, likewise.
+
+    It is all that novelty asks of training molecules, and takes a sixth of the time of :func:`describe`.
+    """
+    return _in_processes(_keys, smiles, num_workers, description)
+
+
+def _keys(texts: Sequence[str | None]) -> list[str | None]:
+    with rdBase.BlockLogs():
+        return [None if text is None else key_of_smiles(text) for text in texts]
+
+
+def key_of_smiles(text: str) -> str | None:
+    """``molecule_key`` of a SMILES, or None if RDKit does not read it; twice as fast where the text is plain."""
+    mol = Chem.MolFromSmiles(text)
+    if mol is None or not mol.GetNumAtoms():
+        return None
+    # Atoms of hydrogen, labels of atoms (":1") and stereochemistry are what the key has to take away.
+    is_plain = not any(sign in text.replace("[nH]", "") for sign in ("H", ":", "@", "/", "\\"))
+    return str(Chem.MolToSmiles(mol, isomericSmiles=False)) if is_plain else molecule_key(mol)
+
+
+def _in_processes(
+    work: Callable[[list[str | None]], list[T]], smiles: Sequence[str | None], num_workers: int, description: str
+) -> list[T | None]:
+    """What ``work`` gives of the molecules of a job, for all of them; None of one that ends its process."""
     jobs = [list(smiles[start : start + _AT_ONCE]) for start in range(0, len(smiles), _AT_ONCE)]
-    kind: Divisible[list[str | None], list[Described | None]] = Divisible(
-        work=partial(describe, with_filters=with_filters),
+    kind: Divisible[list[str | None], list[T | None]] = Divisible(
+        work=work,
         split=lambda job: [[text] for text in job],
         refuse=_nothing,
         join=lambda parts: list(chain.from_iterable(parts)),
     )
     bar = tqdm(desc=description, total=len(smiles), unit="mol", leave=False, disable=is_quiet() or None)
-    found: list[Described | None] = []
+    found: list[T | None] = []
     with closing(in_order(work_apart(kind, jobs, num_workers))) as done, bar:
         for part in done:
             found += part
@@ -146,7 +179,7 @@ def describe_all(
     return found
 
 
-def _nothing(job: list[str | None], failure: Failure) -> list[Described | None]:
+def _nothing(job: list[str | None], failure: Failure) -> list[Any]:
     return [None]
 
 
