@@ -1,6 +1,9 @@
 """Weights of a trained model in a new one: what is equal, what is matched, what stays new."""
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 from unite import GenerativeEncoder, UniteModule
 from unite.errors import UserError
+from unite.files.shipped import shipped_model
 from unite.modalities.image import ImageAdapter
 from unite.modalities.molecule import MoleculeAdapter
 from unite.runs.warm_start import warm_start
@@ -69,6 +73,29 @@ def test_a_model_of_which_nothing_fits_is_refused() -> None:
         warm_start(module(width=64), "qm9")
     with pytest.raises(UserError, match="no such checkpoint"):
         warm_start(module(), "nothing/of/the/kind")
+
+
+def test_a_model_on_the_hub_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def snapshot_download(repo_id: str, **options: Any) -> str:
+        asked.append(repo_id)
+        return str(shipped_model("qm9"))
+
+    hub = SimpleNamespace(__spec__=find_spec("json"), snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert warm_start(module(max_atoms=9), "owner/name").new == []
+    assert asked == ["owner/name"]
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UserError, match="no such checkpoint"):
+        warm_start(module(), "runs/qm8")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r'owner/name is no folder here.*pip install "unite-lightning\[hub\]"'):
+        warm_start(module(), "owner/name")
 
 
 def test_other_classes_are_other_rows() -> None:

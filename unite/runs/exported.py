@@ -44,6 +44,8 @@ SETTINGS_FILE = "config.json"
 CARD_FILE = "README.md"
 FILES = (WEIGHTS_FILE, SETTINGS_FILE, CARD_FILE)
 
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
 
 def is_exported(checkpoint: Path) -> bool:
     """Whether a file is the weights of an exported folder."""
@@ -66,7 +68,7 @@ def load_pretrained(module_class: type[Module], source: str | Path, revision: st
 
     from unite.runs.exported import require_same_model
 
-    folder = Path(source) if Path(source).is_dir() else shipped_model(source) or _download(str(source), revision)
+    folder = Path(source) if Path(source).is_dir() else shipped_model(source) or downloaded(str(source), revision)
     content = read_exported(folder)
     require_known_classes(content["hyper_parameters"], folder / SETTINGS_FILE, module_class)
     try:
@@ -167,9 +169,18 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = False, api: An
     return str(url)
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
-    """The folder of a model on the Hub, downloaded unless it has been before."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+def is_on_the_hub(source: str) -> bool:
+    """Whether a source can only be ``owner/name`` on the Hub: there is no such path here, nor a folder ``owner``."""
+    return bool(_REPO_ID.fullmatch(source)) and not Path(source).exists() and not Path(source).parent.is_dir()
+
+
+def downloaded(repo_id: str, revision: str | None = None) -> Path:
+    """The folder of a model on the Hub, downloaded unless it has been before.
+
+    Raises:
+        UserError: It is no ``owner/name``, there is none, ``huggingface_hub`` is missing, or the Hub refuses.
+    """
+    if not _REPO_ID.fullmatch(repo_id):
         raise UserError(
             f"{repo_id} is no folder; give one that unite export wrote, or OWNER/NAME on the Hugging Face Hub"
         )
@@ -196,5 +207,5 @@ def require_repo_id(repo_id: str) -> None:
     Raises:
         UserError: It is not.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+    if not _REPO_ID.fullmatch(repo_id):
         raise UserError(f"--push_to_hub is {repo_id!r}; it must be OWNER/NAME")

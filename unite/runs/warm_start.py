@@ -17,6 +17,7 @@ from torch import Tensor
 from unite.configurable import own_settings
 from unite.errors import UserError
 from unite.modalities.base import ModalityAdapter
+from unite.runs.exported import downloaded, is_on_the_hub
 from unite.runs.folder import find_checkpoint, read_checkpoint
 from unite.runs.known_classes import require_known_classes
 from unite.runs.sizes import no_larger_than
@@ -66,12 +67,13 @@ def warm_start(module: Any, source: str) -> WarmStart:
 
     Args:
         module: The new :class:`~unite.module.UniteModule`; changed in place.
-        source: A checkpoint, run folder or exported folder, or the name of a model that comes with the package.
+        source: A checkpoint, run folder or exported folder, the name of a model that comes with the package, or the id
+            ``owner/name`` of one on the Hugging Face Hub.
 
     Raises:
         UserError: There is no such model, it is damaged, names unknown classes, or nothing of its encoder fits.
     """
-    path = find_checkpoint(source)
+    path = find_checkpoint(str(downloaded(source)) if is_on_the_hub(source) else source)
     assert path is not None
     checkpoint = read_checkpoint(path)
     require_known_classes(checkpoint["hyper_parameters"], path, type(module))
