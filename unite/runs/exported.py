@@ -12,7 +12,6 @@ from lightning.pytorch import LightningModule
 from unite.console import one_line
 from unite.errors import UserError, require_packages
 from unite.files import file_checksum, read_json
-from unite.files import require_writable as require_writable
 from unite.files.moved import moved
 from unite.files.shipped import shipped_model
 from unite.files.version import __version__
@@ -65,8 +64,6 @@ def load_pretrained(module_class: type[Module], source: str | Path, revision: st
         UserError: It is not there, damaged, or made by other versions or classes.
     """
     from lightning.pytorch.cli import instantiate_module
-
-    from unite.runs.exported import require_same_model
 
     folder = Path(source) if Path(source).is_dir() else shipped_model(source) or downloaded(str(source), revision)
     content = read_exported(folder)
