@@ -146,21 +146,22 @@ def keys_of_all(smiles: Sequence[str | None], num_workers: int, description: str
 
 def _keys(texts: Sequence[str | None]) -> list[str | None]:
     with rdBase.BlockLogs():
-        return [None if text is None else key_of_smiles(text) for text in texts]
+        mols = [None if text is None else Chem.MolFromSmiles(text) for text in texts]
+        return [
+            None if mol is None or text is None or not mol.GetNumAtoms() else _key(mol, text)
+            for mol, text in zip(mols, texts, strict=True)
+        ]
 
 
-def key_of_smiles(text: str) -> str | None:
-    """``molecule_key`` of a SMILES, or None if RDKit does not read it; twice as fast where the text is plain."""
-    mol = Chem.MolFromSmiles(text)
-    if mol is None or not mol.GetNumAtoms():
-        return None
+def _key(mol: Chem.Mol, text: str) -> str:
+    """``molecule_key`` of a molecule, twice as fast where the SMILES that it was read from is plain."""
     # Atoms of hydrogen, labels of atoms (":1") and stereochemistry are what the key has to take away.
     is_plain = not any(sign in text.replace("[nH]", "") for sign in ("H", ":", "@", "/", "\\"))
     return str(Chem.MolToSmiles(mol, isomericSmiles=False)) if is_plain else molecule_key(mol)
 
 
 def _in_processes(
-    work: Callable[[list[str | None]], list[T]], smiles: Sequence[str | None], num_workers: int, description: str
+    work: Callable[[list[str | None]], list[T | None]], smiles: Sequence[str | None], num_workers: int, description: str
 ) -> list[T | None]:
     """What ``work`` gives of the molecules of a job, for all of them; None of one that ends its process."""
     jobs = [list(smiles[start : start + _AT_ONCE]) for start in range(0, len(smiles), _AT_ONCE)]
