@@ -145,6 +145,27 @@ def test_film_strip_ends_with_the_finished_sample(toy_run: Path) -> None:
         assert ImageChops.difference(first, picture).getbbox() is not None
 
 
+def test_film_strip_shows_the_way_before_restarts(toy_run: Path) -> None:
+    model = UniteModule.load_from_checkpoint(toy_run / "last.ckpt", map_location="cpu", trust=True)
+    strips = []
+    for restarts in (0, 2):
+        settings = SampleSettings(
+            modality="curve",
+            num_samples=2,
+            labels=[1],
+            batch_size=2,
+            seed=3,
+            num_steps=4,
+            restarts=restarts,
+            restart_steps=3,
+        )
+        strips.append(draw_film_strip(model, settings, guidance_scale=1.0, num_rows=2))
+    width, height = strips[0].width // 5, strips[0].height
+    before, last = ((0, 0, 4 * width, height), (4 * width, 0, 5 * width, height))
+    assert ImageChops.difference(*(strip.crop(before) for strip in strips)).getbbox() is None
+    assert ImageChops.difference(*(strip.crop(last) for strip in strips)).getbbox() is not None
+
+
 def test_film_strip_is_drawn_on_request(run_cli: RunCli, toy_run: Path, tmp_path: Path) -> None:
     assert sample(run_cli, toy_run, tmp_path / "a").code == 0
     assert not (tmp_path / "a" / "film_strip.png").exists()

@@ -11,7 +11,7 @@ from tests.support.paths import REPOSITORY
 from unite import UniteModule, UserError
 from unite.flow import SamplingOptions
 
-MODEL = REPOSITORY / "docs" / "results" / "qm9_two_hours" / "model"
+MODEL = REPOSITORY / "docs" / "results" / "qm9_long" / "model"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,9 @@ def test_the_command_samples_so_unless_told_otherwise(run_cli: RunCli, trained: 
 
 
 def test_the_model_that_comes_with_the_package_samples_as_its_card_says() -> None:
-    assert UniteModule.from_pretrained("qm9").adapters["molecule"].sampling == SamplingOptions(50, "ancestral")
+    assert UniteModule.from_pretrained("qm9").adapters["molecule"].sampling == SamplingOptions(
+        20, "euler", stochasticity=1.0, restarts=20, restart_steps=4
+    )
 
 
 @pytest.mark.parametrize(

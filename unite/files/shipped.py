@@ -9,7 +9,7 @@ REPOSITORY = PACKAGE.parent
 
 #: Models by name, as they lie in the repository; a wheel has them in ``unite/models``.
 MODELS = {
-    "qm9": "docs/results/qm9_two_hours/model",
+    "qm9": "docs/results/qm9_long/model",
     "qm9_graph": "docs/results/qm9_graph/model",
     "joint": "docs/results/joint/model",
 }

@@ -312,7 +312,7 @@ def draw_film_strip(model: UniteModule, settings: SampleSettings, guidance_scale
     """Samples on their way from noise to data: in each row the clean sample as it is predicted at rising times.
 
     They are the first of the samples. Twelve times are shown at most, and no more than fit on a screen, evenly spread;
-    the last column is the finished sample.
+    the last column is the finished sample. Of restarts, which go back in time, no more than that is shown.
 
     Args:
         model: The model, on its device.
@@ -323,13 +323,18 @@ def draw_film_strip(model: UniteModule, settings: SampleSettings, guidance_scale
     adapter = model.adapter(settings.modality)
     template = _template(model, settings, num_rows).to(model.device)
     predictions: dict[float, Tensor] = {}
+
+    def note(time: float, prediction: Tensor) -> None:
+        if not predictions or time > max(predictions):
+            predictions[time] = prediction
+
     with model.evaluation():
         latents = model.sample_latents(
             adapter,
             template,
             SampleNoise(settings.seed, torch.arange(num_rows)),
             settings.but(guidance_scale=guidance_scale),
-            on_prediction=lambda time, prediction: predictions.update({time: prediction}),
+            on_prediction=note,
         )
         finished = adapter.finish(adapter.decode(latents, template), template)
         num_frames = min(FILM_FRAMES, max(SCREEN_WIDTH // adapter.draw(finished[:1]).width, 2))

@@ -17,7 +17,7 @@ from unite.errors import UserError
 from unite.files.shipped import shipped_configs, shipped_models
 
 QM9_SMALL = str(REPOSITORY / "configs" / "qm9_small.yaml")
-QM9_MODEL = str(REPOSITORY / "docs" / "results" / "qm9_two_hours" / "model")
+QM9_MODEL = str(REPOSITORY / "docs" / "results" / "qm9_long" / "model")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_info_names_what_comes_with_the_package(run_cli: RunCli) -> None:
 def test_info_of_a_model_says_what_it_is_and_what_to_type(run_cli: RunCli) -> None:
     result = run_cli("info", "qm9")
     assert result.code == 0, result.err
-    for words in ("molecule (MoleculeAdapter: ", "20,000 steps", "match_rate", "unite sample qm9 -n 100", "total 1.0"):
+    for words in ("molecule (MoleculeAdapter: ", "14,000 steps", "match_rate", "unite sample qm9 -n 100", "total 1.0"):
         assert words in result.out
     assert run_cli("info", "nowhere").err.startswith("unite: error: --ckpt_path nowhere")
 

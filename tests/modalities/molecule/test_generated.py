@@ -20,7 +20,7 @@ from unite.modalities.molecule.generated import GeneratedGraph, GeneratedMolecul
 from unite.modalities.molecule.graph import data_from_mol
 from unite.modalities.molecule.perception.distances import unite_hydrogens
 
-MODEL = REPOSITORY / "docs" / "results" / "qm9_two_hours" / "model"
+MODEL = REPOSITORY / "docs" / "results" / "qm9_long" / "model"
 
 
 @pytest.fixture(scope="module")
