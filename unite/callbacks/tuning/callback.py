@@ -11,6 +11,9 @@ flow loss of latents that are drawn from them (:mod:`unite.callbacks.tuning.weig
 The step's own loss stays: reconstruction and flow of real data. A flow loss alone moves the encoder that both passes
 share, and reconstructions fall apart; and real data keep the distribution. A distance to the start model's predictions
 may be added.
+
+Of a model with properties or captions, the samples of a round have those of real samples, and they are learned from
+under the same ones. A share of them has none, as in training, so that the model without conditions is tuned, too.
 """
 
 from collections.abc import Mapping
@@ -24,6 +27,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from unite.callbacks.tuning.frozen import FrozenDenoiser
+from unite.callbacks.tuning.reference import Reference, read_reference
 from unite.callbacks.tuning.rewards import find_reward, rewards_of
 from unite.callbacks.tuning.weights import advantage_weights, chances, raked, shared_by_duplicates
 from unite.console import info
@@ -34,7 +38,7 @@ from unite.errors import UserError, require
 from unite.files import write_json
 from unite.flow import SamplingOptions, Solver, flow_loss, path_sample
 from unite.flow_pass import tokenized
-from unite.modalities.base import ModalityAdapter, Template, Traits, chosen_modality
+from unite.modalities.base import ModalityAdapter, Template, chosen_modality
 from unite.modalities.combined import datamodule_of
 from unite.module import UniteModule
 
@@ -63,7 +67,7 @@ class RewardTuning(Callback):
         start_weight: Weight of the squared distance to the start model's predictions at the same noisy latents.
         keep_distribution: Weight valid samples by the shares that sizes and the like have in the data, and have
             duplicates share the weight of one.
-        num_reference: Real samples by which those shares are counted.
+        num_reference: Real samples by which those shares are counted, and whose properties and captions are asked for.
         solver: Solver of the rounds' samples.
         num_steps: Its steps.
         stochasticity: Its fresh noise. The default draws from the flow as it is: ``ancestral`` narrows, and a model
@@ -117,9 +121,10 @@ class RewardTuning(Callback):
         self.rounds: list[dict[str, float]] = []
         self._next_round = 0
         self._pool: dict[str, Tensor] = {}  # latents (N, K, C), sizes (N,), weights (N,), conditions if there are any
+        self._captions: tuple[str | None, ...] | None = None  # of the samples of the round, if there are any
         self._frozen: dict[str, FrozenDenoiser] = {}  # start: of the run; before: of the round
         self._restored: Mapping[str, Mapping[str, Tensor]] = {}  # their weights in a checkpoint
-        self._reference: list[Traits] | None = None
+        self._reference: Reference | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be tuned.
@@ -164,12 +169,14 @@ class RewardTuning(Callback):
                 self._frozen["before"] = FrozenDenoiser(module.denoiser, adapter)
         if self.keep_distribution:
             traits = adapter.traits(objects)
-            weights = raked(shared_by_duplicates(weights, traits), traits, self._reference_of(trainer, module, name))
+            real = self._reference_of(trainer, module, name).traits
+            weights = raked(shared_by_duplicates(weights, traits), traits, real)
         kept = {"sizes": template.sizes, "condition": template.condition, "properties": template.properties}
         self._pool = {key: value.cpu() for key, value in kept.items() if value is not None}
         measured = {"weights": weights, "chances": chances(rewards)}
         self._pool |= {name: torch.from_numpy(values).float() for name, values in measured.items()}
         self._pool["latents"] = latents.cpu()
+        self._captions = template.captions
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell what became of the model."""
@@ -193,11 +200,17 @@ class RewardTuning(Callback):
         adapter = module.adapters[name]
         seed = mixed_seed(self.seed, len(self.rounds), trainer.global_rank)
         number = -(-self.num_samples // trainer.world_size)
-        template = adapter.draw_template(number, None, torch.Generator().manual_seed(seed)).to(module.device)
+        generator = torch.Generator().manual_seed(seed)
+        if adapter.is_conditional:
+            template = self._reference_of(trainer, module, name).draw(number, adapter.condition_dropout, generator)
+        else:
+            template = adapter.draw_template(number, None, generator)
+        template = template.to(module.device)
         with module.averaged(), module.evaluation(), trainer.precision_plugin.forward_context():
             found = module.sample_latents(adapter, template, SampleNoise(seed, torch.arange(number)), self.how)
             prediction = adapter.decode(found, template)
-            latents = tokenized(module.encoder, adapter, adapter.samples_of(prediction), template)
+            own = torch.Generator(module.device).manual_seed(seed)
+            latents = tokenized(module.encoder, adapter, adapter.samples_of(prediction), template, own)
         return adapter.finish(prediction, template), latents.float(), template
 
     def _told(self, trainer: Trainer, adapter: ModalityAdapter, name: str, objects: list[Any]) -> list[float]:
@@ -220,18 +233,13 @@ class RewardTuning(Callback):
         return rewards
 
     @torch.no_grad()
-    def _reference_of(self, trainer: Trainer, module: UniteModule, name: str) -> list[Traits]:
-        """Traits of real data."""
-        adapter = module.adapters[name]
+    def _reference_of(self, trainer: Trainer, module: UniteModule, name: str) -> Reference:
+        """Traits and conditions of real data."""
         if self._reference is None:
-            self._reference = []
-            for batch in trainer.datamodule.train_dataloader():  # type: ignore[attr-defined]
-                with module.evaluation():
-                    samples = module.transfer_batch_to_device(batch, module.device, 0)[name]
-                    found = adapter.traits(adapter.originals(adapter.prepare(samples)))
-                self._reference += [trait for trait in found if trait is not None]
-                if len(self._reference) >= self.num_reference:
-                    break
+            loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+            batches = (module.transfer_batch_to_device(batch, module.device, 0)[name] for batch in loader)
+            with module.evaluation():
+                self._reference = read_reference(module.adapters[name], batches, self.num_reference)
         return self._reference
 
     def _loss(self, module: UniteModule, name: str) -> Tensor:
@@ -239,12 +247,15 @@ class RewardTuning(Callback):
         adapter, settings = module.adapters[name], module.flow_settings
         drawn = torch.multinomial(self._pool["weights"], self.batch_size, replacement=True)
         kept: dict[str, Any] = {name: value[drawn] for name, value in self._pool.items()}
-        template = Template(kept["sizes"], kept.get("condition"), kept.get("properties")).to(module.device)
+        captions = None if self._captions is None else tuple(self._captions[row] for row in drawn.tolist())
+        template = Template(kept["sizes"], kept.get("condition"), kept.get("properties"), captions).to(module.device)
         registers = adapter.registers(template)
+        with module.evaluation():  # what is hidden was chosen with the samples
+            condition, context = adapter.conditions(template)
         latents = kept["latents"][:, : registers.values.shape[1]].to(module.device)
         timesteps = settings.time.sample(len(latents), module.device)
         path = path_sample(latents, torch.randn_like(latents), timesteps)
-        prediction = module.denoiser.denoise(path.noisy_latents, timesteps, adapter.condition(template), registers)
+        prediction = module.denoiser.denoise(path.noisy_latents, timesteps, condition, registers, context)
         learned, scale = prediction, 1.0
         if self.contrast:
             before = self._frozen["before"](path.noisy_latents, timesteps, template)
@@ -264,9 +275,11 @@ class RewardTuning(Callback):
     def state_dict(self) -> dict[str, Any]:
         """State of the callback in a checkpoint."""
         frozen = {name: dict(denoiser.state_dict()) for name, denoiser in self._frozen.items()}
-        return {"rounds": self.rounds, "next_round": self._next_round, "pool": self._pool, "frozen": frozen}
+        pool = {"pool": self._pool, "captions": self._captions}
+        return {"rounds": self.rounds, "next_round": self._next_round, **pool, "frozen": frozen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
         self.rounds, self._next_round = state_dict["rounds"], state_dict["next_round"]
         self._pool, self._restored = state_dict["pool"], state_dict["frozen"]
+        self._captions = state_dict.get("captions")  # checkpoints of before captions were tuned have none

@@ -26,5 +26,6 @@ class FrozenDenoiser(nn.Module):
     @torch.no_grad()
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, template: Template) -> Tensor:
         """Predicted clean latents (B, K, C); arguments as in :meth:`GenerativeEncoder.denoise`."""
-        condition, registers = self.adapter.condition(template), self.adapter.registers(template)
-        return self.denoiser.denoise(noisy_latents, timesteps, condition, registers)
+        condition, context = self.adapter.conditions(template)
+        registers = self.adapter.registers(template)
+        return self.denoiser.denoise(noisy_latents, timesteps, condition, registers, context)
