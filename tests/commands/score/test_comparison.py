@@ -9,6 +9,7 @@ import pytest
 from tests.support.commands import RunCli
 from tests.support.samples.conformers import MANY_ELEMENTS, embedded
 from unite.modalities.molecule.files.writing import write_sdf
+from unite.modalities.molecule.metrics import moses
 
 SMILES = ["CCO", "OCC", "C/C=C/C", "c1ccccc1", "CC.O", "C[CH2]", "C1CC", "CN(C)(C)C", "CC(=O)[O-]"]
 REASONS = [None, None, None, None, "disconnected", "radical", "unreadable", "sanitization", None]
@@ -39,7 +40,9 @@ def test_smiles_are_judged_by_their_bonds(run_cli: RunCli, tmp_path: Path, name:
     assert "atom_stability" not in found
 
 
-def test_table_of_moses_and_fcd_beside_a_reference(run_cli: RunCli, tmp_path: Path) -> None:
+def test_table_of_moses_and_fcd_beside_a_reference(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     molecules = [embedded(smiles)[0] for smiles in MANY_ELEMENTS]
     write_sdf(molecules, tmp_path / "gen.sdf")
     reference = write(tmp_path / "ref.csv", ["SMILES", *MANY_ELEMENTS])
@@ -57,6 +60,16 @@ def test_table_of_moses_and_fcd_beside_a_reference(run_cli: RunCli, tmp_path: Pa
     assert found["moses/fcd"] == pytest.approx(0, abs=1e-5)
     assert found["moses/novelty"] == pytest.approx(1 - 7 / len(MANY_ELEMENTS))
     assert "FCD of 29 molecules to 29" in result.out
+    for path in (reference, train):  # kept for the next time
+        assert list(tmp_path.glob(f"{path.name}.*.safetensors"))
+    with monkeypatch.context() as patches:
+        patches.setattr(moses, "keys_of_all", None)
+        again = run_cli(
+            *("score", "molecules", tmp_path / "gen.sdf", "--output", tmp_path / "out", "--benchmark", "moses"),
+            *("--train", train, *common),
+        )
+    assert again.code == 0, again.err
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == found
     result = run_cli(
         *("score", "molecules", tmp_path / "gen.sdf", "--output", tmp_path / "out", "--num_reference", 20, *common)
     )

@@ -6,12 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
 from unite.console import is_quiet, shown
 from unite.errors import UserError, is_installed, require, require_packages
 from unite.modalities.molecule.files.any import AnyFiles
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
     from unite.modalities.molecule.metrics.distributions import Shape
+    from unite.modalities.molecule.metrics.fcd import FrechetChemNetDistance
     from unite.modalities.molecule.metrics.moses import Described
 
 _SEED = 0  # of the choice among the reference
@@ -83,19 +89,13 @@ class Comparison:
         Raises:
             UserError: The reference has no molecules.
         """
-        from unite.modalities.molecule.metrics.moses import describe_all, keys_of_all, moses_table
+        from unite.modalities.molecule.metrics.moses import describe_all, moses_table
 
-        reference = self._described(self.reference, "describe the reference", self.num_reference)
-        if not any(reference):
-            raise UserError(f"--reference {self._name(self.reference)} has no molecules that can be read")
+        reference = self._described_reference()
         generated = describe_all(smiles, self.num_workers, "describe", with_filters=self.is_moses)
         values: dict[str, float] = {}
         if self.is_moses:
-            train = None
-            if self.train is not None:
-                texts = [text for text, _ in self._read(self.train)]
-                keys = keys_of_all(texts, self.num_workers, "read the training molecules")
-                train = {key for key in keys if key is not None}
+            train = None if self.train is None else self._training_keys(self.train)
             values = {f"moses/{name}": value for name, value in moses_table(generated, reference, train).items()}
             if "moses/filters" not in values:
                 self.remarks.append(
@@ -144,43 +144,98 @@ class Comparison:
         judging = judge_all(files.records(), num_workers=self.num_workers, with_shapes=files is self.reference)
         return [(judged.smiles, judged.shape) for judged in judging]
 
-    def _described(self, files: AnyFiles, description: str, most: int) -> "list[Described | None]":
-        """Molecules of files, as the table needs them."""
+    def _training_keys(self, files: AnyFiles) -> "npt.NDArray[np.int64]":
+        """Hashed keys of training molecules, kept beside their files."""
+        import torch
+
+        from unite.modalities.molecule.metrics.kept import kept_beside
+        from unite.modalities.molecule.metrics.moses import keys_of_all
+
+        def make() -> "dict[str, Tensor]":
+            texts = [text for text, _ in self._read(files)]
+            return {"keys": torch.from_numpy(keys_of_all(texts, self.num_workers, "read the training molecules"))}
+
+        found = kept_beside(files.paths, "training-keys", (files.smiles_column,), make)["keys"]
+        return np.asarray(found.numpy())
+
+    def _described_reference(self) -> "list[Described | None]":
+        """The reference, as the table needs it; of SMILES, which have no shapes, kept beside their files."""
+        import torch
+
+        from unite.modalities.molecule.metrics.kept import as_tensors, from_tensors, kept_beside
         from unite.modalities.molecule.metrics.moses import describe_all
 
-        found = self._read(files)
-        total = len(found)
+        files, most = self.reference, self.num_reference
+
+        def chosen() -> "tuple[list[Described | None], int]":
+            found = self._read(files)
+            total = len(found)
+            if 0 < most < total:
+                found = random.Random(_SEED).sample(found, most)
+            self.shapes = [shape for _, shape in found if shape is not None]
+            smiles = [text for text, _ in found]
+            described = describe_all(smiles, self.num_workers, "describe the reference", with_filters=False)
+            if not any(described):
+                raise UserError(f"--reference {self._name(files)} has no molecules that can be read")
+            return described, total
+
+        def make() -> "dict[str, Tensor]":
+            described, total = chosen()
+            return {**as_tensors(described), "total": torch.tensor(total)}
+
+        if files.are_smiles:
+            tensors = kept_beside(files.paths, "reference", (files.smiles_column, most, _SEED), make)
+            described, total = from_tensors(tensors), int(tensors["total"])
+        else:
+            described, total = chosen()
         if 0 < most < total:
-            found = random.Random(_SEED).sample(found, most)
             self.remarks.append(
                 f"compared with {most:,} of the {total:,} molecules of {self._name(files)}, a fixed random choice "
                 "(--num_reference)"
             )
-        if files is self.reference:
-            self.shapes = [shape for _, shape in found if shape is not None]
-        smiles = [text for text, _ in found]
-        return describe_all(smiles, self.num_workers, description, with_filters=False)
+        return described
 
     def _fcd(self, generated: "Sequence[Described | None]", reference: "Sequence[Described | None]") -> float:
-        from tqdm import tqdm
+        from importlib.metadata import version
 
         from unite.modalities.molecule.metrics.fcd import MAX_LENGTH, FrechetChemNetDistance
+        from unite.modalities.molecule.metrics.kept import kept_beside
 
         metric = FrechetChemNetDistance()
-        sets = [[item.smiles for item in items if item] for items in (generated, reference)]
-        with tqdm(desc="fcd", total=sum(map(len, sets)), unit="mol", leave=False, disable=is_quiet() or None) as bar:
-            for texts, is_reference in zip(sets, (False, True), strict=True):
-                for start in range(0, len(texts), _AT_ONCE):
-                    metric.update(texts[start : start + _AT_ONCE], is_reference)
-                    bar.update(len(texts[start : start + _AT_ONCE]))
-        self.remarks.append(f"FCD of {len(sets[0]):,} molecules to {len(sets[1]):,}; it falls with their numbers")
-        if left_out := int(metric.num_left_out):
+        texts, others = ([item.smiles for item in items if item] for items in (generated, reference))
+
+        def make() -> "dict[str, Tensor]":
+            _update(metric, others, "fcd of the reference", is_reference=True)
+            return metric.reference_sums()
+
+        files = self.reference
+        if files.are_smiles:
+            settings = (files.smiles_column, self.num_reference, _SEED, version("fcd"))
+            metric.set_reference(kept_beside(files.paths, "fcd", settings, make))
+        else:
+            make()
+        _update(metric, texts, "fcd")
+        self.remarks.append(f"FCD of {len(texts):,} molecules to {len(others):,}; it falls with their numbers")
+        if left_out := sum(len(text) > MAX_LENGTH for text in (*texts, *others)):
             self.remarks.append(f"FCD leaves out {left_out:,} SMILES of more than {MAX_LENGTH} characters")
         return float(metric.compute())
 
     @staticmethod
     def _name(files: AnyFiles) -> str:
         return ", ".join(map(shown, files.formats))
+
+
+def _update(
+    metric: "FrechetChemNetDistance", smiles: Sequence[str], description: str, is_reference: bool = False
+) -> None:
+    """Add molecules to a metric, with a progress bar."""
+    from tqdm import tqdm
+
+    with tqdm(desc=description, total=len(smiles), unit="mol", leave=False, disable=is_quiet() or None) as bar:
+        for start in range(0, len(smiles), _AT_ONCE):
+            texts = smiles[start : start + _AT_ONCE]
+            metric.update(texts, is_reference)
+            bar.update(len(texts))
 
 
 def _side_by_side(values: Mapping[str, float], first: str, second: str, title: str, other: str) -> list[str]:

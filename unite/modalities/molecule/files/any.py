@@ -50,6 +50,16 @@ class AnyFiles:
         formats = {Path(str(file)): file.format for file in packed}
         return cls(dict(formats), are_smiles.pop(), only, packed, smiles_column)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files as they lie on the disk; of members of an archive, the archive."""
+        return list(dict.fromkeys(file.path for file in self._packed)) or list(self.formats)
+
+    @property
+    def smiles_column(self) -> str | None:
+        """Column of SMILES in tables; None for the one called so."""
+        return self._smiles_column
+
     def records(self) -> Iterator[Record]:
         """Their records, one after another.
 

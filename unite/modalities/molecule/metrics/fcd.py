@@ -4,7 +4,7 @@ The network and its weights are those of the package ``fcd``, which computes the
 state, so that several processes count as one and a million molecules take no memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -88,6 +88,15 @@ class FrechetChemNetDistance(Metric):
             parts = {"num": len(features), "sum": features.sum(0), "products": features.T @ features}
             for part, value in parts.items():
                 setattr(self, f"{name}_{part}", getattr(self, f"{name}_{part}") + value)
+
+    def reference_sums(self) -> dict[str, Tensor]:
+        """What the metric keeps of the reference, for :meth:`set_reference` of another one."""
+        return {part: getattr(self, f"reference_{part}") for part in ("num", "sum", "products")}
+
+    def set_reference(self, sums: Mapping[str, Tensor]) -> None:
+        """Take a reference from :meth:`reference_sums` in place of the one given so far."""
+        for part, value in sums.items():
+            setattr(self, f"reference_{part}", value.to(self.device))
 
     def compute(self) -> Tensor:
         """The distance; not a number if a set has fewer than two molecules."""
