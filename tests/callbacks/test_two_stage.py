@@ -158,7 +158,7 @@ def test_what_two_stages_cannot_train_is_refused(
 
 def test_two_stages_do_not_go_with_divided_weights() -> None:
     trainer: Any = SimpleNamespace(strategy=ShardedStrategy())
-    with pytest.raises(UserError, match="divided ones do not follow"):
+    with pytest.raises(UserError, match="TwoStageTraining needs whole weights"):
         TwoStageTraining().setup(trainer, make_module(weight_sharing=False), "fit")
 
 

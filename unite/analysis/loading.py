@@ -120,18 +120,11 @@ def load_run(
     datamodule = _datamodule(path, configs, data_options)  # imports what a --config of the user's names
     require_known_classes(checkpoint["hyper_parameters"], path, UniteModule)
     del checkpoint
+    module = UniteModule.from_file(path)
     config = find_run_config(path)
-    if is_exported(path):
-        module = UniteModule.from_pretrained(path.parent)
-        folder = path.resolve().parent.name
-    else:
-        try:
-            module = UniteModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{path}: {one_line(error)}") from error
-        folder = config.resolve().parent.name if config else path.stem
+    folder = path.resolve().parent.name if is_exported(path) else config.resolve().parent.name if config else path.stem
     chosen = chosen_modality(module.adapters, modality)
-    return Run(module.eval().to(device), datamodule, chosen, f"{folder}, step {step:,}", path, step)
+    return Run(module.to(device), datamodule, chosen, f"{folder}, step {step:,}", path, step)
 
 
 def _datamodule(checkpoint: Path, configs: list[Path], options: list[str]) -> LightningDataModule:

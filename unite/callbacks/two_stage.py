@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unite.callbacks.averaging import WeightAveraging
 from unite.engine.optimizer import rate_factor
-from unite.engine.sharding import ShardedStrategy
+from unite.engine.sharding import require_undivided
 from unite.errors import UserError
 from unite.module import UniteModule
 
@@ -69,11 +69,7 @@ class TwoStageTraining(Callback):
                 "TwoStageTraining needs model.flow_target at current and model.reconstruction_share at 1: stage one "
                 "reconstructs every sample, and stage two learns latents that stand still"
             )
-        if isinstance(trainer.strategy, ShardedStrategy):
-            raise UserError(
-                "TwoStageTraining freezes weights on the way, which divided ones do not follow; use --trainer.strategy "
-                "ddp_find_unused_parameters_true"
-            )
+        require_undivided(trainer, "TwoStageTraining", "ddp_find_unused_parameters_true")
         settings = pl_module.optimizer_settings
         if settings.two_stage is not None:
             raise UserError("TwoStageTraining gives each stage a cosine: leave out model.optimizer.two_stage")

@@ -142,14 +142,18 @@ def export_pipeline(source: str, folder: Path, license_id: str = "unknown", over
     Raises:
         UserError: The model cannot be read or has no images, or the folder not be written.
     """
-    from unite.commands.diffusers.folder import INDEX_FILE, load_module, write_folder
+    from unite.commands.diffusers.folder import INDEX_FILE, write_folder
+    from unite.module import UniteModule
+    from unite.runs.folder import find_checkpoint
 
     _require_license(license_id)
     require(
         overwrite or not (folder / INDEX_FILE).exists(),
         f"{shown(folder)} has a {INDEX_FILE}: add --overwrite to replace it, or choose another folder",
     )
-    module = load_module(source)
+    checkpoint = find_checkpoint(source)
+    assert checkpoint is not None
+    module = UniteModule.from_file(checkpoint)
     require_writable(folder, "choose another folder")
     with only_one(folder, "wait until it ends, or choose another folder"):
         return write_folder(module, folder, folder.resolve().name, license_id)

@@ -119,6 +119,21 @@ def require_supported(module: nn.Module, flow_chunk: int | None, flow_target: st
         raise UserError(f"model.compile must be false with --trainer.strategy {STRATEGY}")
 
 
+def require_undivided(trainer: Trainer, name: str, instead: str = "ddp") -> None:
+    """Refuse divided weights for a callback that freezes weights, or samples with whole ones, in training.
+
+    Args:
+        trainer: The trainer, with its strategy.
+        name: Name of the callback.
+        instead: A strategy that serves it.
+
+    Raises:
+        UserError: The strategy divides the weights.
+    """
+    if isinstance(trainer.strategy, ShardedStrategy):
+        raise UserError(f"{name} needs whole weights, and {STRATEGY} divides them; use --trainer.strategy {instead}")
+
+
 def shard(module: nn.Module, strategy: ShardedStrategy) -> None:
     """Divide a module's parameters in place, block by block, unless they are already.
 

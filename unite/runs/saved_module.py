@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+from unite.console import one_line
 from unite.engine.training import TrainingEngine
 from unite.errors import UserError
 from unite.flow import SamplingOptions
@@ -57,6 +58,20 @@ class SavedModule(TrainingEngine):
             UserError: It is not there, damaged, or made by other versions or classes; see :mod:`unite.runs.exported`.
         """
         return load_pretrained(cls, source, revision)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """The model of a checkpoint file, or of the weights of an exported folder, in evaluation mode on the CPU.
+
+        Raises:
+            UserError: It is damaged, or names classes that cannot be found.
+        """
+        if is_exported(path):
+            return cls.from_pretrained(path.parent)
+        try:
+            return cls.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{path}: {one_line(error)}") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names of classes, and how samples are drawn, travel in checkpoints."""

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from unite.engine.sharding import ShardedStrategy
+from unite.engine.sharding import require_undivided
 from unite.errors import UserError, require
 from unite.modalities.image.adapter import ImageAdapter
 from unite.modalities.image.discriminator import Adversary, Discriminator
@@ -54,10 +54,7 @@ class DecoderStage(Callback):
         if stage != "fit":
             return
         module, adapter = _of_images(pl_module)
-        if isinstance(trainer.strategy, ShardedStrategy):
-            raise UserError(
-                "DecoderStage freezes weights, which divided ones do not follow; use --trainer.strategy ddp"
-            )
+        require_undivided(trainer, "DecoderStage")
         if trainer.precision == "16-mixed":
             raise UserError("DecoderStage scales no gradients of a discriminator; use --trainer.precision bf16-mixed")
         trained = set(adapter.decoder_parameters())

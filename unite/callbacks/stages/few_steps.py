@@ -26,7 +26,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from unite.configurable import check_choices
-from unite.engine.sharding import ShardedStrategy
+from unite.engine.sharding import require_undivided
 from unite.errors import UserError, require
 from unite.flow import PathSample, check_guidance_interval, flow_loss, guided_prediction, integrate, path_sample
 from unite.flow_pass import FlowSettings
@@ -105,10 +105,7 @@ class FewStepStudent(Callback):
                 "FewStepStudent needs model.flow_target at current, model.reconstruction_share at 1 and "
                 "model.flow_chunk at null: nothing is reconstructed"
             )
-        if isinstance(trainer.strategy, ShardedStrategy):
-            raise UserError(
-                "FewStepStudent freezes weights, which divided ones do not follow; use --trainer.strategy ddp"
-            )
+        require_undivided(trainer, "FewStepStudent")
         for adapter in module.adapters.values():
             adapter.require_guidable(self.guidance_scale)
 

@@ -33,8 +33,8 @@ from unite.callbacks.tuning.weights import advantage_weights, chances, raked, sh
 from unite.console import info
 from unite.engine.noise import SampleNoise
 from unite.engine.seeding import mixed_seed
-from unite.engine.sharding import ShardedStrategy
-from unite.errors import UserError, require
+from unite.engine.sharding import require_undivided
+from unite.errors import require
 from unite.files import write_json
 from unite.flow import SamplingOptions, Solver, flow_loss, path_sample
 from unite.flow_pass import tokenized
@@ -141,8 +141,7 @@ class RewardTuning(Callback):
             "positions alone can",
         )
         find_reward(self.reward, adapter)
-        if isinstance(trainer.strategy, ShardedStrategy):
-            raise UserError("RewardTuning samples with whole weights; use --trainer.strategy ddp")
+        require_undivided(trainer, "RewardTuning")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the start model, and add to the training steps."""

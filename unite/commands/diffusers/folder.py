@@ -111,23 +111,6 @@ def write_folder(module: UniteModule, folder: Path, title: str, license_id: str)
     return [weights, *files]
 
 
-def load_module(source: str) -> UniteModule:
-    """The model of a checkpoint, run folder or exported folder, with its averaged weights.
-
-    Raises:
-        UserError: There is none, or it is damaged.
-    """
-    from unite.module import UniteModule
-    from unite.runs.exported import is_exported
-    from unite.runs.folder import find_checkpoint
-
-    path = find_checkpoint(source)
-    assert path is not None
-    if is_exported(path):
-        return UniteModule.from_pretrained(path.parent)
-    return UniteModule.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
-
-
 def image_adapter(module: UniteModule) -> tuple[str, ImageAdapter]:
     """The modality of images, and its adapter.
 
