@@ -51,10 +51,11 @@ def _assign_bond_orders(molecule: Molecule, bonds: list[tuple[int, int]]) -> tup
         Chem.SanitizeMol(mol)
     except (ValueError, RuntimeError):
         return None, "sanitization"
-    atoms = list(mol.GetAtoms())
-    if any(atom.GetNumRadicalElectrons() for atom in atoms):
+    num_atoms = mol.GetNumAtoms()
+    # Not over mol.GetAtoms(), whose iterator is written in Python and takes longer than the rest.
+    if any(mol.GetAtomWithIdx(index).GetNumRadicalElectrons() for index in range(num_atoms)):
         return None, "radical"
-    if any(atom.GetTotalNumHs() for atom in atoms):
+    if mol.GetNumAtoms(onlyExplicit=False) > num_atoms:
         return None, "implicit_hydrogen"
     return mol, None
 
