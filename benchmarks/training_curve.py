@@ -12,6 +12,8 @@ from pathlib import Path
 import matplotlib as mpl
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from unite.runs.headlines import tensorboard_tag
+
 mpl.use("agg")
 from matplotlib import pyplot as plt
 
@@ -39,14 +41,17 @@ def read_curves(run: Path, metrics: list[str]) -> dict[str, Curve]:
     if not list(run.glob("events.*")):
         raise SystemExit(f"{run} is no run folder: it has no TensorBoard events")
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    names = events.Tags()["scalars"]
-    missing = [metric for metric in metrics if metric not in names]
+    known = events.Tags()["scalars"]
+    tags = {
+        metric: metric if metric in known else tensorboard_tag(metric) for metric in metrics
+    }  # older runs have names
+    missing = [metric for metric, tag in tags.items() if tag not in known]
     if missing:
-        raise SystemExit(f"{run} has no {', '.join(missing)}; it has {', '.join(names)}")
+        raise SystemExit(f"{run} has no {', '.join(missing)}; it has {', '.join(known)}")
     start = events.FirstEventTimestamp()
     return {
-        metric: [(event.step, (event.wall_time - start) / 60, event.value) for event in events.Scalars(metric)]
-        for metric in metrics
+        metric: [(event.step, (event.wall_time - start) / 60, event.value) for event in events.Scalars(tag)]
+        for metric, tag in tags.items()
     }
 
 
