@@ -17,7 +17,6 @@ from unite.modalities.image.data import ImageDataModule
 from unite.modalities.image.metrics.generation import feature_network, image_generation_metrics
 from unite.modalities.image.metrics.reconstruction import ImageReconstructionMetrics
 from unite.module import UniteModule
-from unite.runs.exported import is_exported
 from unite.runs.folder import find_checkpoint
 
 
@@ -25,8 +24,7 @@ def load(source: str) -> UniteModule:
     """A trained model: a run, a checkpoint, an exported folder, or one that comes with the package."""
     checkpoint = find_checkpoint(source)
     assert checkpoint is not None
-    loader = UniteModule.from_pretrained if is_exported(checkpoint) else UniteModule.load_from_checkpoint
-    return loader(source).eval()
+    return UniteModule.from_file(checkpoint)
 
 
 def latents_of(module: UniteModule, batch: dict[str, Any], place: int) -> torch.Tensor:
