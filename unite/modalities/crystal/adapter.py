@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from unite.modalities.crystal.elements import MAX_ELEMENT, SYMBOLS, group, perio
 from unite.modalities.crystal.files.drawing import draw_cells
 from unite.modalities.crystal.files.gallery import gallery_of
 from unite.modalities.crystal.files.writing import write_crystals
-from unite.modalities.crystal.losses import loss_terms
 from unite.modalities.crystal.metrics.counts import verdict
 from unite.modalities.crystal.metrics.generation import CrystalGenerationMetrics
 from unite.modalities.crystal.metrics.reconstruction import CrystalReconstructionMetrics
@@ -33,6 +33,7 @@ from unite.modalities.crystal.metrics.scores import score_crystals
 from unite.modalities.crystal.preparation import (
     CrystalPrediction,
     PreparedCrystals,
+    as_circles,
     batch_of,
     cell_features,
     cell_of,
@@ -69,8 +70,6 @@ class CrystalAdapter(ModalityAdapter):
         decoder_width: Channels of the decoder; None for those of the encoder.
         decoder_heads: Attention heads of the decoder.
         type_weight: Weight of the cross-entropy of elements.
-        column_weight: Weight of the cross-entropy of the column of the periodic table that an element is in; 0 leaves
-            it out.
         position_weight: Weight of the squared error of places (Å squared, along the cell vectors, summed over them).
         lengths_weight: Weight of the squared error of the logarithms of the cell's lengths, standardised.
         angles_weight: Weight of the squared error of the cell's angles, standardised.
@@ -99,7 +98,6 @@ class CrystalAdapter(ModalityAdapter):
         decoder_width: int | None = None,
         decoder_heads: int = 4,
         type_weight: float = 1.0,
-        column_weight: float = 0.0,
         position_weight: float = 1.0,
         lengths_weight: float = 1.0,
         angles_weight: float = 1.0,
@@ -121,7 +119,6 @@ class CrystalAdapter(ModalityAdapter):
         self.decoder_width = decoder_width
         self.decoder_heads = decoder_heads
         self.type_weight = type_weight
-        self.column_weight = column_weight
         self.position_weight = position_weight
         self.lengths_weight = lengths_weight
         self.angles_weight = angles_weight
@@ -312,16 +309,28 @@ class CrystalAdapter(ModalityAdapter):
             return CrystalPrediction(logits, circles, self.cell_head(mean), mask)
 
     def reconstruction_loss(self, prediction: CrystalPrediction, prepared: PreparedCrystals) -> dict[str, Tensor]:
-        """See :func:`~unite.modalities.crystal.losses.loss_terms`; a term without weight is left out."""
-        terms = loss_terms(prediction, prepared, self.table_places[:, 1])
-        return {name: term for name, term in terms.items() if self.loss_weights[name] > 0}
+        """Cross-entropy of elements; squared errors of places, and of lengths and angles of the cell.
+
+        Places are compared as points of a circle whose circumference is the length of the cell vector: near the truth
+        the error is that of the place in Å, and a place and its periodic images are one.
+        """
+        mask = prepared.mask
+        types = torch.where(mask, prepared.atomic_numbers, -100)
+        chords = (prediction.circles - as_circles(prepared.fractional)).square().sum(dim=-1)  # (B, A, 3)
+        squared = (chords * (prepared.lengths[:, None] / (2 * pi)).square()).sum(dim=-1)
+        cell_error = (prediction.cell - prepared.cell).square()
+        return {
+            "types": F.cross_entropy(prediction.type_logits.transpose(1, 2), types, ignore_index=-100),
+            "positions": (squared * mask).sum() / mask.sum(),
+            "lengths": cell_error[:, :3].mean(),
+            "angles": cell_error[:, 3:].mean(),
+        }
 
     @property
     def loss_weights(self) -> dict[str, float]:
         """Weights of the terms of :meth:`reconstruction_loss`."""
         return {
             "types": self.type_weight,
-            "columns": self.column_weight,
             "positions": self.position_weight,
             "lengths": self.lengths_weight,
             "angles": self.angles_weight,
