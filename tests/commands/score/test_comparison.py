@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+from rdkit import Chem
+from rdkit.Chem import rdDepictor
 
 from tests.support.commands import RunCli
 from tests.support.samples.conformers import MANY_ELEMENTS, embedded
@@ -133,3 +135,21 @@ def test_distributions_of_shapes_beside_a_reference(run_cli: RunCli, tmp_path: P
     result = run_cli("score", "molecules", tmp_path / "gen.sdf", *options[:2], smiles, *options[3:], "--overwrite")
     assert "no distributions of shapes: they need valid molecules with positions on both sides" in result.out
     assert not any(name.startswith("distance/") for name in json.loads((tmp_path / "out/metrics.json").read_text()))
+
+
+def test_drawings_are_compared_by_their_bonds_as_written(run_cli: RunCli, tmp_path: Path) -> None:
+    with Chem.SDWriter(str(tmp_path / "gen.sdf")) as writer:
+        for smiles in ("CCO", "c1ccccc1", "C1CC1", "[CH2]C"):  # the last is a radical
+            drawing = Chem.AddHs(Chem.MolFromSmiles(smiles))
+            rdDepictor.Compute2DCoords(drawing)
+            writer.write(drawing)
+    reference = write(tmp_path / "ref.smi", ["CCO", "c1ccccc1", "C1CC1"])
+    result = run_cli(
+        *("score", "molecules", tmp_path / "gen.sdf", "--bonds", "as_written", "--benchmark", "moses"),
+        *("--reference", reference, "--no_novelty", "--output", tmp_path / "out"),
+    )
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["validity"] == 0
+    assert found["validity_as_written"] == found["moses/valid"] == 3 / 4
+    assert found["moses/fcd"] == pytest.approx(0, abs=1e-5)

@@ -66,7 +66,7 @@ def score_molecules(
             elements, groups and sizes (distance/..., beside floor/... between two halves of the reference), and
             distributions.png if matplotlib is installed.
         benchmark: moses: adds the table of MOSES against --reference, its test or scaffold test split, under names
-            moses/...
+            moses/...; of molecules valid by their bonds as written, if those are judged.
         train: File of the training molecules, for the novelty of --benchmark.
         num_reference: Molecules of --reference to compare with, a fixed random choice; 0 for all.
         physics: Relax the first N valid molecules by GFN2-xTB, and those of --reference: strain, displacements, bonds

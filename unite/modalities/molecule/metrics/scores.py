@@ -246,7 +246,8 @@ class MoleculeScores:
 
     Attributes:
         are_graphs: Whether the records are SMILES, which have bonds and no positions.
-        smiles: SMILES of the records, None for those without, if they are to be kept.
+        smiles: SMILES of the records, None for those without, if they are to be kept; of bonds as written where those
+            are judged.
         shapes: Shapes of the valid records, if they are to be kept.
         rejects: The rejected records: file, record, reason, detail.
         unknown_elements: Molecules rejected for an element, by its symbol.
@@ -273,7 +274,7 @@ class MoleculeScores:
         """Add one record."""
         self.num_records += 1
         if self.smiles is not None:
-            self.smiles.append(judged.smiles)
+            self.smiles.append(judged.smiles if judged.written is None else judged.written.smiles)
         if judged.shape is not None:
             self.shapes.append(judged.shape)
         if judged.num_atoms or judged.reason not in ("unreadable", "crashed"):

@@ -21,10 +21,17 @@ WRITTEN_REASONS: Final = (
 
 
 class Written(NamedTuple):
-    """What the bonds in an SDF make of a molecule: the key of a valid one, or one of :data:`WRITTEN_REASONS`."""
+    """What the bonds in an SDF make of a molecule.
+
+    Attributes:
+        key: Key of a valid one.
+        reason: One of :data:`WRITTEN_REASONS`, or None if it is valid.
+        smiles: SMILES of a valid one, without stereochemistry.
+    """
 
     key: int | None
     reason: str | None
+    smiles: str | None = None
 
 
 def judge_as_written(record: Record) -> Written:
@@ -52,7 +59,10 @@ def judge_as_written(record: Record) -> Written:
             reason = "radical"
         elif [str(atom.GetTotalNumHs()) for atom in atoms] != _implied_hydrogens(record, len(atoms)):
             reason = "implicit_hydrogen"
-        return Written(hash_key(molecule_key(mol)) if reason is None else None, reason)
+        if reason is not None:
+            return Written(None, reason)
+        smiles = molecule_key(mol)
+        return Written(hash_key(smiles), None, smiles)
 
 
 def _implied_hydrogens(record: Record, num_atoms: int) -> list[str]:
