@@ -16,7 +16,6 @@ from tests.support.commands import CommandResult, RunCli
 from tests.support.paths import TESTS, TINY_CSV, TOY
 from tests.support.processes import run_forked
 from unite.cli import main
-from unite.engine.workers import num_cpus
 
 # On a shared machine two threads can be a hundred times slower than one on small tensors.
 torch.set_num_threads(int(os.environ.get("UNITE_TEST_THREADS", "1")))
@@ -26,11 +25,6 @@ os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 # A shell ignores Ctrl-C in what it runs in the background, and so would all commands that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """Of ``-n auto``: one process more than there are cores, for those tests that wait for a process of their own."""
-    return num_cpus() + 1
 
 
 @pytest.fixture(autouse=True)
