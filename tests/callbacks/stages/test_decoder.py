@@ -201,7 +201,7 @@ def test_what_it_cannot_train_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_gives_a_model_with_the_same_latents(run_cli: RunCli, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    data = ("--data.init_args.root", tmp_path, "--data.init_args.num_train", "64", "--trainer.limit_val_batches", "0")
+    data = ("--data.init_args.root", tmp_path, "--data.init_args.num_train", "64", "--trainer.limit_val_batches", "1")
     stage = ("fit", "digits", "--config", "stages/decoder_stage", "--max_steps", "2", *data)
     result = run_cli(*stage, "--init_from", "joint", "--seed", "5", "--trainer.default_root_dir", run)
     assert result.code == 0, result.err

@@ -305,7 +305,7 @@ class ImageAdapter(ModalityAdapter):
         perceptual = self.perceptual_distance()
         if perceptual is not None:
             terms["perceptual"] = perceptual(prediction, images).mean()
-        if self.adversary is not None and self.training:
+        if self.adversary is not None and self.training and torch.is_grad_enabled():  # else nothing is learned
             loss = torch.stack([self.loss_weights[name] * term for name, term in terms.items()]).sum()
             terms["adversarial"] = self.adversary(prediction, images, loss)
         return terms
